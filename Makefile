@@ -1,0 +1,28 @@
+# The verbs stay the same for ever: setup, demo, test, check, sim, chaos, bench, docs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check sim chaos bench docs compat soak clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   create .venv with everything in it"
+	@echo "make demo    a research agent that survives two kill -9, end to end"
+	@echo "make test    the fast suites, with a summary"
+	@echo "make check   format, lint, import directions, types"
+	@echo "make sim     simulation over seeds (SEEDS=200)"
+	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200)"
+	@echo "make bench   benchmarks; prints the table of docs/performance.md"
+	@echo "make docs    regenerate the pages that are made from the code"
+	@echo "make compat  Temporal's own sdk-python tests against this server"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("holdfast needs Python 3.11 or newer; set PYTHON=... to one") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing holdfast and its tools into $(VENV) (about a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)

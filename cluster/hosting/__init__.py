@@ -1,0 +1,1 @@
+"""Drives Raft groups and shards: rounds, persistence, timers, tasks."""

@@ -1,0 +1,1 @@
+"""Task queues: who waits for work, who gets it."""

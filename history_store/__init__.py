@@ -1,0 +1,1 @@
+"""One region's memory: what happened, and never forgets it."""

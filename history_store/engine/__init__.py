@@ -1,0 +1,1 @@
+"""The workflow state machine: state, input and now in; one transaction out. Pure."""

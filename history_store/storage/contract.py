@@ -1,0 +1,112 @@
+"""What a node asks of its disk: one durable write a round, ordered reads, and the truth after a crash.
+
+A `Round` is everything all Raft groups of the node have to make durable at one moment. `write` is called on
+the node's one writer thread, one at a time, and returns when the round is durable (fsync) as a whole or
+not at all. Reads are called on the event loop's thread, at any time, also while a write is under way;
+they see whole rounds only.
+
+Two kinds of data: the Raft *log* (entries not yet turned into rows for good) and the *rows* (the
+state machine's image at `applied`). A round may carry log entries of some groups and, independently, rows of
+entries that were committed earlier; rows and the `applied` index that goes with them are one unit.
+What is after `applied` is rebuilt from the log at start, so rows may lag the log by any amount.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from history_store.visibility.record import VisibilityOp
+
+
+class Entry(NamedTuple):
+    """One Raft log entry."""
+
+    term: int
+    index: int
+    kind: int  # 0 data, 1 no-op of a new leader, 2 configuration change
+    data: bytes
+
+
+class HardState(NamedTuple):
+    """What a Raft group must never forget (Raft, figure 2: persistent state)."""
+
+    term: int = 0
+    vote: int = 0  # node id voted for in `term`; 0 = none
+    commit: int = 0
+
+
+@dataclass(slots=True)
+class GroupLog:
+    """What `load` found of one group."""
+
+    hard_state: HardState
+    applied: int  # rows are exact up to here
+    applied_term: int  # the term of the entry at `applied`
+    compacted: int  # entries up to here are gone from the log
+    compacted_term: int
+    entries: list[Entry]  # contiguous, first index is compacted + 1
+    conf: bytes = b""  # the group's membership as of `applied`, as the raft core encodes it
+
+
+@dataclass(slots=True)
+class Round:
+    """One durable write. Every field may be empty."""
+
+    entries: list[tuple[int, list[Entry]]] = field(default_factory=list)
+    # (group, entries): appended; where an index exists already, it and all after it are replaced
+    hard_states: list[tuple[int, HardState]] = field(default_factory=list)
+    rows: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    # (key, value); None deletes; later wins. A key starts with its group's 4 bytes, big-endian
+    visibility: list[VisibilityOp] = field(default_factory=list)
+    applied: list[tuple[int, int, int, bytes]] = field(default_factory=list)
+    # (group, index, term, conf): the rows above bring the group's image to here
+    compact: list[tuple[int, int, int]] = field(default_factory=list)
+    # (group, index, term): log entries up to index are not needed any more
+
+
+class Storage(Protocol):
+    """The port. Errors: `StorageFull` (nothing written, may be tried again), `StorageBroken` (stop the node)."""
+
+    def load(self) -> dict[int, GroupLog]:
+        """Read the log of every group. `StorageCorrupt` names file, place and what to do."""
+
+    def write(self, batch: Round) -> None:
+        """Make it durable, as a whole."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a row."""
+
+    def scan(self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < end in key order (limit 0 = all)."""
+
+    def visibility_connection(self) -> sqlite3.Connection:
+        """A read-only connection on the projection, for one thread at a time (a new one each call)."""
+
+    def size_bytes(self) -> int:
+        """What the data takes on disk."""
+
+    def close(self) -> None:
+        """Give everything back; a later open needs no recovery."""
+
+
+class StorageError(Exception):
+    """Base of what a disk can do to us; the message says what to do next."""
+
+
+class StorageFull(StorageError):
+    """No space left. Definite: nothing of the round was written; try again when there is space."""
+
+
+class StorageReadOnly(StorageError):
+    """The file or file system cannot be written."""
+
+
+class StorageBroken(StorageError):
+    """An I/O error with unknown outcome: the node must stop and recover from the log at start."""
+
+
+class StorageCorrupt(StorageError):
+    """What is on disk is not what was written, or not ours, or of a newer version. Never served."""

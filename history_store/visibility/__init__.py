@@ -1,0 +1,1 @@
+"""The filter language of List and Count, and the SQL projection of executions that it reads."""

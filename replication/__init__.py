@@ -1,0 +1,1 @@
+"""What crosses an ocean, and what happens when two regions wrote at once."""

@@ -1,0 +1,1 @@
+"""What a user's program imports; knows the wire and nothing behind it."""
