@@ -7,6 +7,7 @@ Every field is documented in docs/operations.md; a test compares the two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 PORT_DEFAULT = 7233
@@ -39,3 +40,4 @@ class ServerOptions:
     tls_key: str | None = None  # PEM file
     tls_ca: str | None = None  # PEM file; set = a client must show a certificate signed by it
     message_bytes_max: int = MESSAGE_BYTES_MAX_DEFAULT  # largest gRPC message taken in
+    on_ready: Callable[[int], None] | None = None  # called once, with the gRPC port, when the server answers
