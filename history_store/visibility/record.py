@@ -22,7 +22,9 @@ class ExecutionRecord(msgspec.Struct, array_like=True, gc=False):
     state_transition_count: int
     execution_duration: int  # close - execution time, nanoseconds
     memo: bytes  # serialized temporal.api.common.v1.Memo
-    search_attributes: bytes  # serialized temporal.api.common.v1.SearchAttributes, custom ones and SDK-set system ones
+    search_attributes: (
+        bytes  # serialized temporal.api.common.v1.SearchAttributes, custom ones and SDK-set system ones
+    )
     parent_workflow_id: str = ""
     parent_run_id: str = ""
     root_workflow_id: str = ""

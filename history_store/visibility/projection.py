@@ -1,0 +1,375 @@
+"""The tables behind List and Count, and how a commit's operations become their rows.
+
+Theory of operation. One row an execution in `visibility_executions`, real columns for system fields, and
+one entry in `visibility_values` for every value of every search attribute, so that any attribute can be
+searched by index.
+
+*Scope*: the small number of a pair (namespace, TemporalNamespaceDivision). Every index starts with it, so
+what the server keeps for itself (another division) is not even looked at by ordinary queries.
+*Order key*: one integer that sorts as the default order does. Closed: the close time. Open: the start time
+plus 2^62, which puts open executions before closed ones, newest first. Equal close times are told apart by
+start time and run id when a page is read. Indexes carry the order key behind the value, so that a page of
+"value = x" is a walk along one index, without sorting.
+*Attributes*: the same values again as JSON in the row (key: the number of the pair (name, type)), for what
+no index answers (IS NULL, not equal, ORDER BY) and to know what to take out of `visibility_values` when the
+row changes.
+
+Every sqlite step hands over the GIL, so a batch of any size is a handful of statements: one that reads what
+is there as a single JSON value, and multi-row writes whose texts repeat, so that the connection's statement
+cache finds them. An update leaves workflow id, type and start time alone (a run never changes them), and
+with them their indexes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+from temporalio.api.common.v1 import SearchAttributes
+
+from history_store.visibility import attributes as sa
+from history_store.visibility.literals import clamp, sortable_double, storable_text, words
+from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
+
+OPEN_BASE = 1 << 62  # order keys from here on are of open executions
+
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS visibility_scopes (
+        id INTEGER PRIMARY KEY,
+        namespace_id TEXT NOT NULL,
+        division TEXT NOT NULL,
+        UNIQUE (namespace_id, division))""",
+    """CREATE TABLE IF NOT EXISTS visibility_names (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        type INTEGER NOT NULL,
+        UNIQUE (name, type))""",
+    # memo and search_attributes are last: they are big, and filters do not look at them
+    """CREATE TABLE IF NOT EXISTS visibility_executions (
+        id INTEGER PRIMARY KEY,
+        scope INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        workflow_id TEXT NOT NULL,
+        workflow_type TEXT NOT NULL,
+        start_time INTEGER NOT NULL,
+        status INTEGER NOT NULL,
+        order_key INTEGER NOT NULL,
+        execution_time INTEGER,
+        close_time INTEGER,
+        execution_duration INTEGER,
+        task_queue TEXT,
+        history_length INTEGER NOT NULL,
+        history_size_bytes INTEGER NOT NULL,
+        state_transition_count INTEGER NOT NULL,
+        parent_workflow_id TEXT,
+        parent_run_id TEXT,
+        root_workflow_id TEXT,
+        root_run_id TEXT,
+        attributes TEXT,
+        memo BLOB NOT NULL,
+        search_attributes BLOB NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS visibility_values (
+        scope INTEGER NOT NULL,
+        name INTEGER NOT NULL,
+        value NOT NULL,
+        order_key INTEGER NOT NULL,
+        id INTEGER NOT NULL,
+        PRIMARY KEY (scope, name, value, order_key, id)) WITHOUT ROWID""",
+    "CREATE UNIQUE INDEX IF NOT EXISTS visibility_by_run ON visibility_executions (run_id, scope)",
+    "CREATE INDEX IF NOT EXISTS visibility_by_order ON visibility_executions (scope, order_key)",
+    # start_time and status at the end answer the usual counts from the index alone
+    """CREATE INDEX IF NOT EXISTS visibility_by_status
+        ON visibility_executions (scope, status, order_key, start_time)""",
+    """CREATE INDEX IF NOT EXISTS visibility_by_type
+        ON visibility_executions (scope, workflow_type, order_key, status)""",
+    """CREATE INDEX IF NOT EXISTS visibility_by_workflow
+        ON visibility_executions (scope, workflow_id, order_key)""",
+    "CREATE INDEX IF NOT EXISTS visibility_by_start ON visibility_executions (scope, start_time)",
+    """CREATE INDEX IF NOT EXISTS visibility_by_parent
+        ON visibility_executions (scope, parent_workflow_id, order_key)
+        WHERE parent_workflow_id IS NOT NULL""",
+    # most executions are their own root: those are found by workflow id
+    """CREATE INDEX IF NOT EXISTS visibility_by_root
+        ON visibility_executions (scope, root_workflow_id, order_key)
+        WHERE root_workflow_id IS NOT NULL AND root_workflow_id <> workflow_id""",
+)
+
+# One value, one step: [highest id, scopes of these namespaces, all names, rows of these runs].
+_READ = """SELECT json_array(
+    (SELECT coalesce(max(id), 0) FROM visibility_executions),
+    (SELECT json_group_array(json_array(id, namespace_id, division)) FROM visibility_scopes
+        WHERE namespace_id IN (SELECT value FROM json_each(?1))),
+    (SELECT json_group_array(json_array(id, name, type)) FROM visibility_names),
+    (SELECT json_group_array(json_array(run_id, id, scope, order_key, attributes))
+        FROM visibility_executions WHERE run_id IN (SELECT value FROM json_each(?2))))"""
+
+_COLUMNS = (
+    "id", "scope", "run_id", "workflow_id", "workflow_type", "start_time",
+    "status", "order_key", "execution_time", "close_time", "execution_duration", "task_queue",
+    "history_length", "history_size_bytes", "state_transition_count",
+    "parent_workflow_id", "parent_run_id", "root_workflow_id", "root_run_id",
+    "attributes", "memo", "search_attributes",
+)  # fmt: skip
+_CHANGING = _COLUMNS[6:]  # what a run may change in its life
+_UPSERT = (
+    "INSERT INTO visibility_executions (" + ", ".join(_COLUMNS) + ") VALUES ",
+    f"({', '.join('?' * len(_COLUMNS))})",
+    " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _CHANGING),
+)
+_INSERT_VALUES = ("INSERT OR IGNORE INTO visibility_values VALUES ", "(?, ?, ?, ?, ?)", "")
+_DELETE_VALUES = (
+    "DELETE FROM visibility_values WHERE (scope, name, value, order_key, id) IN (VALUES ",
+    "(?, ?, ?, ?, ?)",
+    ")",
+)
+_CHUNKS = (64, 16, 4, 1)  # few distinct statement texts, so that the statement cache holds them
+
+Stored = int | str
+Attributes = dict[str, Stored | list[Stored]]
+Entry = tuple[int, int, Stored, int, int]  # a row of visibility_values
+
+
+class _Existing(msgspec.Struct, array_like=True, gc=False):
+    run_id: str
+    id: int
+    scope: int
+    order_key: int
+    attributes: str | None
+
+
+class _Read(msgspec.Struct, array_like=True):
+    highest: int
+    scopes: list[tuple[int, str, str]]
+    names: list[tuple[int, str, int]]
+    rows: list[_Existing]
+
+
+_decode_read = msgspec.json.Decoder(_Read).decode
+_decode_attributes = msgspec.json.Decoder(dict[str, int | str | list[int | str]]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Make tables and indexes where they do not exist. Does not commit."""
+    for statement in _SCHEMA:
+        connection.execute(statement)
+
+
+def apply(connection: sqlite3.Connection, ops: Sequence[VisibilityOp]) -> None:
+    """Bring the projection up to date with a commit's operations, in their order. Does not commit."""
+    if not ops:
+        return
+    latest = {(op.namespace_id, op.run_id): op for op in ops}  # a record is whole, so the last one decides
+    namespaces = {namespace_id for namespace_id, _ in latest}
+    runs = {run_id for _, run_id in latest}
+    row = connection.execute(
+        _READ, (_encode(list(namespaces)).decode(), _encode(list(runs)).decode())
+    ).fetchone()
+    batch = _Batch(connection, _decode_read(row[0]))
+    for (namespace_id, run_id), op in latest.items():
+        old = batch.existing.get((namespace_id, run_id))
+        if isinstance(op, DeleteRecord):
+            if old is not None:
+                batch.remove(old)
+        else:
+            batch.put(op, old)
+    batch.write()
+
+
+def order_key(record: ExecutionRecord) -> int:
+    """The integer that sorts as the default order does (largest first)."""
+    if record.close_time:
+        return min(max(record.close_time, 0), OPEN_BASE - 1)
+    return OPEN_BASE + min(max(record.start_time, 0), OPEN_BASE - 1)
+
+
+def stored(value: sa.Value, value_type: int) -> Stored | list[Stored]:
+    """A decoded value as the projection keeps it."""
+    if isinstance(value, list):
+        return [storable_text(item) for item in dict.fromkeys(value)]
+    if isinstance(value, str):
+        text = storable_text(value)
+        return list[Stored](words(text)) if value_type == sa.TEXT else text
+    if value_type == sa.DOUBLE:
+        return sortable_double(float(value))
+    return int(value)
+
+
+@lru_cache(maxsize=64)
+def _statement(parts: tuple[str, str, str], rows: int) -> str:
+    head, row, tail = parts
+    return head + ", ".join([row] * rows) + tail
+
+
+def _execute_rows(
+    connection: sqlite3.Connection, parts: tuple[str, str, str], rows: Sequence[Sequence[object]]
+) -> None:
+    done = 0
+    for chunk in _CHUNKS:
+        while len(rows) - done >= chunk:
+            parameters = [item for row in rows[done : done + chunk] for item in row]
+            connection.execute(_statement(parts, chunk), parameters)
+            done += chunk
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one apply knows and has to write."""
+
+    connection: sqlite3.Connection
+    read: _Read
+    existing: dict[tuple[str, str], _Existing] = field(default_factory=dict)
+    scopes: dict[tuple[str, str], int] = field(default_factory=dict)
+    names: dict[tuple[str, int], int] = field(default_factory=dict)
+    upserts: list[tuple[object, ...]] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    dead: list[Entry] = field(default_factory=list)
+    born: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        namespace_of = {number: namespace_id for number, namespace_id, _ in self.read.scopes}
+        self.scopes = {
+            (namespace_id, division): number for number, namespace_id, division in self.read.scopes
+        }
+        self.names = {(name, value_type): number for number, name, value_type in self.read.names}
+        for row in self.read.rows:
+            namespace_id = namespace_of.get(row.scope)
+            if namespace_id is not None:  # else: the same run id in a namespace this batch is not about
+                self.existing[namespace_id, row.run_id] = row
+
+    def remove(self, old: _Existing) -> None:
+        self.removed.append(old.id)
+        self.dead.extend(_entries(old.scope, old.order_key, old.id, _old_attributes(old)))
+
+    def put(self, record: ExecutionRecord, old: _Existing | None) -> None:
+        division, attributes = self._attributes(record.search_attributes)
+        scope = self._scope(record.namespace_id, division)
+        key = order_key(record)
+        if old is not None and old.scope != scope:
+            self.remove(old)  # indexes start with the scope: an update would not move it
+            old = None
+        if old is None:
+            self.read.highest = row_id = self.read.highest + 1
+            self.born.extend(_entries(scope, key, row_id, attributes))
+        else:
+            row_id = old.id
+            if attributes or old.attributes is not None:
+                before = set(_entries(scope, old.order_key, row_id, _old_attributes(old)))
+                after = set(_entries(scope, key, row_id, attributes))
+                self.dead.extend(before - after)
+                self.born.extend(after - before)
+        self.upserts.append(_row(record, row_id, scope, key, attributes))
+
+    def write(self) -> None:
+        if self.dead:
+            _execute_rows(self.connection, _DELETE_VALUES, sorted(self.dead, key=_entry_order))
+        if self.removed:
+            self.connection.execute(
+                "DELETE FROM visibility_executions WHERE id IN (SELECT value FROM json_each(?))",
+                (_encode(self.removed).decode(),),
+            )
+        _execute_rows(self.connection, _UPSERT, self.upserts)
+        if self.born:
+            _execute_rows(self.connection, _INSERT_VALUES, sorted(self.born, key=_entry_order))
+
+    def _attributes(self, encoded: bytes) -> tuple[str, Attributes]:
+        """The division, and the other attributes by the number of their name.
+
+        What cannot be read is left out: it was validated when it was accepted, and a commit cannot be
+        refused.
+        """
+        if not encoded:
+            return "", {}
+        try:
+            fields = SearchAttributes.FromString(encoded).indexed_fields
+        except ProtobufDecodeError:
+            return "", {}
+        division = ""
+        result: Attributes = {}
+        for name in sorted(fields):
+            payload = fields[name]
+            value_type = (
+                sa.metadata_type(payload) or sa.PREDEFINED.get(name, 0) or _guessed_type(payload.data)
+            )
+            try:
+                value = sa.decode(payload, value_type)
+            except sa.DecodeError:
+                continue
+            if value is None:
+                continue
+            if name == sa.NAMESPACE_DIVISION:
+                division = storable_text(value) if isinstance(value, str) else ""
+            else:
+                result[str(self._name(storable_text(name), value_type))] = stored(value, value_type)
+        return division, result
+
+    def _scope(self, namespace_id: str, division: str) -> int:
+        number = self.scopes.get((namespace_id, division))
+        if number is None:
+            number = self._insert(
+                "INSERT INTO visibility_scopes (namespace_id, division) VALUES (?, ?)", namespace_id, division
+            )
+            self.scopes[namespace_id, division] = number
+        return number
+
+    def _name(self, name: str, value_type: int) -> int:
+        number = self.names.get((name, value_type))
+        if number is None:
+            number = self._insert("INSERT INTO visibility_names (name, type) VALUES (?, ?)", name, value_type)
+            self.names[name, value_type] = number
+        return number
+
+    def _insert(self, statement: str, *parameters: object) -> int:
+        number = self.connection.execute(statement, parameters).lastrowid
+        assert number is not None
+        return number
+
+
+def _entry_order(entry: Entry) -> tuple[int, int, bool, Stored, int, int]:
+    scope, name, value, key, row_id = entry
+    return scope, name, isinstance(value, str), value, key, row_id
+
+
+def _entries(scope: int, key: int, row_id: int, attributes: Attributes) -> Iterable[Entry]:
+    for name, value in attributes.items():
+        if isinstance(value, list):
+            for item in value:
+                yield scope, int(name), item, key, row_id
+        else:
+            yield scope, int(name), value, key, row_id
+
+
+def _old_attributes(old: _Existing) -> Attributes:
+    return {} if old.attributes is None else _decode_attributes(old.attributes)
+
+
+def _guessed_type(data: bytes) -> int:
+    """For a payload that does not say its type: what its JSON looks like."""
+    match data[:1]:
+        case b"[":
+            return sa.KEYWORD_LIST
+        case b'"':
+            return sa.KEYWORD
+        case b"t" | b"f":
+            return sa.BOOL
+        case _:
+            return sa.INT if data.lstrip(b"-").isdigit() else sa.DOUBLE
+
+
+def _row(
+    record: ExecutionRecord, row_id: int, scope: int, key: int, attributes: Attributes
+) -> tuple[object, ...]:
+    is_open = not record.close_time
+    return (
+        row_id, scope, record.run_id, record.workflow_id, record.workflow_type, clamp(record.start_time),
+        record.status, key, record.execution_time or None, record.close_time or None,
+        None if is_open else clamp(record.execution_duration), record.task_queue or None,
+        record.history_length, record.history_size_bytes, record.state_transition_count,
+        record.parent_workflow_id or None, record.parent_run_id or None,
+        record.root_workflow_id or None, record.root_run_id or None,
+        _encode(attributes).decode() if attributes else None, record.memo, record.search_attributes,
+    )  # fmt: skip
