@@ -120,7 +120,7 @@ def find(given: str | None, *, fetch: bool) -> Path:
     if not is_suite(directory):
         raise SuiteMissing(
             f"sdk-python's tests of tag {VERSION} are not in {directory}; they are in no PyPI package. Name "
-            "an export of the tag with --suite-dir (or HOLDFAST_COMPAT_SUITE), or get it with --fetch (GitHub)."
+            "an export of the tag with --suite-dir (or HOLDFAST_COMPAT_SUITE), or use --fetch (GitHub)."
         )
     if (directory / "temporalio").exists():
         raise SuiteMissing(
