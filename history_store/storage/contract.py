@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """One Raft log entry."""
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]  # Raft's word; tuple.index is not used here
     kind: int  # 0 data, 1 no-op of a new leader, 2 configuration change
     data: bytes
 
@@ -68,7 +68,7 @@ class Round:
 
 
 class Storage(Protocol):
-    """The port. Errors: `StorageFull` (nothing written, may be tried again), `StorageBroken` (stop the node)."""
+    """The port. Errors: `StorageFull` (nothing written, try again later), `StorageBroken` (stop the node)."""
 
     def load(self) -> dict[int, GroupLog]:
         """Read the log of every group. `StorageCorrupt` names file, place and what to do."""
@@ -76,10 +76,15 @@ class Storage(Protocol):
     def write(self, batch: Round) -> None:
         """Make it durable, as a whole."""
 
+    def maintain(self) -> None:
+        """Work for between rounds: called on the writer thread after those who wait for a round were told."""
+
     def get(self, key: bytes) -> bytes | None:
         """The value of a row."""
 
-    def scan(self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order (limit 0 = all)."""
 
     def visibility_connection(self) -> sqlite3.Connection:
@@ -98,6 +103,10 @@ class StorageError(Exception):
 
 class StorageFull(StorageError):
     """No space left. Definite: nothing of the round was written; try again when there is space."""
+
+
+class StorageLocked(StorageError):
+    """Another process uses the file. Definite: nothing was read or written."""
 
 
 class StorageReadOnly(StorageError):
