@@ -10,13 +10,19 @@ A handler is a plain function or a coroutine function of one argument, the call:
 * it returns None: it keeps the call and later calls `finish`, `fail`, or (streaming) `write` and `finish`;
 * it raises `ServiceError`: the status. Any other exception is INTERNAL, logged with its traceback.
 
+Plain functions are the fast path: a coroutine costs a task before Python 3.12, and a little less from there on.
+
+A method registered as streaming is called with the client's first message. It may `write` any number of messages
+(a coroutine then returns b"" or None); if the client may send more than one message too, the handler sets
+`on_message` before it returns.
+
 Exactly one of finish/fail takes effect; later ones are ignored, so a handler need not race the deadline.
 All methods are called on the event loop's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 
@@ -42,6 +48,9 @@ class Call(Protocol):
     deadline: float | None  # loop.time() at which the client gives up; None if it did not say
     done: bool  # answered, cancelled or past its deadline: nobody is listening any more
     on_cancel: Callable[[], None] | None  # called once if the client cancels, goes away or runs out of time
+    on_message: (
+        Callable[[bytes | None], None] | None
+    )  # streams: every later message; None when the client is done
 
     @property
     def method(self) -> str:
@@ -61,11 +70,19 @@ class Call(Protocol):
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Answer with a status; `details` is a serialized google.rpc.Status."""
 
+    def set_metadata(
+        self,
+        *,
+        initial: Iterable[tuple[str, str | bytes]] = (),
+        trailing: Iterable[tuple[str, str | bytes]] = (),
+    ) -> None:
+        """Metadata for the answer; ValueError on keys and values that gRPC does not allow. Last call counts."""
+
     def write(self, body: bytes) -> None:
         """Send one message of a server stream (methods registered as streaming only)."""
 
 
-Result = bytes | None | Coroutine[Any, Any, bytes]
+Result = bytes | None | Coroutine[Any, Any, bytes | None]
 Handler = Callable[[Call], Result]
 
 
