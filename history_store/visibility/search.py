@@ -1,0 +1,326 @@
+"""List and Count: a filter's text in, a page of executions or numbers out.
+
+Runs on a reader thread with a read-only connection of its own. Pages are found by the sort values of the
+last row shown (keyset paging), so a page costs the same wherever it is, and what is written meanwhile
+shifts nothing. A page token holds those values, a digest of namespace and query, and a check sum; any other
+token is refused.
+"""
+
+# ruff: noqa: S608 - statements are built of our own names and numbers; values are parameters
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import msgspec
+from temporalio.api.common.v1 import Payload
+
+from history_store.engine.errors import ServiceError, invalid
+from history_store.visibility import sql, syntax
+from history_store.visibility.record import ExecutionRecord
+from history_store.visibility.resolve import STATUS_NAMES, Leaf, Resolved, resolve
+from history_store.visibility.sql import Driver, Fragment, Scope
+
+DEFAULT_PAGE_SIZE = 1_000
+MAX_PAGE_SIZE = 10_000
+MAX_GROUPS = 10_000
+
+Filter = str | syntax.Query  # what clients send; what `filters` builds
+
+_PROBE = 30_000  # a driver with fewer entries is walked and sorted; above, rather the default order
+_TOKEN_VERSION = b"\x01"
+_DIGEST = 8
+
+_RECORD = (
+    "e.workflow_id, e.run_id, e.workflow_type, e.status, e.start_time, ifnull(e.execution_time, 0),"
+    " ifnull(e.close_time, 0), ifnull(e.task_queue, ''), e.history_length, e.history_size_bytes,"
+    " e.state_transition_count, ifnull(e.execution_duration, 0), e.memo, e.search_attributes,"
+    " ifnull(e.parent_workflow_id, ''), ifnull(e.parent_run_id, ''),"
+    " ifnull(e.root_workflow_id, ''), ifnull(e.root_run_id, '')"
+)
+_RECORD_FIELDS = 18
+
+
+class Group(msgspec.Struct, frozen=True):
+    """One group of a count, ready for CountWorkflowExecutionsResponse."""
+
+    values: list[Payload]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """One term of the order of a page."""
+
+    expression: str
+    descending: bool
+    nullable: bool = False  # missing values come last, whatever the direction
+
+
+def list_executions(
+    connection: sqlite3.Connection,
+    namespace_id: str,
+    query: Filter,
+    attributes: Mapping[str, int],
+    page_size: int = 0,
+    page_token: bytes = b"",
+) -> tuple[list[ExecutionRecord], bytes]:
+    """A page of the executions that the query finds, and the token of the next page (b"" = there is none)."""
+    resolved = _understand(query, attributes)
+    if resolved.group_by is not None:
+        raise syntax.unsupported("'GROUP BY' clause in a list (only a count has groups)")
+    after = _read_token(page_token, _digest(namespace_id, query)) if page_token else None
+    size = min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
+    plan = _plan(connection, namespace_id, resolved, keep_order=True)
+    if plan is None:
+        return [], b""
+    terms = plan.order()
+    where = list(plan.where)
+    if after is not None:
+        where.append(_beyond(terms, after))
+    order = ", ".join(
+        term.expression + (" DESC" if term.descending else "") + (" NULLS LAST" if term.nullable else "")
+        for term in terms
+    )
+    sort_values = ", ".join(term.expression for term in terms)
+    tested = sql.join(where, " AND ")
+    rows = connection.execute(
+        f"SELECT {_RECORD}, {sort_values} FROM {plan.source} WHERE {tested.text}"
+        f" ORDER BY {order} LIMIT {size + 1}",
+        tested.parameters,
+    ).fetchall()
+    token = b""
+    if len(rows) > size:
+        rows.pop()
+        token = _write_token(_digest(namespace_id, query), rows[-1][_RECORD_FIELDS:])
+    return [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows], token
+
+
+def count_executions(
+    connection: sqlite3.Connection, namespace_id: str, query: Filter, attributes: Mapping[str, int]
+) -> tuple[int, list[Group]]:
+    """How many executions the query finds; with GROUP BY also how many of each value, most frequent first.
+
+    ORDER BY means nothing here and is passed over.
+    """
+    resolved = _understand(query, attributes)
+    plan = _plan(connection, namespace_id, resolved, keep_order=False)
+    if plan is None:
+        return 0, []
+    tested = sql.join(plan.where, " AND ")
+    if resolved.group_by is None:
+        row = connection.execute(
+            f"SELECT count(*) FROM {plan.source} WHERE {tested.text}",
+            tested.parameters,
+        ).fetchone()
+        return row[0], []
+    field = resolved.group_by
+    value = "e.scope" if field.is_division else sql.expression(field, plan.scope)
+    rows = connection.execute(
+        f"SELECT {value} AS value, count(*) AS n FROM {plan.source} WHERE {tested.text}"
+        f" GROUP BY 1 ORDER BY n DESC, value LIMIT {MAX_GROUPS + 1}",
+        tested.parameters,
+    ).fetchall()
+    if len(rows) > MAX_GROUPS:
+        raise syntax.unsupported(f"'GROUP BY' {field.alias}: more than {MAX_GROUPS} groups")
+    groups = []
+    for found, n in rows:
+        shown = found
+        if field.is_division:
+            shown = plan.scope.divisions[found] or None
+        elif field.name == "ExecutionStatus":
+            shown = STATUS_NAMES.get(found, str(found))
+        groups.append(Group([_payload(shown)], n))
+    return sum(group.count for group in groups), groups
+
+
+def check(query: Filter, attributes: Mapping[str, int]) -> None:
+    """Raise what List or Count would raise for this query, without reading anything."""
+    _understand(query, attributes)
+
+
+def _payload(value: str | None) -> Payload:
+    if value is None:
+        return Payload(metadata={"encoding": b"binary/null", "type": b"Keyword"})
+    return Payload(metadata={"encoding": b"json/plain", "type": b"Keyword"}, data=msgspec.json.encode(value))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> syntax.Query:
+    return syntax.parse(text)
+
+
+def _understand(query: Filter, attributes: Mapping[str, int]) -> Resolved:
+    if isinstance(query, str):
+        query = _parsed(query) if len(query) <= 1_000 else syntax.parse(query)
+    return resolve(query, attributes)
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the rows come from, and what is tested of them."""
+
+    scope: Scope
+    source: str  # what follows FROM
+    where: list[Fragment]
+    row: str  # the table whose order_key the index walked goes by
+    resolved: Resolved
+
+    def order(self) -> list[_Term]:
+        terms = [
+            _Term(sql.expression(field, self.scope), descending, nullable=field.name not in _ALWAYS_SET)
+            for field, descending in self.resolved.order_by
+        ]
+        if not terms:
+            terms = [_Term(f"{self.row}.order_key", True), _Term("e.start_time", True)]
+        return [*terms, _Term("e.run_id", False)]
+
+
+_ALWAYS_SET = frozenset(
+    {"StartTime", "WorkflowId", "RunId", "WorkflowType", "ExecutionStatus", "HistoryLength"}
+    | {"HistorySizeBytes", "StateTransitionCount"}
+)
+
+
+def _plan(
+    connection: sqlite3.Connection, namespace_id: str, resolved: Resolved, keep_order: bool
+) -> _Plan | None:
+    """How to find the rows; None if there can be none."""
+    scope = _scope(connection, namespace_id, resolved)
+    parts = sql.conjuncts(resolved.where)
+    scope = sql.narrowed(scope, parts)
+    if not scope.divisions:
+        return None
+    default_order = keep_order and not resolved.order_by
+    driver = _choose(connection, sql.drivers(parts, scope), default_order)
+    exact = driver.leaf if driver is not None and driver.exact else None
+    rest = [
+        sql.condition(part, scope)
+        for part in parts
+        if part is not exact and not (isinstance(part, Leaf) and part.field.is_division)
+    ]
+    in_scope = Fragment(scope.test("e.scope"))
+    row = "e"
+    if driver is None:
+        source = "visibility_executions e" + _natural_index(resolved, scope, default_order, keep_order)
+        where = [in_scope, *rest]
+    elif driver.index == "ids":
+        source, where = "visibility_executions e NOT INDEXED", [driver.test, in_scope, *rest]
+    elif driver.index:
+        source, where = f"visibility_executions e INDEXED BY {driver.index}", [in_scope, driver.test, *rest]
+    elif not rest and not keep_order and resolved.group_by is None:
+        source, where = "visibility_values v", [driver.test]  # counted without looking at a row
+    else:
+        source = "visibility_values v CROSS JOIN visibility_executions e NOT INDEXED ON e.id = v.id"
+        where = [driver.test, *rest]
+        row = "v"
+    return _Plan(scope, source, where, row, resolved)
+
+
+def _natural_index(resolved: Resolved, scope: Scope, default_order: bool, keep_order: bool) -> str:
+    """The index to walk when no condition offers one."""
+    if default_order and len(scope.divisions) == 1:
+        return " INDEXED BY visibility_by_order"
+    if keep_order and resolved.order_by and resolved.order_by[0][0].name == "StartTime":
+        return " INDEXED BY visibility_by_start"
+    if resolved.group_by is not None and resolved.group_by.name == "ExecutionStatus":
+        return " INDEXED BY visibility_by_status"
+    if resolved.group_by is not None and resolved.group_by.name == "WorkflowType":
+        return " INDEXED BY visibility_by_type"
+    return ""
+
+
+def _scope(connection: sqlite3.Connection, namespace_id: str, resolved: Resolved) -> Scope:
+    divisions = dict(
+        connection.execute(
+            "SELECT id, division FROM visibility_scopes WHERE namespace_id = ?", (namespace_id,)
+        ).fetchall()
+    )
+    if not resolved.names_division:
+        divisions = {number: division for number, division in divisions.items() if not division}
+    names = connection.execute("SELECT name, type, id FROM visibility_names").fetchall()
+    return Scope(divisions, {(name, value_type): number for name, value_type, number in names})
+
+
+def _choose(connection: sqlite3.Connection, drivers: list[Driver], default_order: bool) -> Driver | None:
+    """The driver with the fewest entries; where all have many, one that comes in order, or none."""
+    if not drivers:
+        return None
+    first = drivers[0]
+    if first.leaf.field.name == "RunId" or (len(drivers) == 1 and first.ordered and default_order):
+        return first
+    best, fewest = None, _PROBE
+    for driver in drivers:
+        entries = connection.execute(
+            f"SELECT count(*) FROM ({driver.probe.text} LIMIT {fewest})",
+            driver.probe.parameters,
+        ).fetchone()[0]
+        if entries < fewest:
+            best, fewest = driver, entries
+        if fewest == 0:
+            break
+    if best is not None or not first.ordered:
+        return best
+    return first if default_order or first.leaf.operator in ("=", "contains") else None
+
+
+# ------------------------------------------------------------------------------------------- page tokens
+
+
+def _beyond(terms: list[_Term], values: list[object]) -> Fragment:
+    """Rows after the one with these sort values."""
+    if len(values) != len(terms):
+        raise _bad_token()
+    choices = []
+    equal: list[Fragment] = []
+    for term, value in zip(terms, values, strict=True):
+        if value is None and not term.nullable:
+            raise _bad_token()
+        if value is not None:
+            after = f"{term.expression} {'<' if term.descending else '>'} ?"
+            if term.nullable:
+                after = f"({after} OR {term.expression} IS NULL)"
+            choices.append(sql.join([*equal, Fragment(after, (value,))], " AND "))
+            equal.append(Fragment(f"{term.expression} = ?", (value,)))
+        else:
+            equal.append(Fragment(f"{term.expression} IS NULL"))
+    chosen = sql.join(choices, " OR ") if choices else sql.FALSE
+    first = terms[0]
+    if values[0] is not None and not first.nullable:  # says nothing new, but lets the index begin there
+        bound = Fragment(f"{first.expression} {'<=' if first.descending else '>='} ?", (values[0],))
+        return sql.join([bound, chosen], " AND ")
+    return chosen
+
+
+def _digest(namespace_id: str, query: Filter) -> bytes:
+    text = query.strip() if isinstance(query, str) else repr(query)
+    return blake2b(f"{namespace_id}\n{text}".encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+
+
+def _write_token(digest: bytes, values: tuple[object, ...]) -> bytes:
+    body = _TOKEN_VERSION + digest + msgspec.msgpack.encode(values)
+    return body + blake2b(body, digest_size=_DIGEST).digest()
+
+
+def _read_token(token: bytes, digest: bytes) -> list[object]:
+    body, check_sum = token[:-_DIGEST], token[-_DIGEST:]
+    if blake2b(body, digest_size=_DIGEST).digest() != check_sum or body[:1] != _TOKEN_VERSION:
+        raise _bad_token()
+    if body[1 : 1 + _DIGEST] != digest:
+        raise invalid("Invalid NextPageToken: it was made for another query or namespace.")
+    try:
+        values: list[object] = list(msgspec.msgpack.decode(body[1 + _DIGEST :], type=list[int | str | None]))
+        return values
+    except msgspec.DecodeError:
+        raise _bad_token() from None
+
+
+def _bad_token() -> ServiceError:
+    return invalid("Invalid NextPageToken.")
