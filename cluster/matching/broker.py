@@ -182,6 +182,24 @@ class _Queue:
         presence.seen_ns = now_ns
         return True
 
+    def next_poller(self, now_ns: int) -> Poller | None:
+        """Remove and return the longest-waiting poller that is still connected."""
+        while self.parked:
+            poller, presence = self.parked.popitem(last=False)
+            presence.parked.discard(poller)
+            presence.seen_ns = now_ns
+            if not poller.connection.closed:
+                return poller
+        return None
+
+    def repark(self, poller: Poller) -> None:
+        """Put a poller that got nothing back to the front, if its connection is still there."""
+        presence = self.presences.get(poller.connection)
+        if presence is not None:
+            self.parked[poller] = presence
+            self.parked.move_to_end(poller, last=False)
+            presence.parked.add(poller)
+
     def remember(self, poller: Poller, now_ns: int) -> None:
         """Note who polled, for DescribeTaskQueue."""
         history = self.history
@@ -238,6 +256,7 @@ class Matching:
         self._queues_by_connection: dict[Connection, dict[_Queue, None]] = {}
         self._running = False  # a call of ours is on the stack: others only record and mark
         self._marked: deque[_Queue] = deque()
+        self._in_hand: Poller | None = None  # it is being given a task; None if it was cancelled meanwhile
         self._asking: Poller | None = None  # the poller of the outermost poll call ...
         self._answered = False  # ... and whether a task was started for it
 
@@ -323,6 +342,9 @@ class Matching:
 
     def cancel_poll(self, key: QueueKey, poller: Poller) -> bool:
         """The poll's client is gone or its time is over. False: it was not waiting (it has its task)."""
+        if poller is self._in_hand:
+            self._in_hand = None
+            return False
         queue = self._queues.get(key)
         return queue is not None and queue.unpark(poller, self._now_ns())
 
@@ -452,37 +474,39 @@ class Matching:
 
     def _match_one(self, queue: _Queue) -> bool:
         """Start the first task for the longest-waiting poller. False: there is no task, or no poller."""
-        parked = queue.parked
-        for poller in parked:
-            if not poller.connection.closed:
-                break
-        else:
-            return False  # the closed ones go when we are told of their connections
+        if queue.overflowed and len(queue.window) < WINDOW_LOW_TASKS:
+            queue.refill(self._source)
+        if not queue.window and not queue.volatile:
+            return False
+        poller = queue.next_poller(self._now_ns())
+        if poller is None:
+            return False
+        self._in_hand = poller
         while True:
-            if queue.overflowed and len(queue.window) < WINDOW_LOW_TASKS:
-                queue.refill(self._source)
             task = queue.take()
             if task is None:
-                return False
+                break
             try:
-                # The poller stays parked meanwhile, so that cancelling it during this call is seen.
                 started = task.start(poller)
             except BaseException:
                 queue.restore(task)
+                if self._in_hand is not None:
+                    queue.repark(poller)
+                    self._in_hand = None
                 raise
             if started:
-                break
-            if poller not in parked:
+                self._in_hand = None
+                if poller is self._asking:
+                    self._answered = True
+                queue.dispatched.add(self._now_ns())
                 return True
-        now_ns = self._now_ns()
-        queue.unpark(poller, now_ns)
-        if poller is self._asking:
-            self._answered = True
-        dispatched = queue.dispatched
-        if now_ns >= dispatched.bucket_end_ns:
-            dispatched.advance(now_ns)
-        dispatched.count += 1
-        return True
+            if self._in_hand is None:
+                return True  # it was cancelled meanwhile
+            if queue.overflowed and len(queue.window) < WINDOW_LOW_TASKS:
+                queue.refill(self._source)
+        self._in_hand = None
+        queue.repark(poller)
+        return False
 
     def _reroute_all(self, queue: _Queue) -> None:
         while True:
