@@ -95,11 +95,12 @@ def test_a_midnight_that_does_not_exist() -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "x", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *", "* * * 13 *",
-        "* * * * 7", "5-3 * * * *", "1-2-3 * * * *", "*/0 * * * *", "1/2/3 * * * *", "*/-1 * * * *",
-        "-1 * * * *", "1_0 * * * *", "\u0661 * * * *", "* * * foo *", "* * * * * mon", "@nope", "@Daily", " @daily",
-        "@daily ", "@every", "@every ", "@every 5", "@every 5x", "@every 1h 2m", "CRON_TZ=Nowhere/Else * * * * *", "CRON_TZ=UTC",
-        "TZ=../../etc/passwd * * * * *", "TZ=America * * * * *",
+        "x", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * 32 * *",
+        "* * * 13 *", "* * * * 7", "5-3 * * * *", "1-2-3 * * * *", "*/0 * * * *", "1/2/3 * * * *",
+        "*/-1 * * * *", "-1 * * * *", "1_0 * * * *", "\u0661 * * * *", "* * * foo *", "* * * * * mon",
+        "@nope", "@Daily", " @daily", "@daily ", "@every", "@every ", "@every 5", "@every 5x",
+        "@every 1h 2m", "CRON_TZ=Nowhere/Else * * * * *", "CRON_TZ=UTC", "TZ=../../etc/passwd * * * * *",
+        "TZ=America * * * * *",
     ],
 )  # fmt: skip
 def test_malformed(expression: str) -> None:
