@@ -1,0 +1,197 @@
+"""How a command finds a server and talks to it: flags, environment, configuration file, errors.
+
+A setting comes from the first of: the flag, HOLDFAST_*, TEMPORAL_*, Temporal's client configuration
+file. The client is the `temporalio` package's own, so what works for an application works here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cluster.admin.output import Exit, F, Failure
+
+if TYPE_CHECKING:
+    from temporalio.service import ServiceClient
+
+R = TypeVar("R")
+
+CONNECT_TIMEOUT_S = 5.0
+CALL_TIMEOUT = timedelta(seconds=10)
+CONNECT_ERROR_MAX = 200  # characters of the client library's words
+ADDRESS_DEFAULT = "127.0.0.1:7233"
+NAMESPACE_DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The connection flags as given; None = not given."""
+
+    address: str | None = None
+    namespace: str | None = None
+    api_key: str | None = None
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_server_name: str | None = None
+
+
+def connection_options(function: F) -> F:
+    """Add the connection flags to a command, as one parameter `connection`."""
+
+    @functools.wraps(function)  # which also carries over the options that decorators below have added
+    def wrapped(*args: Any, **given: Any) -> Any:
+        names = Connection.__dataclass_fields__
+        taken = {name: given.pop(f"connection_{name}") for name in names}
+        return function(*args, connection=Connection(**taken), **given)
+
+    path = click.Path(exists=True, dir_okay=False)
+    options = (
+        ("--address", {"help": f"Server, as host:port. [default: {ADDRESS_DEFAULT}]"}),
+        ("--namespace", {"help": f"Namespace. [default: {NAMESPACE_DEFAULT}]"}),
+        ("--api-key", {"help": "Sent as bearer token."}),
+        ("--tls", {"is_flag": True, "help": "Use TLS, with the system's authorities."}),
+        (
+            "--tls-ca",
+            {"type": path, "help": "PEM file of the authority that signed the server's certificate."},
+        ),
+        ("--tls-cert", {"type": path, "help": "PEM file of the client's certificate."}),
+        ("--tls-key", {"type": path, "help": "PEM file of the client's private key."}),
+        ("--tls-server-name", {"help": "Name to expect in the server's certificate."}),
+    )
+    result: Callable[..., Any] = wrapped
+    for flag, settings in reversed(options):
+        name = flag.removeprefix("--").replace("-", "_")
+        variable = f"HOLDFAST_{name.upper()}"
+        result = click.option(flag, f"connection_{name}", envvar=variable, **settings)(result)
+    return result  # type: ignore[return-value]
+
+
+def resolve(connection: Connection) -> tuple[dict[str, Any], str]:
+    """Fill what the flags leave open; the arguments of ConnectConfig, and the namespace."""
+    from temporalio.envconfig import ClientConfig
+    from temporalio.service import TLSConfig
+
+    try:
+        config = dict(ClientConfig.load_client_connect_config())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Failure(
+            f"Temporal's client configuration cannot be used: {error}",
+            "mend the file (TEMPORAL_CONFIG_FILE names it) or unset the TEMPORAL_* variable",
+            Exit.USAGE,
+        ) from None
+    namespace = connection.namespace or config.pop("namespace", None) or NAMESPACE_DEFAULT
+    settings: dict[str, Any] = {
+        "target_host": connection.address or config.get("target_host") or ADDRESS_DEFAULT,
+        "api_key": connection.api_key or config.get("api_key"),
+        "rpc_metadata": config.get("rpc_metadata") or {},
+    }
+    if any((connection.tls_ca, connection.tls_cert, connection.tls_key, connection.tls_server_name)):
+        if bool(connection.tls_cert) != bool(connection.tls_key):
+            raise click.UsageError("--tls-cert and --tls-key belong together: give both or neither")
+        settings["tls"] = TLSConfig(
+            server_root_ca_cert=_read(connection.tls_ca),
+            client_cert=_read(connection.tls_cert),
+            client_private_key=_read(connection.tls_key),
+            domain=connection.tls_server_name,
+        )
+    elif connection.tls:
+        settings["tls"] = True
+    else:
+        settings["tls"] = config.get("tls")
+    if ":" not in settings["target_host"]:
+        raise click.UsageError(f"address {settings['target_host']!r} has no port: write host:port")
+    return settings, str(namespace)
+
+
+def _read(path: str | None) -> bytes | None:
+    return Path(path).read_bytes() if path else None
+
+
+class Server:
+    """A connected server, the namespace in question, and calls whose errors are for people."""
+
+    def __init__(self, client: ServiceClient, address: str, namespace: str) -> None:
+        self.client = client
+        self.address = address
+        self.namespace = namespace
+
+    async def call(self, method: Callable[..., Awaitable[R]], request: Any, *, changes: bool = False) -> R:
+        """Make one RPC. `changes`: it changes something, so a lost answer is indefinite (exit 3)."""
+        from temporalio.service import RPCError
+
+        try:
+            return await method(request, retry=False, timeout=CALL_TIMEOUT)
+        except RPCError as error:
+            raise explain(error, self.address, changes) from None
+
+
+def explain(error: Any, address: str, changes: bool) -> Failure:
+    """What a failed RPC means for the person who asked."""
+    from temporalio.service import RPCStatusCode
+
+    do = {
+        RPCStatusCode.UNAVAILABLE: f"see whether the server at {address} runs: `holdfast cluster health`",
+        RPCStatusCode.DEADLINE_EXCEEDED: f"the server at {address} is slow; see its log",
+        RPCStatusCode.UNAUTHENTICATED: "give --api-key or --tls-cert and --tls-key",
+        RPCStatusCode.PERMISSION_DENIED: "ask whoever runs the server for the right to do this",
+        RPCStatusCode.UNIMPLEMENTED: "this server does not have it: `holdfast cluster version`",
+    }.get(error.status, "")
+    text = f"{error.message} ({error.status.name})"
+    lost = (
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.UNKNOWN,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.DATA_LOSS,
+    )
+    if changes and error.status in lost:
+        return Failure(f"{text}; it may have happened", "look before you try again", Exit.INDEFINITE)
+    return Failure(text, do)
+
+
+def _why_not(error: Exception) -> str:
+    """The client library's error without its inner structure."""
+    text = str(error)
+    if "ConnectionRefused" in text:
+        return "connection refused"
+    return text.removeprefix("Failed client connect: ")[:CONNECT_ERROR_MAX] or "timed out"
+
+
+async def connect(connection: Connection) -> Server:
+    """Reach the server (GetSystemInfo answers) or fail with what to do."""
+    from temporalio.service import ConnectConfig, RPCError, ServiceClient
+
+    settings, namespace = resolve(connection)
+    address = settings["target_host"]
+    try:
+        config = ConnectConfig(**settings, connect_timeout=timedelta(seconds=CONNECT_TIMEOUT_S))
+        async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+            client = await ServiceClient.connect(config)
+    except RPCError as error:
+        raise explain(error, address, changes=False) from None
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise Failure(
+            f"no server answers at {address}: {_why_not(error)}",
+            "start one (`holdfast server start-dev`), or name another with --address or HOLDFAST_ADDRESS",
+        ) from None
+    return Server(client, address, namespace)
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Drive a command's coroutine to its end; Ctrl-C leaves with 130, as shells expect."""
+    os.environ.setdefault("RUST_BACKTRACE", "0")
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

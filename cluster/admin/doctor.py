@@ -1,0 +1,195 @@
+"""The checks of `holdfast doctor`: is this machine fit to keep promises?
+
+Each check looks at one thing and returns a `Result`; none changes anything that outlives it. The
+thresholds are named here, with the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+PYTHON_MIN = (3, 11)
+FSYNC_ROUNDS = 40
+FSYNC_BLOCK_BYTES = 4096  # one small commit
+FSYNC_SLOW_S = 0.010  # a commit waits for one; above this every call is felt
+FSYNC_TOO_FAST_S = 0.000_010  # no medium confirms a write in less: it only says so
+SPACE_LOW_BYTES = 1 << 30
+SPACE_NONE_BYTES = 64 << 20  # the server refuses writes when it runs out; this is minutes away from it
+FILES_MIN = 4096  # a connection is a file; workers and clients keep theirs open
+CLOCK_MIN = 1_735_689_600  # 2025-01-01: a clock before this was never set
+
+
+class Verdict(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One thing looked at."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    do: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """For --json."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+def check_python() -> Result:
+    """The interpreter is new enough."""
+    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} at {sys.executable}"
+    if sys.version_info >= PYTHON_MIN:
+        return Result("python", Verdict.OK, found)
+    return Result(
+        "python", Verdict.FAIL, found, "install Python 3.11 or newer and make the environment again"
+    )
+
+
+def check_uvloop() -> Result:
+    """The fast event loop is there."""
+    if importlib.util.find_spec("uvloop") is not None:
+        return Result("uvloop", Verdict.OK, "installed")
+    return Result(
+        "uvloop", Verdict.FAIL, "not installed", "run `pip install uvloop` in the server's environment"
+    )
+
+
+def check_fsync(directory: Path) -> Result:
+    """How long a durable write takes where the data file is or will be."""
+    block = os.urandom(FSYNC_BLOCK_BYTES)
+    taken: list[float] = []
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            for _ in range(FSYNC_ROUNDS):
+                file.write(block)
+                file.flush()
+                before = time.perf_counter()
+                os.fdatasync(file.fileno())
+                taken.append(time.perf_counter() - before)
+    except OSError as error:
+        do = f"make {directory} a directory that this user may write to, on a disk with space"
+        return Result("disk", Verdict.FAIL, f"cannot write in {directory}: {error.strerror}", do)
+    taken.sort()
+    median, worst = taken[len(taken) // 2], taken[-1]
+    found = (
+        f"fsync in {directory}: median {median * 1000:.2f} ms, worst {worst * 1000:.2f} ms of {FSYNC_ROUNDS}"
+    )
+    if median > FSYNC_SLOW_S:
+        return Result("disk", Verdict.WARN, found, "use a local SSD: every commit waits for one such write")
+    if median < FSYNC_TOO_FAST_S:
+        do = "memory file system, or a disk that lies? What is acknowledged there is lost with the power"
+        return Result("disk", Verdict.WARN, found, do)
+    return Result("disk", Verdict.OK, found)
+
+
+def check_space(directory: Path) -> Result:
+    """Free space beside the data file."""
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return Result("space", Verdict.FAIL, f"{directory}: {error.strerror}", "name an existing directory")
+    found = f"{free / (1 << 30):.1f} GiB free in {directory}"
+    if free < SPACE_NONE_BYTES:
+        return Result(
+            "space", Verdict.FAIL, found, "free space now: the server refuses writes on a full disk"
+        )
+    if free < SPACE_LOW_BYTES:
+        return Result("space", Verdict.WARN, found, "free space, or shorten the retention of namespaces")
+    return Result("space", Verdict.OK, found)
+
+
+def check_files() -> Result:
+    """How many files, and so connections, a process may have open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = f"{soft} open files allowed (at most {hard if hard != resource.RLIM_INFINITY else 'unlimited'})"
+    if soft >= FILES_MIN or soft == resource.RLIM_INFINITY:
+        return Result("files", Verdict.OK, found)
+    return Result("files", Verdict.WARN, found, f"run `ulimit -n {FILES_MIN}` before starting the server")
+
+
+def check_port(ip: str, port: int) -> Result:
+    """Whether the server's port can be had."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((ip, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                do = "right if the server runs already; else `ss -ltnp` shows whose it is"
+                return Result("port", Verdict.WARN, f"{ip}:{port} is in use", do)
+            return Result(
+                "port", Verdict.FAIL, f"{ip}:{port}: {error.strerror}", "choose another --ip or --port"
+            )
+    return Result("port", Verdict.OK, f"{ip}:{port} is free")
+
+
+def check_clock(database: Path | None) -> Result:
+    """The clock was set, and does not stand before what the data file has seen."""
+    now = time.time_ns() // 1_000_000_000
+    if now < CLOCK_MIN:
+        return Result(
+            "clock", Verdict.FAIL, f"it says {time.ctime(now)}", "set it, and run a time service (NTP)"
+        )
+    if database is not None and database.exists():
+        ahead = database.stat().st_mtime - now
+        if ahead > 1:
+            found = f"it stands {ahead:.0f} s before the last change of {database}"
+            return Result("clock", Verdict.WARN, found, "set it: timers would fire late by that much")
+    return Result("clock", Verdict.OK, "plausible")
+
+
+SQLITE_HEADER = b"SQLite format 3\x00"
+
+
+def check_database(database: Path) -> Result:
+    """The data file, if there is one, can be read and is of a version that this program reads."""
+    if not database.exists():
+        return Result("database", Verdict.OK, f"{database} does not exist yet; the server makes it")
+    try:
+        with database.open("rb") as file:
+            header = file.read(len(SQLITE_HEADER))
+    except OSError as error:
+        found = f"{database}: {error.strerror}"
+        return Result("database", Verdict.FAIL, found, "let this user read and write the file")
+    if header and header != SQLITE_HEADER:
+        do = "name another file with --db-filename; this one is not touched"
+        return Result("database", Verdict.FAIL, f"{database} is no data file of holdfast", do)
+    if not os.access(database, os.W_OK):
+        return Result("database", Verdict.FAIL, f"{database} is read-only", "let this user write the file")
+    return Result("database", Verdict.OK, f"{database}: {database.stat().st_size / (1 << 20):.1f} MiB")
+
+
+def examine(database: Path | None, ip: str, port: int) -> list[Result]:
+    """All checks, in the order in which trouble should be mended."""
+    directory = database.resolve().parent if database is not None else Path.cwd()
+    checks: list[Callable[[], Result]] = [
+        check_python,
+        check_uvloop,
+        lambda: check_fsync(directory),
+        lambda: check_space(directory),
+        check_files,
+        lambda: check_port(ip, port),
+        lambda: check_clock(database),
+    ]
+    if database is not None:
+        checks.append(lambda: check_database(database))
+    return [check() for check in checks]
