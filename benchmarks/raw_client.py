@@ -1,11 +1,11 @@
-"""A gRPC client for benchmarks: HTTP/2 frames by hand, raw bytes in and out, as little CPU a call as Python allows.
+"""A gRPC client for benchmarks: HTTP/2 frames by hand, raw bytes in and out, little CPU a call.
 
-When client and server share a machine, a client that costs ten times what the server costs measures itself. So
-this one does only what a conversation with our own server needs: unary calls, many streams on one connection,
-flow control both ways. Three things make it cheap. It announces a header table of size zero, so that the
-server's header blocks are self-contained and one dictionary look-up replaces HPACK decoding. It keeps its own
-headers in the server's dynamic table, so that a request's block is about twelve bytes and is encoded once. And
-all frames of one turn of the event loop leave in one write.
+When client and server share a machine, a client that costs ten times what the server costs measures itself.
+So this one does only what a conversation with our own server needs: unary calls, many streams on one
+connection, flow control both ways. Three things make it cheap. It announces a header table of size zero, so
+that the server's header blocks are self-contained and one dictionary look-up replaces HPACK decoding. It
+keeps its own headers in the server's dynamic table, so that a request's block is about twelve bytes and is
+encoded once. And all frames of one turn of the event loop leave in one write.
 
 It is not a general client: no TLS, no compression, no retry, no streaming, and it trusts its server.
 """
@@ -29,7 +29,7 @@ HEADER_CACHE_MAX = 4_096
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED = 1, 1, 4, 8
 
-# Replenish the connection's receive window after this much; a quarter of it keeps the server from ever waiting.
+# Replenish the connection's receive window after this much; a quarter keeps the server from ever waiting.
 CREDIT_BYTES = WINDOW_MAX // 4
 
 _FRAME = struct.Struct(">HBBBI")
@@ -124,7 +124,7 @@ class HeaderWriter:
 
 
 class HeaderReader:
-    """Reads the status out of response headers; blocks are self-contained, so equal bytes mean equal headers."""
+    """Reads the status out of response headers; blocks are self-contained: equal bytes, equal headers."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[int | None, str]] = {}
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ the transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the preface; a stream window as large as it may be leaves only the connection's to replenish."""
+        """Send the preface; with stream windows at their largest only the connection's is replenished."""
         transport = cast("asyncio.Transport", transport)  # uvloop's transports inherit from nothing
         self._transport = transport
         settings = b"".join(_SETTING.pack(*pair) for pair in ((1, 0), (2, 0), (4, WINDOW_MAX)))
