@@ -1,8 +1,9 @@
 """What is checked about the files before SQLite touches them, and who may touch them.
 
 SQLite repairs silently where we must not be silent. Two cases matter. It treats a bad frame in the middle of
-its write-ahead log as the torn end of a crash, and forgets every acknowledged round behind it. And it fills a database file
-that is too short with zeros. Both are seen here, from the published file formats, before it opens the file.
+its write-ahead log as the torn end of a crash, and forgets every acknowledged round behind it. And it fills
+a database file that is too short with zeros. Both are seen here, from the published file formats, before it
+opens the file.
 
 A torn end is normal. A commit is synced before the next begins, so at most the last transaction can be torn:
 a bad frame with a whole transaction behind it, and a frame behind that, was not torn but damaged later. Frame
@@ -40,7 +41,10 @@ _WAL_HEADER = struct.Struct(">8I")  # magic, format, page size, checkpoint, salt
 _FRAME_HEADER = struct.Struct(">6I")  # page, pages after commit or 0, salt 1, salt 2, checksum 1, 2
 _WAL_MAGIC = 0x377F0682  # plus 1 when checksums are of big-endian words
 _MASK = 0xFFFFFFFF
-RESTORE = "Restore it from a backup, or, if the data is not needed, move it away together with its -wal and -shm files"
+RESTORE = (
+    "Restore it from a backup, or, if the data is not needed, "
+    "move it away together with its -wal and -shm files"
+)
 
 
 class FileLock:
@@ -160,8 +164,8 @@ def inspect(path: Path) -> None:
     missing = set(range(size // page_bytes + 1, pages + 1)) - scan.numbers
     if missing:
         raise StorageCorrupt(
-            f"{path} is truncated: it is {size} bytes long and should have {pages} pages of {page_bytes} bytes; "
-            f"page {min(missing)} is missing. {RESTORE}"
+            f"{path} is truncated: it is {size} bytes long and should have {pages} pages of {page_bytes} "
+            f"bytes; page {min(missing)} is missing. {RESTORE}"
         )
 
 
@@ -199,7 +203,8 @@ def _scan_wal(path: Path) -> _WalScan:
             whole = False
         if ended and whole:
             raise StorageCorrupt(
-                f"{path} is damaged at byte {suspicious}: acknowledged rounds behind that cannot be read. {RESTORE}"
+                f"{path} is damaged at byte {suspicious}: "
+                f"acknowledged rounds behind that cannot be read. {RESTORE}"
             )
         if good and not whole:
             good, suspicious = False, offset

@@ -54,7 +54,7 @@ class MemoryStorage:
     # ------------------------------------------------------------------------------------------ test hooks
 
     def fail_next(self, error: StorageError, *, applied: bool = False) -> None:
-        """The next write raises `error`; with `applied`, after it took effect (an outcome nobody was told)."""
+        """The next write raises `error`; with `applied`, after it took effect (an outcome nobody knows)."""
         self._failure = (error, applied)
 
     def crash(self) -> None:
@@ -141,7 +141,7 @@ class MemoryStorage:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._uri, uri=True, isolation_level=None, check_same_thread=False)
         # Connections that share a cache lock tables against each other and do not wait; readers that take no
-        # locks cannot stop the writer. They may see a round that is about to be whole, which in memory cannot fail.
+        # locks cannot stop the writer. They may see a projection some microseconds before its rows.
         connection.execute("PRAGMA read_uncommitted=ON")
         return connection
 
@@ -230,7 +230,7 @@ class MemoryStorage:
 
 
 def merge_entries(log: GroupLog, entries: list[Entry]) -> None:
-    """Append; where an index exists already, it and all after it are replaced; what is compacted is skipped."""
+    """Append; where an index exists already, it and all after it are replaced; compacted ones are skipped."""
     at = entries[0].index - log.compacted - 1
     if at < 0:
         entries = entries[-at:]

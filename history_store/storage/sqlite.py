@@ -2,13 +2,13 @@
 
 Theory of operation. One connection writes (the node's writer thread), one reads (the loop's thread); the
 write-ahead log lets them work side by side, and synchronous=FULL makes a commit durable when it returns.
-Every SQLite step lets go of the GIL and has to get it back from a busy event loop, so what counts is the number
-of steps: a round that only appends to logs is one step (one INSERT of one row, committed by itself), and
-rows are written some dozens to a statement.
+Every SQLite step lets go of the GIL and has to get it back from a busy event loop, so what counts is the
+number of steps: a round that only appends to logs is one step (one INSERT of one row, committed by itself),
+and rows are written some dozens to a statement.
 
 Rows are in two tables by the kind byte of their key (4 bytes group, 1 byte kind, rest): history (kind `h`),
-which is long and read in ranges, in a table whose values do not crowd the keys' tree; all others in the keys' tree
-itself. A key and its value carry one CRC-32, checked at every read: SQLite has no checksum of its own.
+which is long and read in ranges, in a table whose values do not crowd the keys' tree; all others in the
+keys' tree itself. A key and its value carry one CRC-32, checked at every read: SQLite has no checksum of its own.
 
 The write-ahead log is copied into the file by `maintain`, between rounds; if nobody calls it, by `write`.
 Which log rows may go is keeper.py's business; what is checked before SQLite opens the file is files.py's.
@@ -58,7 +58,8 @@ _SCHEMA = (
     "compacted INTEGER, compacted_term INTEGER, floor INTEGER, hard_floor INTEGER, "
     "term INTEGER, vote INTEGER, commit_index INTEGER)",
     "CREATE TABLE rows(key BLOB PRIMARY KEY, crc INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE history(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, value BLOB NOT NULL)",
+    "CREATE TABLE history("
+    "id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, value BLOB NOT NULL)",
 )
 _INSERT_LOG = "INSERT INTO log VALUES (?,?)"
 _GET_ROW = "SELECT value, crc FROM rows WHERE key=?"
@@ -109,8 +110,8 @@ class SqliteStorage:
     ) -> None:
         """Open the file, or make it. An empty `cluster_id` or zero `node_id` takes what the file says.
 
-        `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file. `pages_max`: a limit
-        of the file in pages, 0 = the disk's.
+        `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file. `pages_max`: a
+        limit of the file in pages, 0 = the disk's.
         """
         self.path = Path(os.path.realpath(path))
         self._broken = ""
@@ -217,8 +218,8 @@ class SqliteStorage:
     def scan(
         self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Rows with start <= key < end in key order, all as they were at one moment (that of the call, or of the
-        first `next` when there are many).
+        """Rows with start <= key < end in key order, all as they were at one moment: that of the call, or, when
+        there are many, that of the first `next`.
         """
         text = _SCANS[reverse][_tables(start, end)]
         first = min(limit, _SCAN_ROWS) if limit else _SCAN_ROWS
@@ -261,7 +262,7 @@ class SqliteStorage:
     # ---------------------------------------------------------------------------------------- for operators
 
     def verify(self, say: Callable[[str], None] = lambda _: None) -> list[str]:
-        """Read everything and check it: structure, checksums, log. Returns what is wrong, in sentences. Slow."""
+        """Read and check everything: structure, checksums, log. Returns what is wrong, in sentences. Slow."""
         problems: list[str] = []
         try:
             say("structure")
@@ -366,7 +367,8 @@ class SqliteStorage:
         if (cluster_id and cluster_id != found.cluster_id) or (node_id and node_id != found.node_id):
             raise StorageCorrupt(
                 f"{self.path} belongs to node {found.node_id} of cluster {found.cluster_id}, not to "
-                f"node {node_id or found.node_id} of cluster {cluster_id or found.cluster_id}. Name the right file"
+                f"node {node_id or found.node_id} of cluster {cluster_id or found.cluster_id}. "
+                "Name the right file"
             )
         return found
 
@@ -494,7 +496,8 @@ class SqliteStorage:
                 )
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
                 return StorageReadOnly(
-                    f"{self.path} cannot be written ({name} while {doing}). Make the file and its directory writable"
+                    f"{self.path} cannot be written ({name} while {doing}). "
+                    "Make the file and its directory writable"
                 )
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return StorageLocked(

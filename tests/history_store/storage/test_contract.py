@@ -1,0 +1,417 @@
+"""What every storage promises (history_store/storage/contract.py), one suite for all of them."""
+
+import copy
+import random
+import threading
+
+import pytest
+
+from history_store.storage.contract import Entry, GroupLog, HardState, Round, StorageFull
+from history_store.storage.keeper import LogGap
+from history_store.storage.memory import MemoryStorage
+from history_store.visibility.record import DeleteRecord, ExecutionRecord
+
+
+def key(group: int, kind: bytes, rest: bytes) -> bytes:
+    return group.to_bytes(4, "big") + kind + rest
+
+
+def entries(term: int, first: int, last: int, data: bytes = b"x") -> list[Entry]:
+    return [Entry(term, index, 0, data + str(index).encode()) for index in range(first, last + 1)]
+
+
+def record(run: str, workflow_type: str = "T", status: int = 1) -> ExecutionRecord:
+    return ExecutionRecord(
+        "ns", "w-" + run, run, workflow_type, status, 10, 10, 0, "q", 3, 100, 1, 0, b"", b""
+    )
+
+
+def shown(storage) -> list[tuple[str, int]]:
+    connection = storage.visibility_connection()
+    try:
+        return connection.execute(
+            "SELECT run_id, status FROM visibility_executions ORDER BY run_id"
+        ).fetchall()
+    finally:
+        connection.close()
+
+
+# ------------------------------------------------------------------------------------------------------- log
+
+
+def test_a_new_storage_has_no_groups(disk):
+    assert disk.storage.load() == {}
+    assert disk.storage.get(key(1, b"a", b"")) is None
+    assert list(disk.storage.scan(b"", b"\xff" * 9)) == []
+
+
+@pytest.mark.parametrize("end", ["close_and_open", "kill_and_open"])
+def test_what_was_written_is_found_again(disk, end):
+    state = HardState(3, 7, 4)
+    disk.storage.write(
+        Round(entries=[(1, entries(2, 1, 3)), (2, entries(3, 1, 2))], hard_states=[(1, state)])
+    )
+    disk.storage.write(Round(entries=[(1, entries(3, 4, 5))]))
+    found = getattr(disk, end)().load()
+    assert found == {
+        1: GroupLog(state, 0, 0, 0, 0, entries(2, 1, 3) + entries(3, 4, 5)),
+        2: GroupLog(HardState(), 0, 0, 0, 0, entries(3, 1, 2)),
+    }
+
+
+def test_entry_fields_come_back_as_they_were(disk):
+    written = [Entry(1, 1, 0, b""), Entry(1, 2, 1, b"\x00\xff\n"), Entry(2**40, 3, 2, bytes(100_000))]
+    disk.storage.write(Round(entries=[(2**32 - 1, written)]))
+    log = disk.kill_and_open().load()[2**32 - 1]
+    assert log.entries == written
+    assert [type(entry) for entry in log.entries] == [Entry] * 3
+
+
+def test_an_entry_replaces_the_one_at_its_index_and_all_after_it(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 9))]))
+    disk.storage.write(Round(entries=[(1, entries(2, 4, 5, b"new"))]))
+    assert disk.kill_and_open().load()[1].entries == entries(1, 1, 3) + entries(2, 4, 5, b"new")
+
+
+def test_one_round_may_append_twice_to_a_group(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 4)), (1, entries(2, 3, 6))]))
+    assert disk.kill_and_open().load()[1].entries == entries(1, 1, 2) + entries(2, 3, 6)
+
+
+def test_replaced_entries_stay_replaced_when_the_newer_row_is_compacted_first(disk):
+    """Group 2 keeps the first row alive, in which group 1 still has its replaced entries 7 and 8."""
+    storage = disk.storage
+    storage.write(Round(entries=[(1, entries(1, 1, 8)), (2, entries(1, 1, 1))]))
+    storage.write(Round(entries=[(1, entries(2, 6, 6))]))
+    for _ in range(3):
+        storage.write(Round(compact=[(1, 6, 2)], applied=[(1, 6, 2, b"")]))
+        storage.write(Round(rows=[(key(1, b"a", b"x"), b"y")], applied=[(1, 6, 2, b"")]))
+    log = disk.kill_and_open().load()
+    assert (log[1].compacted, log[1].entries) == (6, [])
+    assert log[2].entries == entries(1, 1, 1)
+
+
+def test_a_gap_is_refused_and_nothing_of_the_round_is_kept(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 3))]))
+    before = disk.storage.load()
+    bad = [
+        [(1, entries(1, 5, 6))],
+        [(2, entries(1, 2, 2))],
+        [(1, [*entries(1, 4, 4), *entries(1, 6, 6)])],
+        [(1, entries(1, 0, 1))],
+        [(1, entries(1, 4, 5)), (1, entries(1, 7, 7))],
+    ]
+    for appended in bad:
+        with pytest.raises(LogGap):
+            disk.storage.write(Round(entries=appended, rows=[(key(1, b"a", b""), b"v")]))
+    assert disk.storage.get(key(1, b"a", b"")) is None
+    assert {1: disk.kill_and_open().load()[1]} == {1: before[1]}
+
+
+# ------------------------------------------------------------------------------------- hard state, compaction
+
+
+def test_a_vote_and_a_term_are_durable_by_themselves(disk):
+    disk.storage.write(Round(hard_states=[(1, HardState(5, 0, 0))]))
+    disk.storage.write(Round(hard_states=[(1, HardState(5, 2, 0)), (2, HardState(1, 1, 0))]))
+    log = disk.kill_and_open().load()
+    assert log[1].hard_state == HardState(5, 2, 0)
+    assert log[2].hard_state == HardState(1, 1, 0)
+
+
+def test_a_commit_index_is_kept_at_the_latest_with_the_rows(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 5))], hard_states=[(1, HardState(1, 1, 2))]))
+    disk.storage.write(Round(hard_states=[(1, HardState(1, 1, 4))]))
+    disk.storage.write(Round(applied=[(1, 4, 1, b"")]))
+    found = disk.kill_and_open().load()[1]
+    assert found.hard_state[:2] == (1, 1)
+    assert 2 <= found.hard_state.commit <= 4
+    assert found.applied == 4
+
+
+def test_a_hard_state_outlives_the_log_row_it_came_with(disk):
+    storage = disk.storage
+    storage.write(
+        Round(entries=[(1, entries(4, 1, 2))], hard_states=[(1, HardState(4, 3, 0)), (2, HardState(9, 9, 0))])
+    )
+    for index in (1, 2):
+        storage.write(Round(applied=[(1, index, 4, b"c")], compact=[(1, index, 4)]))
+        storage.write(Round(applied=[(1, index, 4, b"c")], rows=[(key(1, b"a", b""), b"v")]))
+    log = disk.kill_and_open().load()
+    assert log[1].hard_state[:2] == (4, 3)
+    assert log[2].hard_state[:2] == (9, 9)
+    assert (log[1].applied, log[1].applied_term, log[1].conf) == (2, 4, b"c")
+
+
+def test_compaction_drops_the_front_and_remembers_where(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 6))]))
+    disk.storage.write(Round(applied=[(1, 4, 1, b"voters")], compact=[(1, 3, 1)]))
+    disk.storage.write(Round(compact=[(1, 2, 1)]))  # an older one changes nothing
+    log = disk.kill_and_open().load()[1]
+    assert log == GroupLog(HardState(), 4, 1, 3, 1, entries(1, 4, 6), b"voters")
+    disk.storage.write(Round(entries=[(1, entries(1, 7, 8))]))
+    assert disk.kill_and_open().load()[1].entries == entries(1, 4, 8)
+
+
+def test_a_snapshot_beyond_the_log_replaces_it(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 5)), (2, entries(1, 1, 1))]))
+    disk.storage.write(
+        Round(compact=[(1, 100, 3)], applied=[(1, 100, 3, b"")], entries=[(1, entries(3, 101, 102))])
+    )
+    log = disk.kill_and_open().load()[1]
+    assert (log.compacted, log.compacted_term, log.entries) == (100, 3, entries(3, 101, 102))
+
+
+def test_a_snapshot_that_contradicts_the_log_voids_what_is_behind_it(disk):
+    """Raft, section 7: only if our entry at the snapshot's index has its term may later ones stay."""
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 9)), (2, entries(1, 1, 1))]))
+    disk.storage.write(Round(compact=[(1, 5, 2)], applied=[(1, 5, 2, b"")]))
+    assert disk.kill_and_open().load()[1].entries == []
+    disk.storage.write(Round(entries=[(1, entries(2, 6, 7))]))
+    assert disk.kill_and_open().load()[1].entries == entries(2, 6, 7)
+
+
+def test_a_fully_compacted_log_goes_on_after_many_restarts(disk):
+    for index in range(1, 6):
+        disk.storage.write(Round(entries=[(1, entries(1, index, index))]))
+        disk.storage.write(Round(compact=[(1, index, 1)], applied=[(1, index, 1, b"")]))
+        disk.storage.write(Round(compact=[], applied=[(1, index, 1, b"")]))
+        log = disk.close_and_open().load()[1]
+        assert (log.compacted, log.entries) == (index, [])
+
+
+# ------------------------------------------------------------------------------------------------------ rows
+
+
+def test_rows_are_put_replaced_and_deleted(disk):
+    for kind in (b"a", b"h", b"z"):
+        one, two = key(1, kind, b"1"), key(1, kind, b"2")
+        disk.storage.write(Round(rows=[(one, b"v1"), (two, b"v2")]))
+        disk.storage.write(Round(rows=[(one, b""), (two, None), (key(1, kind, b"never"), None)]))
+        assert disk.storage.get(one) == b""
+        assert disk.storage.get(two) is None
+    assert [k[4:5] for k, _ in disk.kill_and_open().scan(b"", b"\xff")] == [b"a", b"h", b"z"]
+
+
+def test_the_later_of_two_writes_of_one_key_wins(disk):
+    a, b = key(1, b"a", b"1"), key(1, b"h", b"2")
+    disk.storage.write(Round(rows=[(a, b"1"), (a, None), (b, None), (b, b"2"), (b, b"3")]))
+    assert (disk.storage.get(a), disk.storage.get(b)) == (None, b"3")
+
+
+def test_large_values(disk):
+    rows = [
+        (key(1, kind, b"%d" % size), bytes([size % 251]) * size)
+        for kind in (b"a", b"h")
+        for size in (1000, 5000, 3_000_000)
+    ]
+    disk.storage.write(Round(rows=rows))
+    assert sorted(disk.kill_and_open().scan(b"", b"\xff")) == sorted(rows)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 255, 256, 257, 700])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_are_ordered_and_cut(disk, limit, reverse):
+    rng = random.Random(limit * 2 + reverse)
+    rows = {
+        key(
+            rng.randrange(3), rng.choice([b"a", b"g", b"h", b"i", b"\xff"]), rng.randbytes(rng.randrange(4))
+        ): rng.randbytes(5)
+        for _ in range(1500)
+    }
+    disk.storage.write(Round(rows=list(rows.items())))
+    bounds = [
+        (b"", b"\xff" * 8), (key(1, b"h", b""), key(1, b"i", b"")), (key(1, b"h", b"\x10"), key(1, b"h", b"\x80")),
+        (key(1, b"a", b""), key(1, b"b", b"")), (key(1, b"", b""), key(2, b"", b"")), (key(0, b"g", b""), key(0, b"h", b"\x22")),
+        (key(1, b"i", b""), key(2, b"", b"")), (key(2, b"h", b""), key(3, b"", b"")), (key(2, b"", b""), key(2, b"h", b"")),
+        (key(5, b"a", b""), key(1, b"a", b"")), (key(0, b"h", b"")[:4], key(2, b"h", b"\x01")),
+    ]  # fmt: skip
+    for start, end in bounds:
+        expected = sorted((k, v) for k, v in rows.items() if start <= k < end)
+        if reverse:
+            expected.reverse()
+        assert list(disk.storage.scan(start, end, limit, reverse)) == expected[: limit or None], (start, end)
+
+
+def test_a_long_scan_sees_one_moment(disk):
+    rows = [(key(1, b"a", b"%04d" % i), b"old") for i in range(2000)]
+    disk.storage.write(Round(rows=rows))
+    scan = disk.storage.scan(b"", b"\xff")
+    first = next(scan)
+    disk.storage.write(Round(rows=[(k, b"new") for k, _ in rows]))
+    assert disk.storage.get(rows[0][0]) == b"new"
+    assert [first, *scan] == rows
+    assert {v for _, v in disk.storage.scan(b"", b"\xff")} == {b"new"}
+
+
+def test_readers_beside_the_writer_see_whole_rounds(disk):
+    """Each round writes its number to all rows of both tables; a read must never find two numbers."""
+    keys = [key(1, kind, b"%03d" % i) for kind in (b"a", b"h") for i in range(100)]
+    disk.storage.write(Round(rows=[(k, b"0") for k in keys]))
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for number in range(1, 60):
+                disk.storage.write(Round(rows=[(k, b"%d" % number) for k in keys]))
+                disk.storage.maintain()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    highest = 0
+    while not done.is_set():
+        seen = {int(v) for _, v in disk.storage.scan(b"", b"\xff")}
+        assert len(seen) == 1
+        one = int(disk.storage.get(keys[0]) or b"")
+        assert highest <= min(seen) <= one
+        highest = one
+    thread.join()
+    assert failures == []
+
+
+# ------------------------------------------------------------------------------------------------ projection
+
+
+def test_the_projection_is_written_with_the_round(disk):
+    disk.storage.write(Round(visibility=[record("r1"), record("r2")], rows=[(key(1, b"a", b""), b"v")]))
+    assert shown(disk.storage) == [("r1", 1), ("r2", 1)]
+    disk.storage.write(Round(visibility=[record("r1", status=2), DeleteRecord("ns", "r2"), record("r3")]))
+    assert shown(disk.kill_and_open()) == [("r1", 2), ("r3", 1)]
+
+
+def test_a_projection_that_fails_takes_the_round_with_it(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 1))]))
+    broken = record("r9")
+    broken.start_time = "never"  # type: ignore[assignment]
+    with pytest.raises(Exception):  # noqa: B017 whatever the projection says
+        disk.storage.write(
+            Round(
+                entries=[(1, entries(1, 2, 2))],
+                rows=[(key(1, b"a", b""), b"v")],
+                visibility=[record("r8"), broken],
+            )
+        )
+    assert disk.storage.get(key(1, b"a", b"")) is None
+    assert shown(disk.storage) == []
+    disk.storage.write(Round(entries=[(1, entries(2, 2, 2))], visibility=[record("r8")]))
+    assert disk.kill_and_open().load()[1].entries == entries(1, 1, 1) + entries(2, 2, 2)
+    assert shown(disk.storage) == [("r8", 1)]
+
+
+def test_the_projection_is_read_from_another_thread_and_cannot_be_written(disk):
+    disk.storage.write(Round(visibility=[record("r1")]))
+    found = []
+    thread = threading.Thread(target=lambda: found.append(shown(disk.storage)))
+    thread.start()
+    thread.join()
+    assert found == [[("r1", 1)]]
+    connection = disk.storage.visibility_connection()
+    with pytest.raises(Exception, match="readonly"):
+        connection.execute("DELETE FROM visibility_executions")
+    connection.close()
+
+
+def test_size_grows_with_the_data(disk):
+    before = disk.storage.size_bytes()
+    disk.storage.write(Round(rows=[(key(1, b"h", b"x"), bytes(500_000))]))
+    assert disk.storage.size_bytes() >= before + 500_000
+
+
+# ------------------------------------------------------------------------------------------ against a model
+
+
+class Model:
+    """The contract, in the plainest words that run."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.groups: dict[int, GroupLog] = {}
+        self.rows: dict[bytes, bytes] = {}
+        self.durable_hard: dict[int, HardState] = {}
+
+    def round(self) -> Round:
+        rng, batch = self.rng, Round()
+        for group in rng.sample(range(1, 5), rng.randrange(5)):
+            log = self.groups.setdefault(group, GroupLog(HardState(1, 1, 0), 0, 0, 0, 0, []))
+            last = log.compacted + len(log.entries)
+            term = log.hard_state.term
+            action = rng.random()
+            if action < 0.15:
+                term += rng.randrange(1, 3)
+                log.hard_state = HardState(term, rng.randrange(4), log.hard_state.commit)
+            if action < 0.7:
+                first = (
+                    rng.randint(max(log.compacted, last - 4) + 1, last + 1)
+                    if rng.random() < 0.2 and action < 0.15
+                    else last + 1
+                )
+                added = [
+                    Entry(term, i, rng.randrange(3), rng.randbytes(rng.randrange(40)))
+                    for i in range(first, first + rng.randrange(1, 6))
+                ]
+                log.entries = log.entries[: first - log.compacted - 1] + added
+                batch.entries.append((group, added))
+            elif action < 0.9 and log.entries:
+                at = rng.randrange(len(log.entries))
+                index, term = log.entries[at].index, log.entries[at].term
+                batch.compact.append((group, index, term))
+                batch.applied.append((group, index, term, b"c%d" % index))
+                log.applied, log.applied_term, log.conf = index, term, b"c%d" % index
+                log.compacted, log.compacted_term, log.entries = index, term, log.entries[at + 1 :]
+            elif action < 0.95:
+                index, term = rng.randint(log.compacted + 1, last + 5), log.hard_state.term + 1
+                log.hard_state = HardState(term, 0, index)
+                batch.compact.append((group, index, term))
+                batch.applied.append((group, index, term, b"s"))
+                log.applied, log.applied_term, log.conf = index, term, b"s"
+                log.compacted, log.compacted_term, log.entries = index, term, []
+            batch.hard_states.append((group, log.hard_state))
+        if rng.random() < 0.5:
+            for _ in range(rng.choice([1, 3, 20, 200])):
+                k = key(rng.randrange(4), rng.choice([b"a", b"h", b"q"]), b"%d" % rng.randrange(300))
+                value = rng.randbytes(rng.choice([0, 10, 100, 3000])) if rng.random() < 0.8 else None
+                batch.rows.append((k, value))
+                if value is None:
+                    self.rows.pop(k, None)
+                else:
+                    self.rows[k] = value
+        return batch
+
+    def check(self, storage) -> None:
+        found = storage.load()
+        for group, log in self.groups.items():
+            got = found.get(group, GroupLog(HardState(), 0, 0, 0, 0, []))
+            assert got.entries == log.entries
+            assert (got.applied, got.applied_term, got.compacted, got.compacted_term, got.conf) == (
+                log.applied, log.applied_term, log.compacted, log.compacted_term, log.conf)  # fmt: skip
+            if got.hard_state != HardState() or log.hard_state != HardState(1, 1, 0):
+                assert got.hard_state[:2] == log.hard_state[:2]
+        assert list(storage.scan(b"", b"\xff" * 9)) == sorted(self.rows.items())
+        for k in [key(1, b"h", b"%d" % i) for i in range(0, 300, 37)]:
+            assert storage.get(k) == self.rows.get(k)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_history_of_rounds_and_ends(disk, seed):
+    rng = random.Random(seed)
+    model = Model(rng)
+    for _ in range(120):
+        before = copy.deepcopy((model.groups, model.rows))
+        batch = model.round()
+        if isinstance(disk.storage, MemoryStorage) and rng.random() < 0.1:
+            disk.storage.fail_next(StorageFull("full"))
+            with pytest.raises(StorageFull):
+                disk.storage.write(batch)
+            if rng.random() < 0.5:
+                model.groups, model.rows = before
+                continue
+        disk.storage.write(batch)
+        disk.storage.maintain()
+        if rng.random() < 0.08:
+            model.check(getattr(disk, rng.choice(["close_and_open", "kill_and_open"]))())
+    model.check(disk.kill_and_open())
