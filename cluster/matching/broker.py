@@ -39,6 +39,9 @@ HISTORY_TTL_NS = 300_000_000_000  # how long DescribeTaskQueue shows a worker af
 LIVE_POLL_NS = 10_000_000_000  # a worker that polled this lately and is still connected is alive, only busy
 IDLE_QUEUE_NS = 300_000_000_000  # a queue nobody polled or offered to for this long is forgotten
 
+SHUT_DOWN_TTL_NS = 30_000_000_000  # how long polls of a worker that has shut down are refused
+SHUT_DOWN_WORKERS = 10_000  # how many such workers are remembered
+
 assert 0 < WINDOW_LOW_TASKS < WINDOW_TASKS
 assert LIVE_POLL_NS < IDLE_QUEUE_NS
 
@@ -254,6 +257,7 @@ class Matching:
         self._queues: dict[QueueKey, _Queue] = {}
         # The inner dictionaries are sets that keep their order, so that a seed repeats a run.
         self._queues_by_connection: dict[Connection, dict[_Queue, None]] = {}
+        self._shut_down: OrderedDict[str, int] = OrderedDict()  # worker instance key -> until when, in order
         self._running = False  # a call of ours is on the stack: others only record and mark
         self._marked: deque[_Queue] = deque()
         self._in_hand: Poller | None = None  # it is being given a task; None if it was cancelled meanwhile
@@ -348,14 +352,25 @@ class Matching:
         queue = self._queues.get(key)
         return queue is not None and queue.unpark(poller, self._now_ns())
 
-    def cancel_worker_polls(self, worker_instance_key: str, namespace_id: str) -> list[Poller]:
-        """A worker shuts down: its waiting polls end. The caller answers them, empty."""
-        if not worker_instance_key:
-            return []
+    def cancel_worker_polls(
+        self, worker_instance_key: str, namespace_id: str, identity: str = ""
+    ) -> list[Poller]:
+        """A worker shuts down: its waiting polls end (the caller answers them, empty), and it is forgotten.
+
+        `identity` is the worker's, to be no longer shown in DescribeTaskQueue.
+        """
         now_ns = self._now_ns()
-        cancelled = []
+        if worker_instance_key:
+            self._shut_down[worker_instance_key] = now_ns + SHUT_DOWN_TTL_NS
+            self._shut_down.move_to_end(worker_instance_key)
+            if len(self._shut_down) > SHUT_DOWN_WORKERS:
+                self._shut_down.popitem(last=False)
+        cancelled: list[Poller] = []
         for queue in self._queues.values():
-            if queue.key.namespace_id != namespace_id or not queue.parked:
+            if queue.key.namespace_id != namespace_id:
+                continue
+            queue.history.pop(identity, None)
+            if not worker_instance_key or not queue.parked:
                 continue
             leaving = [poller for poller in queue.parked if poller.worker_instance_key == worker_instance_key]
             for poller in leaving:
@@ -363,6 +378,11 @@ class Matching:
                 queue.history.pop(poller.identity, None)
             cancelled += leaving
         return cancelled
+
+    def is_shut_down(self, worker_instance_key: str) -> bool:
+        """Whether this worker has shut down lately: a poll of it that was still on its way gets nothing."""
+        until_ns = self._shut_down.get(worker_instance_key)
+        return until_ns is not None and self._now_ns() < until_ns
 
     def connection_closed(self, connection: Connection) -> None:
         """A client's connection is gone: so are its polls, and the sticky queues that were only its own."""
@@ -430,6 +450,8 @@ class Matching:
         ]
         for queue in idle:
             self._forget(queue)
+        while self._shut_down and next(iter(self._shut_down.values())) <= now_ns:
+            self._shut_down.popitem(last=False)
         return len(idle)
 
     # --------------------------------------------------------------------------------------- the engine
