@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.frontend.http2 import compression, head as heads
+from cluster.frontend.http2 import compression
+from cluster.frontend.http2 import head as heads
 from cluster.frontend.http2.answer import (
     GZIP_HEADER,
     OK_TRAILERS,
@@ -22,7 +23,7 @@ from cluster.frontend.http2.answer import (
     metadata_block,
     status_block,
 )
-from cluster.frontend.http2.frames import CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, WINDOW_MAX
+from cluster.frontend.http2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, WINDOW_MAX
 from cluster.frontend.http2.limits import CALL_BYTES
 from cluster.frontend.status import status_of
 from history_store.engine.errors import Code
@@ -34,11 +35,10 @@ if TYPE_CHECKING:
 _EAGER: Final = sys.version_info >= (3, 12)
 
 _PREFIX_BYTES: Final = 5  # gRPC's: compressed flag and length
-_TIMEOUT_MAX_S: Final = 365 * 86400.0  # clients say "none" with absurd numbers; timers dislike those
-
 # A whole small response in one pack: HEADERS frame, DATA frame header and message prefix; then the trailers.
 _pack_front = struct.Struct(f">HBBBL{len(RESPONSE_HEADERS)}sHBBBLBL").pack
 _pack_trailers = struct.Struct(f">HBBBL{len(OK_TRAILERS)}s").pack
+_LAST: Final = END_HEADERS | END_STREAM
 _HEADERS_LENGTH: Final = len(RESPONSE_HEADERS)
 _TRAILERS_LENGTH: Final = len(OK_TRAILERS)
 
@@ -57,6 +57,7 @@ class Http2Call:
         "deadline",
         "done",
         "ended",
+        "fresh",
         "head",
         "held",
         "moved",
@@ -73,7 +74,7 @@ class Http2Call:
         "window_out",
     )
 
-    def __init__(self, conn: Http2Connection, stream: int, head: heads.Head) -> None:
+    def __init__(self, conn: Http2Connection, stream: int, head: heads.Head, timeout: float | None) -> None:
         self.request = b""
         self.done = False
         self.on_cancel: Callable[[], None] | None = None
@@ -82,9 +83,10 @@ class Http2Call:
         self.stream = stream
         self.head = head
         self.born = self.moved = conn.now  # moved: when the peer last sent for, or took from, this call
-        self.deadline = None if head.timeout is None else conn.now + min(head.timeout, _TIMEOUT_MAX_S)
+        self.deadline = None if timeout is None else conn.now + timeout
         self.window_in = conn.limits.stream_window_bytes
         self.window_out = conn.peer_window
+        self.fresh = head.content_length is None  # nothing received yet, and nothing to compare it with
         self.buffer: bytearray | None = None  # the request so far, prefix included, if it came in pieces
         self.received = 0  # bytes of DATA payload
         self.ended = False  # the peer has ended its side
@@ -152,14 +154,30 @@ class Http2Call:
         stream = self.stream
         conn.window_out -= length
         conn.out += (
+            # fmt: off - HEADERS; DATA's header; the message's prefix
             _pack_front(
-                *(0, _HEADERS_LENGTH, HEADERS, END_HEADERS, stream, RESPONSE_HEADERS),
-                *(length >> 8, length & 255, DATA, 0, stream, 0, length - _PREFIX_BYTES),
+                0,
+                _HEADERS_LENGTH,
+                HEADERS,
+                END_HEADERS,
+                stream,
+                RESPONSE_HEADERS,
+                length >> 8,
+                length & 255,
+                DATA,
+                0,
+                stream,
+                0,
+                length - _PREFIX_BYTES,
             ),
+            # fmt: on
             body,
-            _pack_trailers(0, _TRAILERS_LENGTH, HEADERS, END_HEADERS | END_STREAM, stream, OK_TRAILERS),
+            _pack_trailers(0, _TRAILERS_LENGTH, HEADERS, _LAST, stream, OK_TRAILERS),
         )
-        conn.close_stream(self)
+        if conn.draining:
+            conn.close_stream(self)
+        else:
+            del conn.streams[stream]
         if not conn.reading:
             conn.flush_soon()
 
@@ -251,6 +269,14 @@ class Http2Call:
         # Asked even when nobody listens any more: an unexpected exception is logged there.
         code, message, details = status_of(error, self.method, self.conn.peer)
         self.fail(code, message, details)
+
+    def message_arrived(self, message: bytes | None) -> None:
+        """A later message of a stream; None when the client has sent its last."""
+        if self.on_message is not None and not self.done:
+            try:
+                self.on_message(message)
+            except Exception as error:  # noqa: BLE001 - as in start
+                self._refuse(error)
 
     # ------------------------------------------------------------------ ending
 
@@ -353,6 +379,7 @@ class Http2Call:
             conn.send_headers(self.stream, block, end=False)
         if self.chunks is None:
             self.chunks = deque()
+        if not self.chunks:
             self.moved = conn.loop.time()
         self.chunks.append(memoryview(bytes((compressed,)) + len(body).to_bytes(4, "big")))
         if body:
@@ -383,7 +410,3 @@ class Http2Call:
     def stalled(self, now: float, limit_s: float) -> bool:
         """Whether the peer has neither sent the rest of its request nor read our response for too long."""
         return (bool(self.chunks) or not (self.ended or self.started)) and now - self.moved > limit_s
-
-    def drop(self, code: int = CANCEL) -> None:
-        """Reset the stream from our side."""
-        self.conn.reset(self, code)

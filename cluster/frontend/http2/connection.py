@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
-from cluster.frontend.http2 import compression, frames, head as heads
-from cluster.frontend.http2.answer import RESPONSE_HEADERS, status_block
+from cluster.frontend.http2 import frames, intake
+from cluster.frontend.http2 import head as heads
 from cluster.frontend.http2.call import Http2Call
 from cluster.frontend.http2.frames import ConnectionFault, header, rst_stream, unpack_header, window_update
 from cluster.frontend.http2.head import Head
 from cluster.frontend.http2.hpack import Decoder, Field, HpackError, literal
+from cluster.frontend.http2.writer import FrameWriter
 from history_store.engine.errors import Code
 
 if TYPE_CHECKING:
@@ -39,61 +39,46 @@ _PREFACE, _SETTINGS, _OPEN = range(3)
 _CACHED_HEADS_MAX: Final = 64
 _CACHED_BLOCK_BYTES_MAX: Final = 2048
 _CONTINUATIONS_MAX: Final = 8
-_WRITE_BUFFER_BYTES: Final = 256 * 1024  # unsent bytes in the transport at which we stop producing
-_PUMP_BYTES: Final = 512 * 1024  # DATA sent for one connection before the others get a turn
-_FRAME_OUT_BYTES_MAX: Final = 64 * 1024  # larger frames save nothing and delay the other streams
 _LINGER_S: Final = 0.25  # a client that was told to go closes by itself; if not, we do after this
+_GOODBYE_S: Final = 1.0  # for a client that does not answer the ping behind the first GOAWAY
 _DRAIN_PING: Final = b"drain..."
 _ALIVE_PING: Final = b"alive..."
-# Control frames that a busy, honest peer sends per piece of real traffic (grpc-go: a ping per round trip).
-_PINGS_FREE: Final = 100
-_UPDATES_FREE: Final = 200
+# Pings and window updates that an honest peer sends between two pieces of real traffic. grpc-go sends a ping per
+# round trip while data flows, to measure the bandwidth-delay product, and a window update per 16 KiB it reads.
+_CONTROL_FRAMES_FREE: Final = 200
 _SMALL_DATA_BYTES: Final = 64
+_TRAILER_BYTES_MIN: Final = 512  # a status must fit, whatever the peer announces
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(FrameWriter):
     """A connection; also `contract.Connection`."""
 
     def __init__(self, front: Http2Front, host: str) -> None:
-        self.front = front
+        super().__init__(front)
         self.host = host
-        self.loop = front.loop
-        self.limits = limits = front.limits
-        self.now = self.loop.time()
-        self.peer = "unknown"
-        self.closed = False
-        self.streams: dict[int, Http2Call] = {}
-        self.ready: deque[Http2Call] = deque()  # calls with unsent chunks and an open window
-        self.out: list[bytes | memoryview] = []
-        self.reading = False  # inside data_received, which flushes at its end
-        self.paused = False  # the transport holds enough unsent bytes
-        self.held = 0  # bytes of unfinished calls
-        self.window_out = self.peer_window = frames.WINDOW_DEFAULT
-        self.frame_out_max = frames.FRAME_BYTES_MAX
-        self.trailer_bytes_max = limits.trailer_bytes_max
-        self._transport: asyncio.Transport
+        self.opened_at = self.now
+        self.expires_at: float | None = None
+        self.draining = False  # told to go, or gone: close when the last call is over
+        self._moved = self.now  # when the peer last sent anything
         self._phase = _PREFACE
-        self._partial = b""
-        self._window_in = limits.connection_window_bytes
-        self._decoder = Decoder(limits.header_bytes_max)
-        self._by_block: dict[bytes, Head] = {}  # level 1: these bytes, while the dynamic table stays as it is
-        self._by_fields: dict[
-            tuple[Field, ...], Head
-        ] = {}  # level 2: these table entries, whatever the timeout
+        self._partial = b""  # the beginning of a frame
+        self._partial_since = 0.0
+        self._window_in = self.limits.connection_window_bytes
+        self._window_in_low = self.limits.connection_window_bytes >> 1
+        self._decoder = Decoder(self.limits.header_bytes_max)
+        # Two caches of heads: by the block's bytes, as long as the dynamic table stays as it is; and by the table
+        # entries, whatever the timeout. A client that repeats itself costs no decoding and no validation.
+        self._by_block: dict[bytes, tuple[Head, float | None]] = {}
+        self._by_fields: dict[tuple[Field, ...], Head] = {}
         self._block: bytearray | None = None  # a header block that CONTINUATION frames go on with
+        self._block_since = 0.0
         self._block_stream = self._block_flags = self._continuations = 0
         self._last_stream = -1
         self._skipped_streams = False
-        self._flushing = self._pumping = False
-        self._draining = self._goodbye = False  # GOAWAY sent; and the one that names the last stream
+        self._goodbye = False  # the GOAWAY that names the last stream is out
         self._calm_debt = self._calm_at = 0.0
-        self._pings = self._updates = 0  # since the last real traffic
         self._ping_sent_at: float | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._unread_bytes = 0
         self._close_callbacks: list[Callable[[], None]] = []
-        self.opened_at = self.moved = self.now
-        self.expires_at: float | None = None
 
     # ------------------------------------------------------------------ contract.Connection
 
@@ -113,7 +98,7 @@ class Http2Connection(asyncio.Protocol):
         if isinstance(name, tuple):
             host = f"[{name[0]}]" if ":" in name[0] else name[0]
             self.peer = f"{host}:{name[1]}"
-        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self.set_write_limits()
         self.front.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the cause changes nothing
@@ -134,36 +119,11 @@ class Http2Connection(asyncio.Protocol):
             except Exception:
                 _log.exception("close callback failed", peer=self.peer)
 
-    def pause_writing(self) -> None:
-        """The peer reads slowly: produce nothing more, and take nothing more from it."""
-        self.paused = True
-        self._transport.pause_reading()
-        self._watch_stall()
-
-    def _watch_stall(self) -> None:
-        unread = self._transport.get_write_buffer_size()
-        if self._stall_timer is not None and unread >= self._unread_bytes:
-            self.abort("does not read")
-            return
-        self._unread_bytes = unread
-        self._stall_timer = self.loop.call_later(self.limits.stall_timeout_s, self._watch_stall)
-
-    def resume_writing(self) -> None:
-        """The peer has caught up."""
-        self.paused = False
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-        self.pump()
-        self.flush()
-
     def data_received(self, data: bytes) -> None:
         """Parse, act, answer."""
         if self._goodbye and not self.streams:
             return  # whatever comes after the last answer was told to go elsewhere
-        self.now = self.moved = self.loop.time()
+        self.now = self._moved = self.loop.time()
         if self._partial:
             data = self._partial + data
         self.reading = True
@@ -208,16 +168,11 @@ class Http2Connection(asyncio.Protocol):
     def _end_with(self, fault: ConnectionFault) -> None:
         self.out.append(frames.goaway(max(self._last_stream, 0), fault.code, fault.reason))
         self.flush()
-        self._goodbye = self._draining = True
+        self._goodbye = self.draining = True
         for call in list(self.streams.values()):
             call.cancel()
         self.streams.clear()
         self._transport.close()
-
-    def abort(self, reason: str) -> None:
-        """Close at once, without a word."""
-        _log.info("connection aborted", peer=self.peer, reason=reason)
-        self._transport.abort()
 
     def drain(self) -> None:
         """Ask the peer to leave, without losing what it has already sent.
@@ -225,16 +180,16 @@ class Http2Connection(asyncio.Protocol):
         The first GOAWAY refuses nothing: calls that cross it on the wire are served. When the ping behind it
         comes back, the peer has seen it, and the second one names the last call that counts.
         """
-        if self._draining or self.closed:
+        if self.draining or self.closed:
             return
-        self._draining = True
+        self.draining = True
         if self._phase == _PREFACE:
             self._transport.close()
             return
         self.out.append(frames.goaway(frames.STREAM_ID_MAX, frames.NO_ERROR, "shutting down"))
         self.out.append(frames.ping(_DRAIN_PING, ack=False))
         self.flush()
-        self.loop.call_later(1.0, self._say_goodbye)  # for a peer that does not answer pings
+        self.loop.call_later(_GOODBYE_S, self._say_goodbye)
 
     def _say_goodbye(self) -> None:
         if self._goodbye or self.closed:
@@ -248,27 +203,38 @@ class Http2Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """End what does not move. Called every second or so."""
         limits = self.limits
-        silent_s = now - self.moved
         if self.expires_at is not None and now > self.expires_at:
             if now > self.expires_at + limits.connection_age_grace_s:
                 self.abort("too old")
-            else:
-                self.drain()
-        if self._phase != _OPEN:
-            if now - self.opened_at > limits.handshake_timeout_s:
-                self.abort("no HTTP/2 preface")
-        elif (self._partial or self._block is not None) and silent_s > limits.handshake_timeout_s:
-            self.abort("half a frame")
-        elif self._ping_sent_at is not None and now - self._ping_sent_at > limits.keepalive_s:
-            self.abort("does not answer pings")
-        elif self._ping_sent_at is None and silent_s > limits.keepalive_s and not self.paused:
+            self.drain()
+        reason = self._stuck(now)
+        if reason is not None:
+            self.abort(reason)
+        elif not self.paused and now - self._moved > limits.keepalive_s and self._ping_sent_at is None:
             self._ping_sent_at = now
             self.out.append(frames.ping(_ALIVE_PING, ack=False))
-            self.flush()
         for call in [call for call in self.streams.values() if call.stalled(now, limits.stall_timeout_s)]:
-            call.drop()
+            self._end_stream(call.stream, frames.CANCEL)
         if self.out:
             self.flush_soon()
+
+    def _stuck(self, now: float) -> str | None:
+        """Why this connection leads nowhere, if so."""
+        timeout_s = self.limits.handshake_timeout_s
+        if self._phase != _OPEN:
+            return "no HTTP/2 preface" if now - self.opened_at > timeout_s else None
+        if self._partial and now - self._partial_since > timeout_s:
+            return "half a frame"
+        if self._block is not None and now - self._block_since > timeout_s:
+            return "half a header block"
+        if self._transport.is_closing() and now - self._moved > timeout_s:
+            return "does not read our last words"
+        if self._ping_sent_at is not None and not self.paused:
+            if self._moved > self._ping_sent_at:
+                self._ping_sent_at = None  # anything that arrives is a sign of life
+            elif now - self._ping_sent_at > self.limits.keepalive_s:
+                return "does not answer pings"
+        return None
 
     # ------------------------------------------------------------------ frames in
 
@@ -294,15 +260,13 @@ class Http2Connection(asyncio.Protocol):
                 if (
                     flags == 1  # the last frame, without padding
                     and call is not None
-                    and call.buffer is None
-                    and not call.started
-                    and not call.ended
+                    and call.fresh
                     and 5 <= length <= call.window_in
                     and not data[start]  # not compressed
                     and int.from_bytes(data[start + 1 : start + 5], "big") == length - 5
-                    and call.head.content_length is None
-                    and self._window_in >= self.limits.connection_window_bytes >> 1
+                    and self._window_in >= self._window_in_low
                 ):
+                    call.fresh = False
                     call.ended = True
                     call.request = data[start + 5 : end]
                     call.start()
@@ -310,11 +274,15 @@ class Http2Connection(asyncio.Protocol):
                     self._on_data(stream, flags, data, start, end)
             elif (
                 kind == 1 and flags & 0x2C == 4 and self._phase == _OPEN
-            ):  # whole, unpadded, without priority
+            ):  # complete; no padding, no priority
                 self._on_block(stream, flags, data[start:end])
             else:
                 self._on_other(kind, flags, stream, data[start:end])
-        return data[position:] if position < size else b""
+        if position == size:
+            return b""
+        if position or not self._partial:
+            self._partial_since = self.now  # a frame that drips in byte by byte keeps its first time
+        return data[position:]
 
     def _on_other(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if self._phase == _SETTINGS:
@@ -345,6 +313,7 @@ class Http2Connection(asyncio.Protocol):
         else:
             self._block = bytearray(payload[start:end])
             self._block_stream, self._block_flags, self._continuations = stream, flags, 0
+            self._block_since = self.now
 
     def _on_continuation(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002 - checked before
         block = self._block
@@ -360,9 +329,10 @@ class Http2Connection(asyncio.Protocol):
 
     def _on_block(self, stream: int, flags: int, block: bytes) -> None:
         """A complete header block: a new call, or a request's trailers."""
-        head = self._by_block.get(block)
-        if head is None:
-            head = self._decode(block)
+        known = self._by_block.get(block)
+        if known is None:
+            known = self._decode(block)
+        head, timeout = known
         if not stream & 1:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "HEADERS on a stream that is not a client's")
         if stream <= self._last_stream:
@@ -371,7 +341,7 @@ class Http2Connection(asyncio.Protocol):
         if stream != self._last_stream + 2 and stream != 1:
             self._skipped_streams = True
         self._last_stream = stream
-        self._pings = self._updates = 0
+        self._control_frames = 0
         ended = flags & frames.END_STREAM
         if head.kind == heads.MALFORMED:
             self._strike(1)
@@ -381,9 +351,9 @@ class Http2Connection(asyncio.Protocol):
             self._strike(0.5)
             self.out.append(rst_stream(stream, frames.REFUSED_STREAM))
             return
-        call = self.streams[stream] = Http2Call(self, stream, head)
+        call = self.streams[stream] = Http2Call(self, stream, head, timeout)
         if ended:
-            call.ended = True
+            call.ended, call.fresh = True, False
         if head.kind != heads.GRPC or ended:
             self._on_unusual(call)
 
@@ -399,7 +369,7 @@ class Http2Connection(asyncio.Protocol):
         elif head.kind == heads.UNKNOWN_METHOD:
             call.fail(Code.UNIMPLEMENTED, f"unknown method {call.method}")
         elif call.ended:
-            self._request_ended(call)
+            intake.end(self, call)
 
     def _on_trailers(self, stream: int, flags: int, head: Head) -> None:
         call = self.streams.get(stream)
@@ -411,10 +381,10 @@ class Http2Connection(asyncio.Protocol):
         elif not flags & frames.END_STREAM or any(field.name[:1] == b":" for field in head.fields):
             self.reset(call, frames.PROTOCOL_ERROR)
         else:
-            call.ended = True
-            self._request_ended(call)
+            call.ended, call.fresh = True, False
+            intake.end(self, call)
 
-    def _decode(self, block: bytes) -> Head:
+    def _decode(self, block: bytes) -> tuple[Head, float | None]:
         """Decode a block that is not in the first cache, and find or make its head."""
         if len(block) > self.limits.header_bytes_max:
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "header block too large")
@@ -424,20 +394,22 @@ class Http2Connection(asyncio.Protocol):
             fields = self._decoder.decode(block)
         except HpackError as error:
             raise ConnectionFault(frames.COMPRESSION_ERROR, str(error)) from None
-        fields, timeout = heads.split_timeout(fields)
+        fields, text = heads.split_timeout(fields)
         key = tuple(fields)
         head = self._by_fields.get(key)
         if head is None or self._decoder.oversized:
             head = self._parse(key)
-        if timeout is not None:
-            head = head.with_timeout(timeout)
+        timeout = None if text is None else heads.timeout_s(text)
+        if text is not None and timeout is None and head.kind != heads.OVERSIZED:
+            head = heads.MALFORMED_HEAD
+        known = head, timeout
         if self._decoder.changed:
             self._by_block.clear()
         elif len(block) <= _CACHED_BLOCK_BYTES_MAX and head.kind != heads.OVERSIZED:
             if len(self._by_block) >= _CACHED_HEADS_MAX:
                 self._by_block.clear()
-            self._by_block[block] = head
-        return head
+            self._by_block[block] = known
+        return known
 
     def _parse(self, key: tuple[Field, ...]) -> Head:
         head = heads.parse(key)
@@ -476,6 +448,7 @@ class Http2Connection(asyncio.Protocol):
             self.out.append(rst_stream(stream, frames.STREAM_CLOSED))
             return
         call.window_in -= length
+        call.fresh = False
         if call.ended or call.window_in < 0:
             self.reset(call, frames.STREAM_CLOSED if call.ended else frames.FLOW_CONTROL_ERROR)
             return
@@ -487,133 +460,16 @@ class Http2Connection(asyncio.Protocol):
         call.received += end - start
         if call.done:
             return  # answered before it was asked to the end
-        if call.buffer is None:
-            call.buffer = bytearray()
-        call.buffer += data[start:end]
-        if call.head.kind == heads.GRPC and not self._admit(call, end - start):
+        if call.head.kind == heads.GRPC and not intake.take(self, call, data[start:end]):
             return
         if call.ended:
-            self._request_ended(call)
-        else:
-            if call.head.streaming:
-                self._stream_messages(call)
-            if call.window_in < self.limits.stream_window_bytes >> 1 and not call.done:
-                self.out.append(window_update(stream, self.limits.stream_window_bytes - call.window_in))
-                call.window_in = self.limits.stream_window_bytes
-
-    def _admit(self, call: Http2Call, length: int) -> bool:
-        """Whether the call may go on growing; if not, it has failed."""
-        buffer, limit = call.buffer, self.limits.message_bytes_max
-        assert buffer is not None
-        if len(buffer) >= 5:
-            size = int.from_bytes(buffer[1:5], "big")  # said before it is sent, so refused before it is sent
-            if size > limit:
-                call.fail(
-                    Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {limit})"
-                )
-                return False
-            if len(buffer) > size + 5 and not call.head.streaming:
-                call.fail(Code.INTERNAL, "more than one message in a unary request")
-                return False
-        if not self.hold(call, length):
-            call.fail(Code.RESOURCE_EXHAUSTED, "this connection holds too many bytes in unfinished requests")
-            return False
-        return True
-
-    def _request_ended(self, call: Http2Call) -> None:
-        """The peer has said all it has to say."""
-        head, buffer = call.head, call.buffer or b""
-        if head.content_length is not None and head.content_length != call.received:
-            self.reset(call, frames.PROTOCOL_ERROR)
-        elif head.kind == heads.NOT_GRPC:
-            self._answer_http(call)
-        elif call.done:
+            intake.end(self, call)
             return
-        elif head.streaming and (call.started or buffer):
-            self._stream_messages(call)
-            if call.buffer and not call.done:
-                call.fail(Code.INTERNAL, "the stream ended within a message")
-            elif call.on_message is not None:
-                call.on_message(None)
-        elif len(buffer) < 5 or int.from_bytes(buffer[1:5], "big") != len(buffer) - 5:
-            call.fail(Code.INTERNAL, "the request is not one complete gRPC message")
-        else:
-            call.buffer = None
-            message = bytes(memoryview(buffer)[5:])
-            if buffer[0] & 1:
-                self._inflate(call, message)
-            else:
-                self._deliver(call, message)
-
-    def _stream_messages(self, call: Http2Call) -> None:
-        """Hand over every complete message of a streaming call."""
-        buffer = call.buffer
-        while buffer is not None and len(buffer) >= 5 and not call.done:
-            end = 5 + int.from_bytes(buffer[1:5], "big")
-            if len(buffer) < end:
-                return
-            message, compressed = bytes(memoryview(buffer)[5:end]), buffer[0] & 1
-            del buffer[:end]
-            self.release(call, min(end, call.held))
-            if compressed:
-                unpacked = self._inflate_inline(call, message)
-                if unpacked is None:
-                    return
-                message = unpacked
-            if not call.started:
-                self._deliver(call, message)
-            elif call.on_message is not None:
-                call.on_message(message)
-
-    def _deliver(self, call: Http2Call, message: bytes) -> None:
-        if call.held and not call.head.streaming:
-            self.release(
-                call, call.held
-            )  # charged again, with the call itself, if the handler does not answer at once
-        call.request = message
-        call.start()
-
-    def _inflate_inline(self, call: Http2Call, message: bytes) -> bytes | None:
-        """The inflated message; None if the call has failed or (a unary one) goes on in a thread."""
-        if call.head.encoding not in compression.ENCODINGS:
-            encoding = (call.head.encoding or b"identity").decode("latin-1")
-            call.fail(Code.UNIMPLEMENTED, f"grpc: compression {encoding!r} is not supported")
-            return None
-        limit = self.limits.message_bytes_max
-        try:
-            unpacked = compression.inflate_inline(message, limit)
-        except compression.TooLarge:
-            call.fail(
-                Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({limit + 1} vs. {limit})"
-            )
-            return None
-        except compression.Damaged as error:
-            call.fail(Code.INTERNAL, f"grpc: cannot decompress the message: {error}")
-            return None
-        if unpacked is None and call.head.streaming:
-            call.fail(Code.RESOURCE_EXHAUSTED, "grpc: a compressed message of this stream is too large")
-        return unpacked
-
-    def _inflate(self, call: Http2Call, message: bytes) -> None:
-        unpacked = self._inflate_inline(call, message)
-        if unpacked is not None:
-            self._deliver(call, unpacked)
-        elif not call.done:
-            limit = self.limits.message_bytes_max
-
-            def inflated(future: asyncio.Future[bytes]) -> None:
-                error = None if future.cancelled() else future.exception()
-                if call.done or future.cancelled():
-                    return
-                if error is None:
-                    self._deliver(call, future.result())
-                elif isinstance(error, compression.TooLarge):
-                    text = f"grpc: received message larger than max ({limit + 1} vs. {limit})"
-                    call.fail(Code.RESOURCE_EXHAUSTED, text)
-                else:
-                    call.fail(Code.INTERNAL, f"grpc: cannot decompress the message: {error}")
-
-            compression.inflate(self.front.workers, self.loop, message, limit, inflated)
+        if call.head.streaming:
+            intake.stream_messages(self, call)
+        if call.window_in < self.limits.stream_window_bytes >> 1 and not call.done:
+            self.out.append(window_update(stream, self.limits.stream_window_bytes - call.window_in))
+            call.window_in = self.limits.stream_window_bytes
 
     # ------------------------------------------------------------------ control frames
 
@@ -646,11 +502,11 @@ class Http2Connection(asyncio.Protocol):
             elif key == frames.SETTINGS_MAX_FRAME_SIZE:
                 if not 16_384 <= value <= 16_777_215:
                     raise ConnectionFault(frames.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE out of range")
-                self.frame_out_max = min(value, _FRAME_OUT_BYTES_MAX)
+                self.set_frame_bytes_max(value)
             elif key == frames.SETTINGS_ENABLE_PUSH and value > 1:
                 raise ConnectionFault(frames.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH out of range")
             elif key == frames.SETTINGS_MAX_HEADER_LIST_SIZE:
-                self.trailer_bytes_max = max(min(value, self.limits.trailer_bytes_max), 512)
+                self.trailer_bytes_max = max(min(value, self.limits.trailer_bytes_max), _TRAILER_BYTES_MIN)
 
     def _on_initial_window(self, value: int) -> None:
         if value > frames.WINDOW_MAX:
@@ -675,8 +531,8 @@ class Http2Connection(asyncio.Protocol):
             if payload == _DRAIN_PING:
                 self._say_goodbye()
             return
-        self._pings += 1
-        if self._pings > _PINGS_FREE:
+        self._control_frames += 1
+        if self._control_frames > _CONTROL_FRAMES_FREE:
             self._strike(1)
         self.out.append(frames.ping(payload, ack=True))
 
@@ -687,8 +543,8 @@ class Http2Connection(asyncio.Protocol):
     def _on_window_update(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002 - it has no flags
         if len(payload) != 4:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong length")
-        self._updates += 1
-        if self._updates > _UPDATES_FREE:
+        self._control_frames += 1
+        if self._control_frames > _CONTROL_FRAMES_FREE:
             self._strike(0.5)
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
         if not stream:
@@ -715,9 +571,9 @@ class Http2Connection(asyncio.Protocol):
             raise ConnectionFault(frames.PROTOCOL_ERROR, "PRIORITY without a stream")
         self._strike(0.2)
         if len(payload) != 5:
-            self._reset_unknown(stream, frames.FRAME_SIZE_ERROR)
+            self._reset_stream(stream, frames.FRAME_SIZE_ERROR)
         elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream:
-            self._reset_unknown(stream, frames.PROTOCOL_ERROR)
+            self._reset_stream(stream, frames.PROTOCOL_ERROR)
 
     def _on_push_promise(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002 - never allowed
         raise ConnectionFault(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -730,122 +586,9 @@ class Http2Connection(asyncio.Protocol):
         if self._calm_debt > limits.calm_burst:
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many control frames")
 
-    # ------------------------------------------------------------------ bytes held
+    # ------------------------------------------------------------------ streams
 
-    def hold(self, call: Http2Call, count: int) -> bool:
-        """Charge bytes to a call; False if the connection's share is used up (nothing is charged then)."""
-        if self.held and self.held + count > self.limits.connection_bytes_max:
-            return False
-        call.held += count
-        self.held += count
-        self.front.hold(count)
-        return True
-
-    def release(self, call: Http2Call, count: int) -> None:
-        """Give charged bytes back."""
-        call.held -= count
-        self.held -= count
-        self.front.held -= count
-
-    def release_all(self) -> None:
-        """Give back what all calls of a connection that was aborted hold."""
-        for call in self.streams.values():
-            self.release(call, call.held)
-
-    # ------------------------------------------------------------------ frames out
-
-    def flush_soon(self) -> None:
-        """Write at the end of this loop iteration, together with what else comes."""
-        if not self._flushing:
-            self._flushing = True
-            self.loop.call_soon(self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flushing = False
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what has gathered."""
-        out = self.out
-        if out:
-            self.out = []
-            if not self._transport.is_closing():
-                self._transport.write(b"".join(out))
-
-    def send_headers(self, stream: int, block: bytes, *, end: bool) -> None:
-        """A header block, in as many frames as the peer's frame size asks for."""
-        flags = frames.END_STREAM if end else 0
-        limit = frames.FRAME_BYTES_MAX
-        if len(block) <= limit:
-            self.out += (header(len(block), frames.HEADERS, flags | frames.END_HEADERS, stream), block)
-            return
-        self.out += (header(limit, frames.HEADERS, flags, stream), block[:limit])
-        for start in range(limit, len(block), limit):
-            piece = block[start : start + limit]
-            last = frames.END_HEADERS if start + limit >= len(block) else 0
-            self.out += (header(len(piece), frames.CONTINUATION, last, stream), piece)
-
-    def enqueue(self, call: Http2Call) -> None:
-        """The call has something to send."""
-        if not call.queued and call.window_out > 0:
-            call.queued = True
-            self.ready.append(call)
-        if self.ready and not self._pumping:
-            self.pump()
-
-    def pump(self) -> None:
-        """Send what the windows allow, one frame a call in turn, and not more than our share of the loop."""
-        ready, room = self.ready, _PUMP_BYTES
-        self.now = self.loop.time()
-        while ready and self.window_out > 0 and not self.paused and not self.closed:
-            if room <= 0:
-                if not self._pumping:
-                    self._pumping = True
-                    self.loop.call_soon(self._pump_again)
-                break
-            call = ready.popleft()
-            call.queued = False
-            room -= self._send_frame(call)
-        if self.out and not self.reading:
-            self.flush_soon()
-
-    def _pump_again(self) -> None:
-        self._pumping = False
-        self.flush()  # tells whether the peer still reads: pause_writing is called from within
-        self.pump()
-
-    def _send_frame(self, call: Http2Call) -> int:
-        """One DATA frame of a call (and its trailers behind the last one): the bytes sent."""
-        chunks = call.chunks
-        if not chunks:
-            return 0
-        chunk = chunks[0]
-        length = min(self.frame_out_max, self.window_out, call.window_out, len(chunk))
-        end = call.trailers == b"" and len(chunks) == 1 and length == len(chunk)
-        self.out += (
-            header(length, frames.DATA, frames.END_STREAM if end else 0, call.stream),
-            chunk[:length],
-        )
-        self.window_out -= length
-        call.window_out -= length
-        call.moved = self.now
-        self._pings = self._updates = 0
-        self.release(call, min(length, call.held))
-        if length < len(chunk):
-            chunks[0] = chunk[length:]
-        else:
-            chunks.popleft()
-        if chunks:
-            if call.window_out > 0:
-                call.queued = True
-                self.ready.append(call)
-        elif call.trailers is not None:
-            if call.trailers:
-                self.send_headers(call.stream, call.trailers, end=True)
-            self.close_stream(call)
-        return length
-
-    def _answer_http(self, call: Http2Call) -> None:
+    def answer_http(self, call: Http2Call) -> None:
         """An ordinary HTTP request over HTTP/2."""
         head = call.head
         status, content_type, body = self.front.answer_http(
@@ -856,10 +599,14 @@ class Http2Connection(asyncio.Protocol):
 
     def reset(self, call: Http2Call, code: int) -> None:
         """End one call for the peer's fault in it."""
-        self._reset_unknown(call.stream, code)
-        self._strike(1)
+        self._reset_stream(call.stream, code)
 
-    def _reset_unknown(self, stream: int, code: int) -> None:
+    def _reset_stream(self, stream: int, code: int) -> None:
+        # Counted like the peer's own resets: provoking ours (CVE-2025-8671) would be the same attack.
+        self._strike(1)
+        self._end_stream(stream, code)
+
+    def _end_stream(self, stream: int, code: int) -> None:
         self.out.append(rst_stream(stream, code))
         call = self.streams.pop(stream, None)
         if call is not None:

@@ -36,6 +36,7 @@ _TRANSPORT_FIELDS: Final = frozenset(
 _PSEUDO: Final = {b":path": 1, b":method": 2, b":scheme": 4, b":authority": 8}
 _PSEUDO_REQUIRED: Final = 1 | 2 | 4
 _TIMEOUT_UNITS: Final = {72: 3600.0, 77: 60.0, 83: 1.0, 109: 1e-3, 117: 1e-6, 110: 1e-9}  # H M S m u n
+_TIMEOUT_MAX_S: Final = 365 * 86400.0  # clients say "none" with absurd numbers; timers dislike those
 _CONTENT_TYPE: Final = b"application/grpc"
 
 _EMPTY: Final[Mapping[str, str | bytes]] = MappingProxyType({})
@@ -56,7 +57,6 @@ class Head:
         "kind",
         "path",
         "streaming",
-        "timeout",
     )
 
     def __init__(self, fields: Sequence[Field]) -> None:
@@ -66,38 +66,18 @@ class Head:
         self.http_method = b""
         self.handler: Handler | None = None
         self.streaming = False
-        self.timeout: float | None = None
         self.content_length: int | None = None
         self.encoding: bytes | None = None
         self.accepts_gzip = False
         self.inline_bytes_max = FRAME_BYTES_MAX  # a response up to this (prefix included) goes out as it is
-        self._metadata: list[Mapping[str, str | bytes]] = []  # shared with the copies that differ in timeout
-
-    def with_timeout(self, text: bytes) -> Head:
-        """The same head with a grpc-timeout."""
-        head = Head.__new__(Head)
-        head.fields, head.kind, head.path, head.http_method = (
-            self.fields,
-            self.kind,
-            self.path,
-            self.http_method,
-        )
-        head.handler, head.streaming, head.content_length = self.handler, self.streaming, self.content_length
-        head.encoding, head.accepts_gzip = self.encoding, self.accepts_gzip
-        head.inline_bytes_max, head._metadata = self.inline_bytes_max, self._metadata
-        unit = _TIMEOUT_UNITS.get(text[-1]) if 2 <= len(text) <= 9 and text[:-1].isdigit() else None
-        if unit is None:
-            head.timeout, head.kind = None, MALFORMED
-        else:
-            head.timeout = int(text[:-1]) * unit
-        return head
+        self._metadata: Mapping[str, str | bytes] | None = None
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
         """The caller's metadata. A text key sent twice is joined by a comma; of a binary one, the last counts."""
-        if not self._metadata:
-            self._metadata.append(_metadata(self.fields))
-        return self._metadata[0]
+        if self._metadata is None:
+            self._metadata = _metadata(self.fields)
+        return self._metadata
 
 
 def _metadata(fields: Sequence[Field]) -> Mapping[str, str | bytes]:
@@ -119,6 +99,12 @@ def _metadata(fields: Sequence[Field]) -> Mapping[str, str | bytes]:
     return MappingProxyType(out) if out else _EMPTY
 
 
+def timeout_s(text: bytes) -> float | None:
+    """grpc-timeout in seconds; None if it is not one."""
+    unit = _TIMEOUT_UNITS.get(text[-1]) if 2 <= len(text) <= 9 and text[:-1].isdigit() else None
+    return None if unit is None else min(int(text[:-1]) * unit, _TIMEOUT_MAX_S)
+
+
 def split_timeout(fields: list[Field]) -> tuple[list[Field], bytes | None]:
     """The fields without grpc-timeout, and its text."""
     if fields and fields[-1].name == b"grpc-timeout":  # where most clients put it
@@ -127,6 +113,10 @@ def split_timeout(fields: list[Field]) -> tuple[list[Field], bytes | None]:
         if field.name == b"grpc-timeout":
             return fields[:index] + fields[index + 1 :], field.value
     return fields, None
+
+
+MALFORMED_HEAD: Final = Head(())
+MALFORMED_HEAD.kind = MALFORMED
 
 
 def parse(fields: Sequence[Field]) -> Head:

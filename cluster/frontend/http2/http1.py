@@ -114,10 +114,9 @@ class Http1Connection(asyncio.Protocol):
             f"connection: {'close' if close else 'keep-alive'}\r\n\r\n"
         )
         self._transport.write(head.encode("latin-1") + (body if with_body else b""))
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._transport.abort)
         if close:
             self._transport.close()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._transport.abort)
 
 
 def _plausible(data: bytes) -> bool:
