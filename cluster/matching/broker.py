@@ -403,7 +403,8 @@ class Matching:
         self._running = True
         try:
             self._reroute_all(queue)
-            if not queue.parked and not queue.window and not queue.volatile:
+            unused = not queue.parked and not queue.window and not queue.volatile
+            if unused and self._queues.get(key) is queue:  # a reroute may have called back
                 self._forget(queue)
             if self._on_queue_abandoned is not None:
                 self._on_queue_abandoned(key)
