@@ -87,7 +87,7 @@ async def find_problems(connection: Connection) -> list[dict[str, Any]]:
         try:
             await server.call(method, request)
         except Failure as failure:
-            add(failure.message, where, failure.do or do)
+            add(failure.message, where, do)
     return problems
 
 

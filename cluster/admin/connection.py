@@ -132,16 +132,17 @@ class Server:
         try:
             return await method(request, retry=False, timeout=CALL_TIMEOUT)
         except RPCError as error:
-            raise explain(error, self.address, changes) from None
+            raise explain(error, self.address, self.namespace, changes) from None
 
 
-def explain(error: Any, address: str, changes: bool) -> Failure:
+def explain(error: Any, address: str, namespace: str, changes: bool) -> Failure:
     """What a failed RPC means for the person who asked."""
     from temporalio.service import RPCStatusCode
 
     do = {
         RPCStatusCode.UNAVAILABLE: f"see whether the server at {address} runs: `holdfast cluster health`",
         RPCStatusCode.DEADLINE_EXCEEDED: f"the server at {address} is slow; see its log",
+        RPCStatusCode.NOT_FOUND: f"see whether the name and the namespace ({namespace!r}) are right",
         RPCStatusCode.UNAUTHENTICATED: "give --api-key or --tls-cert and --tls-key",
         RPCStatusCode.PERMISSION_DENIED: "ask whoever runs the server for the right to do this",
         RPCStatusCode.UNIMPLEMENTED: "this server does not have it: `holdfast cluster version`",
@@ -179,7 +180,7 @@ async def connect(connection: Connection) -> Server:
         async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
             client = await ServiceClient.connect(config)
     except RPCError as error:
-        raise explain(error, address, changes=False) from None
+        raise explain(error, address, namespace, changes=False) from None
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise Failure(
             f"no server answers at {address}: {_why_not(error)}",

@@ -1,0 +1,81 @@
+"""`holdfast doctor`: each check on a machine made to have the trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from cluster.admin import doctor
+from cluster.admin.doctor import Verdict
+
+Run = Callable[..., Result]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_fit_machine(holdfast: Run, tmp_path: Path) -> None:
+    database = tmp_path / "x.db"
+    result = holdfast("doctor", "--db-filename", str(database), "--port", str(free_port()), "--json")
+    answer = json.loads(result.stdout)
+    names = [check["check"] for check in answer["checks"]]
+    assert names == ["python", "uvloop", "disk", "space", "files", "port", "clock", "database"]
+    assert not [check for check in answer["checks"] if check["verdict"] == "fail"]
+    assert result.exit_code == 0
+    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+
+
+def test_a_file_that_is_not_ours_fails(holdfast: Run, tmp_path: Path) -> None:
+    database = tmp_path / "letter.txt"
+    database.write_text("Dear Sir or Madam")
+    result = holdfast("doctor", "--db-filename", str(database), "--port", str(free_port()))
+    assert result.exit_code == 1
+    assert "is no data file of holdfast" in result.stdout
+    assert "name another file with --db-filename" in result.stdout
+    assert database.read_text() == "Dear Sir or Madam"
+
+
+def test_a_port_in_use_is_a_warning() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        found = doctor.check_port("127.0.0.1", other.getsockname()[1])
+    assert found.verdict is Verdict.WARN
+    assert "in use" in found.found
+
+
+def test_an_address_that_is_not_this_machines_fails() -> None:
+    found = doctor.check_port("192.0.2.1", 7233)  # TEST-NET-1: nobody has it
+    assert found.verdict is Verdict.FAIL
+    assert "--ip" in found.do
+
+
+def test_a_directory_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    found = doctor.check_fsync(tmp_path / "absent")
+    assert found.verdict is Verdict.FAIL
+    assert "cannot write" in found.found
+
+
+def test_a_clock_behind_the_data_file_is_a_warning(tmp_path: Path) -> None:
+    database = tmp_path / "x.db"
+    database.touch()
+    status = database.stat()
+    os.utime(database, (status.st_atime, status.st_mtime + 3600))
+    assert doctor.check_clock(database).verdict is Verdict.WARN
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_what_is_not_well_says_what_to_do(verdict: Verdict, tmp_path: Path) -> None:
+    for result in doctor.examine(tmp_path / "x.db", "127.0.0.1", free_port()):
+        if result.verdict is verdict and verdict is not Verdict.OK:
+            assert result.do
