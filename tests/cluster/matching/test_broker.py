@@ -220,6 +220,33 @@ def test_resync_finds_what_was_never_offered(shards: Shards) -> None:
     assert shards.order() == [4]
 
 
+def test_resync_serves_everybody_who_waits(shards: Shards) -> None:
+    waiting = [Worker() for _ in range(3)]
+    for worker in waiting:
+        shards.matching.poll(QUEUE, worker)
+    for sequence in (6, 4, 5):
+        shards.rows[sequence] = Item(shards, QUEUE, 3, sequence, True, shards.now)
+    shards.matching.resync(QUEUE)
+    assert shards.started == list(zip((4, 5, 6), waiting, strict=True))
+
+
+def test_a_poll_cancelled_by_a_void_task_gets_nothing_more(shards: Shards) -> None:
+    leaving, staying = Worker(), Worker()
+    shards.matching.poll(QUEUE, leaving)
+    shards.matching.poll(QUEUE, staying)
+
+    class Cancelling(Item):
+        def start(self, poller: Worker) -> bool:
+            shards.rows.pop(self.sequence)
+            assert not shards.matching.cancel_poll(QUEUE, poller)
+            return False
+
+    shards.rows[1] = Cancelling(shards, QUEUE, 3, 1, True, shards.now)
+    shards.rows[2] = Item(shards, QUEUE, 3, 2, True, shards.now)
+    shards.matching.resync()
+    assert shards.started == [(2, staying)]
+
+
 def test_a_dead_worker_hands_its_sticky_queue_over_at_once(shards: Shards) -> None:
     dying, other = Worker(), Worker()
     shards.matching.poll(STICKY, dying, sticky=True)
