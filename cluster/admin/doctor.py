@@ -7,6 +7,7 @@ thresholds are named here, with the reason.
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import os
 import resource
@@ -157,25 +158,36 @@ def check_clock(database: Path | None) -> Result:
     return Result("clock", Verdict.OK, "plausible")
 
 
-SQLITE_HEADER = b"SQLite format 3\x00"
-
-
 def check_database(database: Path) -> Result:
-    """The data file, if there is one, can be read and is of a version that this program reads."""
+    """The data file, if there is one, is ours, whole, and of a version that this program reads."""
+    from history_store.storage.contract import StorageError
+    from history_store.storage.files import inspect
+
     if not database.exists():
         return Result("database", Verdict.OK, f"{database} does not exist yet; the server makes it")
+    holder = _holder(database)
+    if holder:
+        # A file that is being written is never whole for a reader beside it: its server is the judge.
+        return Result("database", Verdict.OK, f"{database} is in use by {holder}; not examined")
     try:
-        with database.open("rb") as file:
-            header = file.read(len(SQLITE_HEADER))
-    except OSError as error:
-        found = f"{database}: {error.strerror}"
-        return Result("database", Verdict.FAIL, found, "let this user read and write the file")
-    if header and header != SQLITE_HEADER:
-        do = "name another file with --db-filename; this one is not touched"
-        return Result("database", Verdict.FAIL, f"{database} is no data file of holdfast", do)
-    if not os.access(database, os.W_OK):
-        return Result("database", Verdict.FAIL, f"{database} is read-only", "let this user write the file")
+        inspect(database)
+    except StorageError as error:
+        found, _, do = str(error).partition(". ")
+        return Result("database", Verdict.FAIL, found, do or "see the server's log")
     return Result("database", Verdict.OK, f"{database}: {database.stat().st_size / (1 << 20):.1f} MiB")
+
+
+def _holder(database: Path) -> str:
+    """Who has the data file open, in words; empty if nobody. Leaves no lock and no lock file behind."""
+    try:
+        with database.with_name(database.name + "-lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200).decode(errors="replace").strip() or "another process"
+    except OSError:
+        return ""
+    return ""
 
 
 def examine(database: Path | None, ip: str, port: int) -> list[Result]:

@@ -13,6 +13,7 @@ from click.testing import Result
 
 from cluster.admin import doctor
 from cluster.admin.doctor import Verdict
+from history_store.storage.sqlite import SqliteStorage
 
 Run = Callable[..., Result]
 
@@ -40,8 +41,8 @@ def test_a_file_that_is_not_ours_fails(holdfast: Run, tmp_path: Path) -> None:
     database.write_text("Dear Sir or Madam")
     result = holdfast("doctor", "--db-filename", str(database), "--port", str(free_port()))
     assert result.exit_code == 1
-    assert "is no data file of holdfast" in result.stdout
-    assert "name another file with --db-filename" in result.stdout
+    assert "is not a Holdfast data file" in result.stdout
+    assert "\ndatabase: " in result.stdout, "and it says what to do"
     assert database.read_text() == "Dear Sir or Madam"
 
 
@@ -72,6 +73,17 @@ def test_a_clock_behind_the_data_file_is_a_warning(tmp_path: Path) -> None:
     status = database.stat()
     os.utime(database, (status.st_atime, status.st_mtime + 3600))
     assert doctor.check_clock(database).verdict is Verdict.WARN
+
+
+def test_a_data_file_of_ours_is_well_in_use_or_not(tmp_path: Path) -> None:
+    database = tmp_path / "x.db"
+    storage = SqliteStorage(database)
+    try:
+        assert f"in use by process {os.getpid()}" in doctor.check_database(database).found
+    finally:
+        storage.close()
+    found = doctor.check_database(database)
+    assert (found.verdict, "MiB" in found.found) == (Verdict.OK, True)
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
