@@ -1,6 +1,6 @@
 """The bytes of one log row: everything one round adds to the Raft logs of all groups.
 
-A row is one version byte, the CRC-32 of the rest (little-endian), then msgpack of
+A row is one version byte, the CRC-32 of its sequence and the rest (little-endian), then msgpack of
 `[[[group, [[term, index, kind, data], ...]], ...], [[group, [term, vote, commit]], ...]]`.
 One row a round keeps a commit at one SQLite step, whatever the number of groups and entries.
 """
@@ -30,18 +30,18 @@ class FrameError(ValueError):
     """The bytes are not a log row that this version wrote."""
 
 
-def encode(entries: Entries, hard_states: HardStates, buffer: bytearray) -> None:
+def encode(sequence: int, entries: Entries, hard_states: HardStates, buffer: bytearray) -> None:
     """Fill `buffer` (reused by the caller, so that no round allocates it anew) with the row."""
     _encoder.encode_into((entries, hard_states), buffer, _HEADER.size)
-    _HEADER.pack_into(buffer, 0, ROW_VERSION, _checksum(buffer))
+    _HEADER.pack_into(buffer, 0, ROW_VERSION, _checksum(sequence, buffer))
 
 
-def decode(body: bytes) -> tuple[Entries, HardStates]:
+def decode(sequence: int, body: bytes) -> tuple[Entries, HardStates]:
     """The inverse; `FrameError` when a bit is not what it was."""
     if len(body) < _HEADER.size:
         raise FrameError(f"it is {len(body)} bytes long, too short for its header")
     version, expected = _HEADER.unpack_from(body)
-    actual = crc32(memoryview(body)[_HEADER.size :])
+    actual = crc32(memoryview(body)[_HEADER.size :], sequence & 0xFFFFFFFF)
     if version != ROW_VERSION and actual == expected:
         raise FrameError(
             f"it was written by a newer Holdfast (log row version {version}, we know {ROW_VERSION})"
@@ -54,8 +54,8 @@ def decode(body: bytes) -> tuple[Entries, HardStates]:
         raise FrameError(f"its checksum is right but its content is not: {error}") from error
 
 
-def _checksum(buffer: bytearray) -> int:
-    value = 0
+def _checksum(sequence: int, buffer: bytearray) -> int:
+    value = sequence & 0xFFFFFFFF
     with memoryview(buffer) as view:
         for start in range(_HEADER.size, len(buffer), _CHECKSUM_SLICE_BYTES):
             value = crc32(view[start : start + _CHECKSUM_SLICE_BYTES], value)

@@ -87,7 +87,7 @@ class LogKeeper:
     def replay(
         self, sequence: int, entries: list[tuple[int, list[Entry]]], hard_states: list[tuple[int, HardState]]
     ) -> list[tuple[int, list[Entry]]]:
-        """Take a log row found on disk; returns what of it counts. `LogGap` if something before it is missing."""
+        """Take a log row found on disk; returns what of it counts. `LogGap` if some before is missing."""
         self.next_sequence = max(self.next_sequence, sequence + 1)
         counting = [(group, found) for group, found in entries if sequence >= self._group(group).row.floor]
         self._needed[sequence] = 1  # held while we work, so that it cannot die before it is whole
@@ -186,7 +186,7 @@ class LogKeeper:
         return state
 
     def _is_void(self, group: int, index: int, term: int) -> bool:
-        """Whether a snapshot at (index, term) contradicts the log, so that all of the log must go (Raft 7)."""
+        """Whether a snapshot at (index, term) contradicts the log, so that all of it must go (Raft 7)."""
         state = self._group(group)
         return index >= state.last or state.term_at(index) != term
 

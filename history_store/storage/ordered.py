@@ -1,8 +1,8 @@
 """A set of keys kept in order: cheap to add to, cheap to cut a range from, whatever the mix.
 
 Keys live in buckets of at most `_BUCKET_KEYS_MAX`; finding a bucket and a place in it are two bisections, and
-an insertion moves at most one bucket's pointers. That keeps an insertion near a microsecond at a million keys,
-where one long list would move megabytes.
+an insertion moves at most one bucket's pointers. That keeps an insertion near a microsecond at a million
+keys, where one long list would move megabytes.
 Invariant: no bucket is empty, and `_firsts[i] == _buckets[i][0]`.
 """
 

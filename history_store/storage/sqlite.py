@@ -8,7 +8,7 @@ and rows are written some dozens to a statement.
 
 Rows are in two tables by the kind byte of their key (4 bytes group, 1 byte kind, rest): history (kind `h`),
 which is long and read in ranges, in a table whose values do not crowd the keys' tree; all others in the
-keys' tree itself. A key and its value carry one CRC-32, checked at every read: SQLite has no checksum of its own.
+keys' tree itself. A key and its value carry one CRC-32, checked at every read: SQLite has none of its own.
 
 The write-ahead log is copied into the file by `maintain`, between rounds; if nobody calls it, by `write`.
 Which log rows may go is keeper.py's business; what is checked before SQLite opens the file is files.py's.
@@ -24,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
+
+import msgspec
 
 from history_store.storage import files
 from history_store.storage.contract import (
@@ -56,7 +58,7 @@ _SCHEMA = (
     "CREATE TABLE log(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "CREATE TABLE groups(id INTEGER PRIMARY KEY, applied INTEGER, applied_term INTEGER, conf BLOB, "
     "compacted INTEGER, compacted_term INTEGER, floor INTEGER, hard_floor INTEGER, "
-    "term INTEGER, vote INTEGER, commit_index INTEGER)",
+    "term INTEGER, vote INTEGER, commit_index INTEGER, crc INTEGER NOT NULL)",
     "CREATE TABLE rows(key BLOB PRIMARY KEY, crc INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE history("
     "id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, value BLOB NOT NULL)",
@@ -76,7 +78,7 @@ _PUT_HISTORY = _texts("INSERT OR REPLACE INTO history(key, crc, value) VALUES ",
 _DELETE_ROWS = _texts("DELETE FROM rows WHERE key IN (", "?", ")")
 _DELETE_HISTORY = _texts("DELETE FROM history WHERE key IN (", "?", ")")
 _DELETE_LOG = _texts("DELETE FROM log WHERE sequence IN (", "?", ")")
-_PUT_GROUPS = _texts("INSERT OR REPLACE INTO groups VALUES ", "(?,?,?,?,?,?,?,?,?,?,?)")
+_PUT_GROUPS = _texts("INSERT OR REPLACE INTO groups VALUES ", "(?,?,?,?,?,?,?,?,?,?,?,?)")
 
 
 def _scan_texts(order: str) -> dict[str, str]:
@@ -87,6 +89,13 @@ def _scan_texts(order: str) -> dict[str, str]:
 
 
 _SCANS = (_scan_texts("ASC"), _scan_texts("DESC"))
+
+
+def _group_crc(row: GroupRow) -> int:
+    return crc32(_encode_fields(row))
+
+
+_encode_fields = msgspec.msgpack.Encoder().encode
 
 
 class Identity(NamedTuple):
@@ -110,8 +119,8 @@ class SqliteStorage:
     ) -> None:
         """Open the file, or make it. An empty `cluster_id` or zero `node_id` takes what the file says.
 
-        `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file. `pages_max`: a
-        limit of the file in pages, 0 = the disk's.
+        `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file.
+        `pages_max`: a limit of the file in pages, 0 = the disk's.
         """
         self.path = Path(os.path.realpath(path))
         self._broken = ""
@@ -148,14 +157,15 @@ class SqliteStorage:
     def load(self) -> dict[int, GroupLog]:
         """Read the log of every group."""
         try:
-            rows = [
-                GroupRow(*row) for row in self._writer.execute("SELECT * FROM groups ORDER BY id").fetchall()
-            ]
-            keeper = LogKeeper(rows)
+            for table in ("log", "groups"):  # a damaged page can hide rows, and no checksum misses them
+                (said,) = self._writer.execute(f"PRAGMA quick_check({table})").fetchone()
+                if said != "ok":
+                    raise self._corrupt(f"table {table}: {said}")
+            keeper = LogKeeper(self._group_rows())
             logs = keeper.logs()
             for sequence, body in self._writer.execute("SELECT sequence, body FROM log ORDER BY sequence"):
                 try:
-                    entries, hard_states = decode(body)
+                    entries, hard_states = decode(sequence, body)
                     counting = keeper.replay(sequence, entries, hard_states)
                 except (FrameError, LogGap) as error:
                     raise self._corrupt(f"its log row {sequence} cannot be used: {error}") from error
@@ -218,8 +228,9 @@ class SqliteStorage:
     def scan(
         self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Rows with start <= key < end in key order, all as they were at one moment: that of the call, or, when
-        there are many, that of the first `next`.
+        """Rows with start <= key < end in key order, all as they were at one moment.
+
+        That is the moment of the call, or, when there are many, that of the first `next`.
         """
         text = _SCANS[reverse][_tables(start, end)]
         first = min(limit, _SCAN_ROWS) if limit else _SCAN_ROWS
@@ -277,7 +288,7 @@ class SqliteStorage:
             say("log")
             for sequence, body in self._writer.execute("SELECT sequence, body FROM log"):
                 try:
-                    decode(body)
+                    decode(sequence, body)
                 except FrameError as error:
                     problems.append(f"{self.path}: log row {sequence}: {error}")
         except sqlite3.Error as error:
@@ -307,7 +318,7 @@ class SqliteStorage:
             connection.execute("PRAGMA synchronous=FULL")
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             if mode != "wal":
-                raise StorageReadOnly(
+                raise StorageReadOnly(  # noqa: TRY301 it closes the connection on the way, like all others
                     f"{self.path}: the file system has no shared memory for SQLite. Use a local disk"
                 )
             connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -352,7 +363,8 @@ class SqliteStorage:
             for statement in _SCHEMA:
                 connection.execute(statement)
             projection.create(connection)
-            identity = [("cluster_id", cluster_id), ("node_id", str(node_id))]
+            check = str(crc32(f"{node_id} {cluster_id}".encode()))
+            identity = [("cluster_id", cluster_id), ("node_id", str(node_id)), ("check", check)]
             connection.executemany("INSERT INTO meta VALUES (?,?)", identity)
             connection.execute("COMMIT")
             connection.execute("PRAGMA journal_mode=WAL")
@@ -363,7 +375,10 @@ class SqliteStorage:
 
     def _check_identity(self, cluster_id: str, node_id: int) -> Identity:
         meta: dict[str, str] = dict(self._writer.execute("SELECT name, value FROM meta").fetchall())
-        found = Identity(meta.get("cluster_id", ""), int(meta.get("node_id", "0")))
+        name, number = meta.get("cluster_id", ""), meta.get("node_id", "")
+        if meta.get("check") != str(crc32(f"{number} {name}".encode())):
+            raise self._corrupt("its identity (table meta) is not what was written")
+        found = Identity(name, int(number))
         if (cluster_id and cluster_id != found.cluster_id) or (node_id and node_id != found.node_id):
             raise StorageCorrupt(
                 f"{self.path} belongs to node {found.node_id} of cluster {found.cluster_id}, not to "
@@ -376,8 +391,9 @@ class SqliteStorage:
 
     def _append(self, batch: Round, plan: Plan) -> None:
         """Write the log row; by itself it is a transaction of one step."""
-        encode(batch.entries, batch.hard_states, self._body)
-        self._writer.execute(_INSERT_LOG, (plan.sequence, self._body))
+        encode(plan.sequence, batch.entries, batch.hard_states, self._body)
+        # executemany asks for no last row id, which would be one more hand-over of the GIL
+        self._writer.executemany(_INSERT_LOG, ((plan.sequence, self._body),))
         self._frames += (2 + len(self._body) / _PAGE_BYTES) * self._frames_ratio
 
     def _transaction(self, batch: Round, plan: Plan) -> None:
@@ -390,9 +406,9 @@ class SqliteStorage:
         if batch.visibility:
             projection.apply(writer, batch.visibility)
         if plan.groups:
-            self._in_batches(_PUT_GROUPS, plan.groups, len(GroupRow._fields))
+            self._in_batches(_PUT_GROUPS, [(*row, _group_crc(row)) for row in plan.groups])
         if plan.drop:
-            self._in_batches(_DELETE_LOG, plan.drop, 0)
+            self._in_batches(_DELETE_LOG, [(sequence,) for sequence in plan.drop])
         writer.execute("COMMIT")
         touched = 2 + len(batch.rows) + 4 * len(batch.visibility) + len(plan.drop) / 8
         self._frames += touched * self._frames_ratio
@@ -400,32 +416,32 @@ class SqliteStorage:
     def _write_rows(self, latest: dict[bytes, bytes | None]) -> None:
         rows: list[bytes | int] = []
         history: list[bytes | int] = []
-        gone_rows: list[bytes] = []
-        gone_history: list[bytes] = []
+        gone_rows: list[tuple[bytes]] = []
+        gone_history: list[tuple[bytes]] = []
         for key, value in latest.items():
             if key[4] == _KIND_HISTORY:
                 if value is None:
-                    gone_history.append(key)
+                    gone_history.append((key,))
                 else:
                     history += (key, crc32(value, crc32(key)), value)
             elif value is None:
-                gone_rows.append(key)
+                gone_rows.append((key,))
             else:
                 rows += (key, crc32(value, crc32(key)), value)
         for texts, flat in ((_PUT_ROWS, rows), (_PUT_HISTORY, history)):
             step = 3 * _STATEMENT_ROWS_MAX
             for start in range(0, len(flat), step):
                 part = flat[start : start + step]
-                self._writer.execute(texts[len(part) // 3], part)
-        self._in_batches(_DELETE_ROWS, gone_rows, 0)
-        self._in_batches(_DELETE_HISTORY, gone_history, 0)
+                self._writer.executemany(texts[len(part) // 3], (part,))
+        self._in_batches(_DELETE_ROWS, gone_rows)
+        self._in_batches(_DELETE_HISTORY, gone_history)
 
-    def _in_batches(self, texts: list[str], items: Sequence[object], fields: int) -> None:
-        """Execute for all items; with `fields`, each item is a tuple of so many."""
+    def _in_batches(self, texts: list[str], items: Sequence[tuple[object, ...]]) -> None:
+        """Execute for all items, some dozens at a time."""
         for start in range(0, len(items), _STATEMENT_ROWS_MAX):
             part = items[start : start + _STATEMENT_ROWS_MAX]
-            values = [value for item in part for value in item] if fields else list(part)  # type: ignore[attr-defined]
-            self._writer.execute(texts[len(part)], values)
+            values = [value for item in part for value in item]
+            self._writer.executemany(texts[len(part)], (values,))
 
     def _checkpoint(self) -> None:
         """Copy all of the write-ahead log, so that the next round starts it from its beginning."""
@@ -464,6 +480,15 @@ class SqliteStorage:
         if crc32(value, crc32(key)) != crc:
             raise self._bad_row(key)
         return key, value
+
+    def _group_rows(self) -> list[GroupRow]:
+        rows = []
+        for *fields, crc in self._writer.execute("SELECT * FROM groups ORDER BY id"):
+            row = GroupRow(*fields)
+            if _group_crc(row) != crc:
+                raise self._corrupt(f"the row of group {row.group} in table groups is not what was written")
+            rows.append(row)
+        return rows
 
     # ---------------------------------------------------------------------------------------------- errors
 

@@ -63,7 +63,7 @@ def check(path: Path, acknowledged: int) -> None:
 
 @pytest.mark.parametrize("run", range(KILLS))
 def test_killed_at_a_random_instant(tmp_path, run):
-    """Three lives on one file, so that what a kill leaves is also written upon, and closed twice in between."""
+    """Three lives on one file, so that what a kill leaves is also written upon."""
     seed = BASE_SEED * 1000 + run
     print(f"reproduce with: HOLDFAST_STORAGE_SEED={BASE_SEED} and run {run} (seed {seed})")
     rng = random.Random(seed)

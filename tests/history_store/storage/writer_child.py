@@ -1,7 +1,7 @@
-"""A process that writes rounds as fast as it can and prints each number once it is durable; it is killed from outside.
+"""A process that writes rounds as fast as it can and prints each number once it is durable, to be killed.
 
-Round n appends entries to two groups, writes n to fifty rows of both tables and to the projection, and compacts now
-and then. Usage: writer_child.py FILE SEED
+Round n appends entries to two groups; every third writes n to a hundred rows of both tables and to the
+projection; every sixth compacts. Usage: writer_child.py FILE SEED
 """
 
 import random
