@@ -122,10 +122,11 @@ _UPSERT = (
     " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _CHANGING),
 )
 _INSERT_VALUES = ("INSERT OR IGNORE INTO visibility_values VALUES ", "(?, ?, ?, ?, ?)", "")
+# An OR of whole keys: SQLite looks each up. (A row value IN a list would scan the table.)
 _DELETE_VALUES = (
-    "DELETE FROM visibility_values WHERE (scope, name, value, order_key, id) IN (VALUES ",
-    "(?, ?, ?, ?, ?)",
-    ")",
+    "DELETE FROM visibility_values WHERE ",
+    "(scope = ? AND name = ? AND value = ? AND order_key = ? AND id = ?)",
+    "",
 )
 _CHUNKS = (64, 16, 4, 1)  # few distinct statement texts, so that the statement cache holds them
 
@@ -164,19 +165,23 @@ def apply(connection: sqlite3.Connection, ops: Sequence[VisibilityOp]) -> None:
     """Bring the projection up to date with a commit's operations, in their order. Does not commit."""
     if not ops:
         return
-    latest = {(op.namespace_id, op.run_id): op for op in ops}  # a record is whole, so the last one decides
+    latest: dict[tuple[str, str], VisibilityOp] = {}  # a record is whole, so the last one decides
+    renewed: set[tuple[str, str]] = set()  # deleted on the way: what comes after may differ in everything
+    for op in ops:
+        key = (op.namespace_id, op.run_id)
+        latest[key] = op
+        if isinstance(op, DeleteRecord):
+            renewed.add(key)
     namespaces = {namespace_id for namespace_id, _ in latest}
     runs = {run_id for _, run_id in latest}
-    row = connection.execute(
-        _READ, (_encode(list(namespaces)).decode(), _encode(list(runs)).decode())
-    ).fetchone()
-    batch = _Batch(connection, _decode_read(row[0]))
-    for (namespace_id, run_id), op in latest.items():
-        old = batch.existing.get((namespace_id, run_id))
-        if isinstance(op, DeleteRecord):
-            if old is not None:
-                batch.remove(old)
-        else:
+    parameters = (_encode(list(namespaces)).decode(), _encode(list(runs)).decode())
+    batch = _Batch(connection, _decode_read(connection.execute(_READ, parameters).fetchone()[0]))
+    for key, op in latest.items():
+        old = batch.existing.get(key)
+        if old is not None and key in renewed:
+            batch.remove(old)
+            old = None
+        if not isinstance(op, DeleteRecord):
             batch.put(op, old)
     batch.write()
 
@@ -203,7 +208,7 @@ def stored(value: sa.Value, value_type: int) -> Stored | list[Stored]:
 @lru_cache(maxsize=64)
 def _statement(parts: tuple[str, str, str], rows: int) -> str:
     head, row, tail = parts
-    return head + ", ".join([row] * rows) + tail
+    return head + (" OR " if parts is _DELETE_VALUES else ", ").join([row] * rows) + tail
 
 
 def _execute_rows(

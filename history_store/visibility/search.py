@@ -199,7 +199,8 @@ def _plan(
     if not scope.divisions:
         return None
     default_order = keep_order and not resolved.order_by
-    driver = _choose(connection, sql.drivers(parts, scope), default_order)
+    walks_start = keep_order and bool(resolved.order_by) and resolved.order_by[0][0].name == "StartTime"
+    driver = _choose(connection, sql.drivers(parts, scope), default_order, walks_start)
     exact = driver.leaf if driver is not None and driver.exact else None
     rest = [
         sql.condition(part, scope)
@@ -249,12 +250,15 @@ def _scope(connection: sqlite3.Connection, namespace_id: str, resolved: Resolved
     return Scope(divisions, {(name, value_type): number for name, value_type, number in names})
 
 
-def _choose(connection: sqlite3.Connection, drivers: list[Driver], default_order: bool) -> Driver | None:
+def _choose(
+    connection: sqlite3.Connection, drivers: list[Driver], default_order: bool, walks_start: bool
+) -> Driver | None:
     """The driver with the fewest entries; where all have many, one that comes in order, or none."""
     if not drivers:
         return None
     first = drivers[0]
-    if first.leaf.field.name == "RunId" or (len(drivers) == 1 and first.ordered and default_order):
+    one_run = first.leaf.field.name == "RunId" and first.leaf.operator in ("=", "in")
+    if one_run or (len(drivers) == 1 and first.ordered and default_order):
         return first
     best, fewest = None, _PROBE
     for driver in drivers:
@@ -266,8 +270,8 @@ def _choose(connection: sqlite3.Connection, drivers: list[Driver], default_order
             best, fewest = driver, entries
         if fewest == 0:
             break
-    if best is not None or not first.ordered:
-        return best
+    if best is not None or not first.ordered or walks_start:
+        return best  # (a walk by start time needs no sorting of many)
     return first if default_order or first.leaf.operator in ("=", "contains") else None
 
 

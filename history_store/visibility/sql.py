@@ -237,9 +237,8 @@ def drivers(parts: Sequence[Meaning], scope: Scope) -> list[Driver]:
     preference += ["ExecutionStatus", "CloseTime", "StartTime"]
 
     def rank(driver: Driver) -> tuple[bool, int]:
-        return not driver.ordered, preference.index(
-            driver.leaf.field.name if driver.leaf.field.column else ""
-        )
+        name = driver.leaf.field.name if driver.leaf.field.column else ""
+        return not driver.ordered and name != "RunId", preference.index(name)
 
     found.sort(key=rank)
     return found
