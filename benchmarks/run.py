@@ -1,8 +1,8 @@
-"""Measures a durable server and tells whether it meets its targets: `make bench` (`python -m benchmarks.run`).
+"""Measures a durable server and says whether it meets its targets (`make bench`).
 
 Each benchmark starts its own server (`holdfast server start-dev --db-filename`, sync on) on the first core
-and keeps its client on the others. Figures of one machine are compared with each other, and with the benchmark
-`machine` of the same run; they are no promise about another machine.
+and keeps its client on the others. Figures of one machine are compared with each other, and with the
+benchmark `machine` of the same run; they are no promise about another machine.
 """
 
 from __future__ import annotations
