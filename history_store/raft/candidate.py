@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def campaign(core: Core, *, force: bool = False) -> None:
     """Stand for election; `force` when the leader asked us to, so that its followers' promise is void."""
     assert core.may_stand()
-    conf = core.conf
     # Who decides alone need not ask whether it could win.
-    sole_voter = conf.voters == (core.id,) and not conf.outgoing
-    if core.config.pre_vote and not force and not sole_voter:
+    if core.config.pre_vote and not force and not core.sole_voter:
         core.become_pre_candidate()
         core.votes[core.id] = True
         _ask(core, Kind.PRE_VOTE, core.term + 1, force=False)
@@ -35,27 +33,69 @@ def _ask(core: Core, kind: Kind, term: int, *, force: bool) -> None:
     log = core.log
     for peer in sorted({*core.conf.voters, *core.conf.outgoing}):
         if peer != core.id:
-            core.send(Message(kind, peer, core.id, term, log.last_index, log.last_term, force=force))
+            core.send(
+                Message(
+                    kind,
+                    peer,
+                    core.id,
+                    term,
+                    log.last_index,
+                    log.last_term,
+                    commit=log.committed,
+                    hint=log.term(log.committed),
+                    force=force,
+                )
+            )
 
 
 def answer_request(core: Core, message: Message) -> None:
     """Somebody asks for our vote, or whether we would give it."""
     pre = message.kind is Kind.PRE_VOTE
+    if core.role is not Role.LEADER:
+        _learn_commit(core, message)
     may = core.vote == message.sender or (core.vote == NOBODY and core.leader == NOBODY)
     if pre and message.term > core.term:
         may = True
     granted = may and core.log.is_behind_or_equal(message.index, message.log_term)
     response = Kind.PRE_VOTE_RESPONSE if pre else Kind.VOTE_RESPONSE
-    # A granted pre-vote answers in the term that was asked about, a refusal in ours (it may tell of a later term).
+    # A granted pre-vote answers in the term that was asked about, a refusal in ours (it may tell of a later
+    # term).
     term = message.term if granted else core.term
-    core.send(Message(response, message.sender, core.id, term, reject=not granted))
+    log = core.log
+    core.send(
+        Message(
+            response,
+            message.sender,
+            core.id,
+            term,
+            commit=log.committed,
+            hint=log.term(log.committed),
+            reject=not granted,
+        )
+    )
     if granted and not pre:
         core.election_elapsed = 0
         core.vote = message.sender
 
 
+def _learn_commit(core: Core, message: Message) -> None:
+    """Votes carry commit marks: what was committed anywhere is committed in every log that has the entry.
+
+    Needed, not only nice: a membership takes effect when it is applied, so a replica that has the entry but
+    does not know that it is committed asks the members before it. One of those may have left in the same
+    change with a longer log than ours: it will never vote for us, and it will not stand. But it can tell
+    us.
+    """
+    log = core.log
+    if message.commit > log.committed and log.matches(message.commit, message.hint):
+        log.commit_to(message.commit)
+        if core.role is not Role.FOLLOWER and not core.may_stand():
+            core.become_follower(core.term, NOBODY)  # a change of the electorate is to be applied first
+
+
 def count_response(core: Core, message: Message) -> None:
     """An answer to our request."""
+    _learn_commit(core, message)
     pre = message.kind is Kind.PRE_VOTE_RESPONSE
     asking = Role.PRE_CANDIDATE if pre else Role.CANDIDATE
     if core.role is asking:

@@ -1,7 +1,7 @@
 """What a Raft group may be told: who it is, its timing in ticks, and every limit it keeps.
 
-A tick is whatever period hosting calls `tick()` with; the core knows no other time. Each limit says its unit in
-its name and its reason above it.
+A tick is whatever period hosting calls `tick()` with; the core knows no other time. Each limit says its
+unit in its name and its reason above it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Config:
     # A leader that cannot reach a quorum steps down; followers that hear a leader refuse to vote.
     check_quorum: bool = True
 
-    # Reads at the leader without a round of messages, as long as a quorum promised not to elect another. Needs
-    # check_quorum, and ticks that run at nearly one speed on all nodes; off is always right, only slower.
+    # Reads at the leader without a round of messages, as long as a quorum promised not to elect another.
+    # Needs check_quorum, and ticks that run at nearly one speed on all nodes; off is always right, only
+    # slower.
     lease_reads: bool = False
-    # How many ticks before the followers' promise ends the leader stops trusting it: one for the phase between two
-    # tick counters, the rest for clocks that drift.
+    # How many ticks before the followers' promise ends the leader stops trusting it: one for the phase
+    # between two tick counters, the rest for clocks that drift.
     lease_margin_ticks: int = 3
 
     # One append message. A megabyte fills a fast link for a millisecond and is copied without a pause.
@@ -49,9 +50,11 @@ class Config:
     inflight_bytes_max: int = 16 << 20
     # Entries proposed and not committed. More means that the quorum or the disk does not follow: refuse.
     uncommitted_bytes_max: int = 64 << 20
-    # One entry. A transaction of the largest request that the front takes (64 MiB is its ceiling), and its rows.
+    # One entry. A transaction of the largest request that the front takes (64 MiB is its ceiling), and its
+    # rows.
     entry_bytes_max: int = 80 << 20
-    # Committed entries handed out in one batch: bounds how long hosting is busy without returning to its loop.
+    # Committed entries handed out in one batch: bounds how long hosting is busy without returning to its
+    # loop.
     apply_entries_max: int = 4096
     # Reads waiting for their confirmation. A read is some dozens of bytes; more than this is a stuck quorum.
     reads_max: int = 65536

@@ -1,11 +1,12 @@
 """Who belongs to a group, and how that changes: voters, learners, and the joint state between two sets.
 
-A change of one voter goes straight to the next configuration (their majorities overlap). A change of more passes
-through a joint configuration, in which every decision needs a majority of both sets, and leaves it with a
-second entry. A voter that becomes a learner stays a voter of the outgoing half until then (`learners_next`).
+A change of one voter goes straight to the next configuration (their majorities overlap). A change of more
+passes through a joint configuration, in which every decision needs a majority of both sets, and leaves it
+with a second entry. A voter that becomes a learner stays a voter of the outgoing half until then
+(`learners_next`).
 
-Lineage: Raft section 6; Ongaro's thesis, chapter 4; etcd-io/raft confchange/. As in etcd, a change takes effect
-when its entry is applied, not when it is appended, and the next one may be proposed only after that.
+Lineage: Raft section 6; Ongaro's thesis, chapter 4; etcd-io/raft confchange/. As in etcd, a change takes
+effect when its entry is applied, not when it is appended, and the next one may be proposed only after that.
 Invariants: no node is both voter and learner; learners_next are voters of the outgoing half only.
 """
 

@@ -1,11 +1,12 @@
 """The state of one replica and its roles: terms, timers, who we believe leads, what is to be sent.
 
-Theory of operation. Everything that happens is a message stepped, a tick, or a call of hosting's (node.py). The
-core changes its state and queues messages; it never acts. What each role does with messages is in follower.py,
-candidate.py and leader.py; this module holds what they share and the transitions between roles.
+Theory of operation. Everything that happens is a message stepped, a tick, or a call of hosting's (node.py).
+The core changes its state and queues messages; it never acts. What each role does with messages is in
+follower.py, candidate.py and leader.py; this module holds what they share and the transitions between
+roles.
 
-Two queues: `messages` may leave at once; `messages_after` may leave only when everything that is not yet durable
-now has become so, because they promise it (votes, and "I have your entries").
+Two queues: `messages` may leave at once; `messages_after` may leave only when everything that is not yet
+durable now has become so, because they promise it (votes, and "I have your entries").
 
 Lineage: Raft sections 5 to 8; etcd-io/raft raft.go. Differences are named where they are.
 """
@@ -51,6 +52,7 @@ class Core:
         "read_states",
         "reads",
         "role",
+        "sole_voter",
         "term",
         "ticks",
         "transfer_elapsed",
@@ -121,6 +123,7 @@ class Core:
         self.conf = conf
         self.conf_bytes = conf.encode()
         self.alone = conf.members == (self.id,)
+        self.sole_voter = {*conf.voters, *conf.outgoing} == {self.id}
 
     def apply_conf_change(self, entry: Entry) -> None:
         """A membership change is committed and handed out: it takes effect."""

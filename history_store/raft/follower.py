@@ -1,11 +1,11 @@
-"""Following: entries, heartbeats and snapshots from a leader; requests passed on to it (Raft, section 5.3)."""
+"""Following: entries, heartbeats and snapshots from a leader; requests passed on (Raft, section 5.3)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from history_store.raft import candidate
-from history_store.raft.messages import NOBODY, Kind, Message, ReadState
+from history_store.raft.messages import NEEDS_IMAGE, NOBODY, Kind, Message, ReadState
 from history_store.raft.roles import FROM_LEADER, Role
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def step(core: Core, message: Message) -> None:
-    """A message for a replica that does not lead. Candidates come here too: a leader's word ends their candidacy."""
+    """A message for a replica that does not lead; a leader's word ends a candidacy."""
     kind = message.kind
     if kind in FROM_LEADER:
         if core.role is not Role.FOLLOWER or core.leader != message.sender:
@@ -30,22 +30,38 @@ def step(core: Core, message: Message) -> None:
         else:
             _snapshot(core, message)
     elif kind is Kind.PROPOSE or kind is Kind.READ_INDEX:
-        # Passed on once: to the leader we know, unless it was the leader who sent it (it has stepped down since).
+        # Passed on once: to the leader we know, unless it was the leader who sent it (it has stepped down
+        # since).
         if core.leader not in (NOBODY, message.sender):
             core.send(
                 Message(kind, core.leader, message.sender, entries=message.entries, context=message.context)
             )
     elif kind is Kind.READ_INDEX_RESPONSE:
         core.read_states.append(ReadState(message.context, message.index))
-    elif kind is Kind.TIMEOUT_NOW:
-        if core.may_stand():
-            candidate.campaign(core, force=True)
-    # Answers to an earlier leadership of ours in this term cannot exist; answers to earlier terms were dropped.
+    elif kind is Kind.TIMEOUT_NOW and core.may_stand():
+        candidate.campaign(core, force=True)
+    # Answers to an earlier leadership of ours in this term cannot exist; answers to earlier terms were
+    # dropped.
 
 
 def _append(core: Core, message: Message) -> None:
     log = core.log
-    if message.index < log.committed:
+    if not core.conf.voters:
+        # We joined with an empty disk and do not know the group's first members, which are in no entry.
+        # Entries without them would lead to a wrong membership: only an image, which carries its members,
+        # will do.
+        core.send(
+            Message(
+                Kind.APPEND_RESPONSE,
+                message.sender,
+                core.id,
+                core.term,
+                message.index,
+                reject=True,
+                hint=NEEDS_IMAGE,
+            )
+        )
+    elif message.index < log.committed:
         # Late or repeated. What is committed here equals the leader's log, so this is true and tells more.
         core.send(Message(Kind.APPEND_RESPONSE, message.sender, core.id, core.term, log.committed))
     elif log.matches(message.index, message.log_term):

@@ -1,7 +1,8 @@
-"""Leading: appending, replicating, committing, confirming reads, handing over (Raft, sections 5.3, 5.4.2, 6, 8).
+"""Leading: appending, replicating, committing, reads, handing over (Raft, sections 5.3, 5.4.2, 6, 8).
 
-Sending is lazy: what happens here only notes that somebody lacks something, and `flush` writes the messages when
-hosting collects them. So all proposals and reads of one turn of hosting's loop share one append and one heartbeat.
+Sending is lazy: what happens here only notes that somebody lacks something, and `flush` writes the messages
+when hosting collects them. So all proposals and reads of one turn of hosting's loop share one append and
+one heartbeat.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from history_store.raft.configuration import ConfChange, changed, decode_change
 from history_store.raft.log import entry_bytes
 from history_store.raft.messages import (
     CONF_CHANGE,
+    NEEDS_IMAGE,
     NOBODY,
     NOOP,
     ConfChangeRefused,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def begin(core: Core) -> None:
-    """The first acts of a leader: know nothing of the others, and put an entry of the new term into the log."""
+    """Know nothing of the others, and put an entry of the new term into the log."""
     log = core.log
     following = log.last_index + 1
     for member in core.conf.members:
@@ -46,7 +48,8 @@ def begin(core: Core) -> None:
     own.become_replicate()
     # A change among the entries that we inherited may be on its way; wait until all of them are applied.
     core.pending_conf_index = log.last_index
-    # Only an entry of our own term may be counted as committed (section 5.4.2), and carries the older ones along.
+    # Only an entry of our own term may be counted as committed (section 5.4.2), and carries the older ones
+    # along.
     append(core, NOOP, b"")
 
 
@@ -130,7 +133,8 @@ def maybe_commit(core: Core) -> None:
 def _commit(core: Core, mark: int) -> None:
     log = core.log
     before = log.committed
-    # Entries of earlier terms are committed by one of ours behind them, never by counting (section 5.4.2, figure 8).
+    # Entries of earlier terms are committed by one of ours behind them, never by counting (section 5.4.2,
+    # figure 8).
     if mark <= before or log.term(mark) != core.term:
         return
     log.commit_to(mark)
@@ -184,9 +188,9 @@ def send_appends(core: Core, member: int, progress: Progress, *, probe: bool = F
 
 def _send_snapshot(core: Core, member: int, progress: Progress) -> None:
     """Ask hosting to send its image; a later one than the one named here will do."""
-    if not progress.active:
-        return  # nobody there to take it
     log = core.log
+    if not progress.active or log.handed == 0:
+        return  # nobody there to take it, or nothing to give
     meta = SnapshotMeta(log.handed, log.term(log.handed), core.conf_bytes)
     assert meta.index >= log.compacted
     progress.become_snapshot(meta.index)
@@ -240,6 +244,10 @@ def step(core: Core, message: Message) -> None:
 
 
 def _append_rejected(core: Core, message: Message, progress: Progress) -> None:
+    if message.hint == NEEDS_IMAGE:
+        if progress.flow is not Flow.SNAPSHOT:
+            _send_snapshot(core, message.sender, progress)
+        return
     following = message.hint
     if message.log_term >= 0:
         # Skip our entries of terms later than the follower's at that place: they cannot match.
@@ -277,7 +285,8 @@ def _heartbeat_answered(core: Core, message: Message, progress: Progress) -> Non
     ):
         progress.free_oldest()
     if progress.match < core.log.last_index:
-        # Perhaps it works on what we sent; perhaps that was lost, and the answer to an empty append will tell.
+        # Perhaps it works on what we sent; perhaps that was lost, and the answer to an empty append will
+        # tell.
         send_appends(core, message.sender, progress, probe=True)
     if message.round > progress.acked_round:
         progress.acked_round = message.round
@@ -303,8 +312,8 @@ def read(core: Core, requester: int, context: bytes) -> None:
 
 def may_read_now(core: Core) -> bool:
     """Whether nobody else can lead now: we decide alone, or a quorum's promise holds."""
-    conf, config = core.conf, core.config
-    if conf.voters == (core.id,) and not conf.outgoing:
+    config = core.config
+    if core.sole_voter:
         return True
     if not config.lease_reads or core.lease_ceded:
         return False
@@ -347,6 +356,7 @@ def tick(core: Core) -> None:
         core.transfer_elapsed += 1
         if core.transfer_elapsed >= config.election_ticks:
             core.transferee = NOBODY  # it did not take over in time: go on
+            maybe_leave_joint(core)
     for progress in core.progress.values():
         if progress.flow is Flow.SNAPSHOT:
             progress.snapshot_ticks += 1
@@ -408,8 +418,13 @@ def conf_changed(core: Core) -> None:
         core.transferee = NOBODY
     core.append_wanted = not core.alone
     if not conf.is_voter(core.id):
-        # We led until the change that removes us was committed (section 6); now others must.
+        # We led until the change that removes us was committed (section 6); now others must. Heartbeats
+        # pass full windows, so that they bring the commit mark; then the voter with the longest log is
+        # asked to stand.
         flush(core)
+        heartbeat(core)
+        successor = max(conf.voters, key=lambda voter: core.progress[voter].match)
+        core.send(Message(Kind.TIMEOUT_NOW, successor, core.id, core.term))
         core.become_follower(core.term, NOBODY)
         return
     maybe_commit(core)

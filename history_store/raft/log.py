@@ -4,9 +4,10 @@ Entries after `compacted` are all here, so reading never waits for a disk. Four 
 
     compacted <= handed <= committed          handed <= stable <= last_index
 
-`stable` is what our own disk has. Nothing is handed out before it is durable here, so the rows of the state machine
-can never be ahead of the log beside them. One write may be in flight (`in_flight` is its last index); when the log is
-cut back meanwhile, both marks are cut with it, and everything after the cut is written again.
+`stable` is what our own disk has. Nothing is handed out before it is durable here, so the rows of the state
+machine can never be ahead of the log beside them. One write may be in flight (`in_flight` is its last
+index); when the log is cut back meanwhile, both marks are cut with it, and everything after the cut is
+written again.
 
 Lineage: etcd-io/raft log.go and log_unstable.go, in one, because our whole tail is in memory.
 """

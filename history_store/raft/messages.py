@@ -1,7 +1,7 @@
 """What replicas of one group say to each other, and how the core says no to its caller.
 
-Messages are immutable and encode as msgpack arrays (`encode`, `decode`), so that hosting can put them in its frames
-as they are. A message does not name its group; the frame around it does.
+Messages are immutable and encode as msgpack arrays (`encode`, `decode`), so that hosting can put them in
+its frames as they are. A message does not name its group; the frame around it does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import msgspec
 from history_store.storage.contract import Entry
 
 NOBODY = 0
+# The hint of a rejected append: no entries will do, send an image.
+NEEDS_IMAGE = -1
 
 # Entry kinds (storage's contract names the numbers).
 DATA = 0
@@ -42,7 +44,7 @@ class Kind(IntEnum):
 class SnapshotMeta(NamedTuple):
     """Which state an image is: everything up to an entry, and the members as of then."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Raft's word; tuple.index is not used here
     term: int
     conf: bytes
 
@@ -56,10 +58,10 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     term: int = 0
     index: int = 0  # APPEND: the entry before `entries`; votes: the candidate's last; responses: see Kind
     log_term: int = 0  # the term of the entry at `index` (rejected appends: at `hint`)
-    commit: int = 0
+    commit: int = 0  # the sender's commit mark (heartbeats: as far as the receiver is known to have it)
     entries: tuple[Entry, ...] = ()
     reject: bool = False
-    hint: int = 0
+    hint: int = 0  # rejected appends: where to try next; votes: the term of the entry at `commit`
     round: int = 0  # heartbeats: which question this asks or answers
     force: bool = False  # votes: the leader itself asked for this election
     quiet: bool = False  # heartbeats: nothing is going on; stop your timer
@@ -71,7 +73,7 @@ class ReadState(NamedTuple):
     """A read may be served once everything up to `index` is applied."""
 
     context: bytes
-    index: int
+    index: int  # type: ignore[assignment]  # Raft's word; tuple.index is not used here
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -131,7 +131,7 @@ class RawNode:
         return index
 
     def propose_conf_change(self, change: ConfChange) -> int:
-        """Append a membership change. Raises NotLeader, ConfChangeRefused or ProposalDropped; all are definite."""
+        """Append a membership change. All refusals (RaftError) are definite."""
         core = self._core
         if core.role is not _LEADER:
             raise NotLeader(core.leader)
@@ -168,7 +168,7 @@ class RawNode:
         self._core.tick()
 
     def campaign(self) -> bool:
-        """Stand for election now. False if that would be wrong: no voter, leads already, or hears a leader."""
+        """Stand for election now. False where that would be wrong: no voter, leads, or hears a leader."""
         core = self._core
         if core.role is _LEADER or not core.may_stand() or core.hears_leader():
             return False
@@ -176,7 +176,7 @@ class RawNode:
         return True
 
     def transfer_leader(self, to: int) -> None:
-        """Hand leadership to a voter. It ends with a new leader, or after an election timeout with the old one."""
+        """Hand leadership to a voter; after an election timeout without success, we go on."""
         core = self._core
         if core.role is not _LEADER:
             raise NotLeader(core.leader)
@@ -256,12 +256,8 @@ class RawNode:
             snapshot,
             must_sync or bool(entries),
         )
-        if core.messages:
-            core.messages = []
-        if core.messages_after:
-            core.messages_after = []
-        if core.read_states:
-            core.read_states = []
+        # New lists always, also for empty ones: what comes later belongs to the next Ready.
+        core.messages, core.messages_after, core.read_states = [], [], []
         self._in_flight = ready
         return ready
 
@@ -282,8 +278,8 @@ class RawNode:
     def take_committed(self) -> list[Entry]:
         """Committed entries to apply, in order, each handed out once; callable at any time.
 
-        A membership change is always the last of what one call answers, so that `conf_bytes` is the membership as of
-        the end of the batch. What is behind it comes with the next call or Ready.
+        A membership change is always the last of what one call answers, so that `conf_bytes` is the
+        membership as of the end of the batch. What is behind it comes with the next call or Ready.
         """
         core = self._core
         log = core.log
@@ -303,9 +299,7 @@ class RawNode:
         core = self._core
         if core.append_wanted or core.reads.wanted:
             leader.flush(core)
-        messages = core.messages
-        if messages:
-            core.messages = []
+        messages, core.messages = core.messages, []
         return messages
 
     # ---------------------------------------------------------------------------------------- status

@@ -1,13 +1,13 @@
 """Progress: what the leader believes about one member's log.
 
-Theory of operation. A follower is in one of three states. PROBE: we do not know where its log meets ours; one append
-is sent a heartbeat until it answers. REPLICATE: it follows; appends stream without waiting, `next` runs ahead
-of the answers, and the window (count and bytes) bounds how far. SNAPSHOT: what it needs is compacted; nothing is
-sent until it has the image.
+Theory of operation. A follower is in one of three states. PROBE: we do not know where its log meets ours;
+one append is sent a heartbeat until it answers. REPLICATE: it follows; appends stream without waiting,
+`next` runs ahead of the answers, and the window (count and bytes) bounds how far. SNAPSHOT: what it needs
+is compacted; nothing is sent until it has the image.
 
-Lineage: Raft section 5.3; etcd-io/raft tracker/. We differ in that a snapshot's end is seen from the follower's next
-answer alone, whatever index the image had, since hosting chooses the image.
-Invariant: 0 <= match < next.
+Lineage: Raft section 5.3; etcd-io/raft tracker/. We differ in that a snapshot's end is seen from the
+follower's next answer alone, whatever index the image had, since hosting chooses the image. Invariant: 0 <=
+match < next.
 """
 
 from __future__ import annotations

@@ -58,4 +58,5 @@ def joint_verdict(incoming: tuple[int, ...], outgoing: tuple[int, ...], votes: M
     second = majority_verdict(outgoing, votes)
     if first is Verdict.LOST or second is Verdict.LOST:
         return Verdict.LOST
-    return Verdict.WON if first is second else Verdict.PENDING
+    both = first is Verdict.WON and second is Verdict.WON
+    return Verdict.WON if both else Verdict.PENDING

@@ -1,14 +1,16 @@
 """Reads that see every write answered before them, without an entry in the log.
 
-Theory of operation. The leader notes its commit mark when a read arrives and asks everybody "do I still lead?" in
-the next heartbeat round. Rounds are numbered; a member that answers round n has answered all before it. Once a
-quorum answered, the read may be served as soon as the state machine has applied the noted mark.
+Theory of operation. The leader notes its commit mark when a read arrives and asks everybody "do I still
+lead?" in the next heartbeat round. Rounds are numbered; a member that answers round n has answered all
+before it. Once a quorum answered, the read may be served as soon as the state machine has applied the noted
+mark.
 
-The lease is the same fact turned round: a quorum that answered a round sent at tick t promised not to elect anybody
-until `election_ticks` after it heard it, so until shortly before then no question is needed.
+The lease is the same fact turned round: a quorum that answered a round sent at tick t promised not to elect
+anybody until `election_ticks` after it heard it, so until shortly before then no question is needed.
 
-Lineage: Raft section 8; Ongaro's thesis 6.4; etcd-io/raft read_only.go. We differ: numbered rounds instead of contexts,
-one round for all reads of a turn; and the lease counts from the *sending* of the round that a quorum answered.
+Lineage: Raft section 8; Ongaro's thesis 6.4; etcd-io/raft read_only.go. We differ: numbered rounds instead
+of contexts, one round for all reads of a turn; and the lease counts from the *sending* of the round that a
+quorum answered.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class WaitingRead(NamedTuple):
 
     round: int
     requester: int
-    index: int
+    index: int  # type: ignore[assignment]  # Raft's word; tuple.index is not used here
     context: bytes
 
 
