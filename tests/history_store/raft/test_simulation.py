@@ -19,12 +19,22 @@ NODES = 5
 class Chaos:
     """What goes wrong in one world, as one seed decides."""
 
-    def __init__(self, rng: random.Random, config: Config, voters: tuple[int, ...], *, members_change: bool)
-    -> None: self.rng = rng configs = [ replace(config, node_id=node, voters=voters if node in voters else
-    ()) for node in range(1, NODES + 1) if members_change or node in voters ] self.world = World(rng,
-    configs) self.members_change = members_change self.loss = rng.choice((0.0, 0.05, 0.2)) self.repeat =
-    rng.choice((0.0, 0.1)) self.hold = rng.choice((0.1, 0.5, 0.8)) self.slow_disk = rng.choice((0.0, 0.5,
-    0.9)) self.crash = rng.choice((0.0, 0.01, 0.05))
+    def __init__(
+        self, rng: random.Random, config: Config, voters: tuple[int, ...], *, members_change: bool
+    ) -> None:
+        self.rng = rng
+        configs = [
+            replace(config, node_id=node, voters=voters if node in voters else ())
+            for node in range(1, NODES + 1)
+            if members_change or node in voters
+        ]
+        self.world = World(rng, configs)
+        self.members_change = members_change
+        self.loss = rng.choice((0.0, 0.05, 0.2))
+        self.repeat = rng.choice((0.0, 0.1))
+        self.hold = rng.choice((0.1, 0.5, 0.8))
+        self.slow_disk = rng.choice((0.0, 0.5, 0.9))
+        self.crash = rng.choice((0.0, 0.01, 0.05))
 
     def round(self) -> None:
         rng, world = self.rng, self.world
@@ -174,9 +184,9 @@ def test_simulation_members_change(seed: int, rng: random.Random) -> None:
     run(rng, Config(1, **SMALL), (1, 2, 3), members_change=True)
 
 
-def test_simulation_lease_reads(seed: int, rng: random.Random) -> None: run(rng, Config(1,
-snapshot_ticks_max=20, lease_reads=True, lease_margin_ticks=2), (1, 2, 3), members_change=rng.random() <
-0.5)
+def test_simulation_lease_reads(seed: int, rng: random.Random) -> None:
+    config = Config(1, snapshot_ticks_max=20, lease_reads=True, lease_margin_ticks=2)
+    run(rng, config, (1, 2, 3), members_change=rng.random() < 0.5)
 
 
 def test_simulation_quiet_groups(seed: int, rng: random.Random) -> None:

@@ -20,8 +20,8 @@ from history_store.raft import (
     Kind,
     Message,
     RawNode,
-    Ready,
     ReadState,
+    Ready,
     SnapshotMeta,
     decode,
     encode,
@@ -48,7 +48,7 @@ class Image:
 class Disk:
     """What survives."""
 
-    hard_state: HardState = HardState()
+    hard_state: HardState = field(default_factory=HardState)
     entries: list[Entry] = field(default_factory=list)
     compacted: int = 0
     compacted_term: int = 0
