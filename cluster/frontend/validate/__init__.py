@@ -3,8 +3,8 @@
 `CHECKS[method](request, limits)` returns, or raises `ServiceError`. The caller has resolved the namespace
 first, as Temporal does (an unknown namespace is the error that wins), and passes that namespace's limits.
 Checks know nothing but the request: no namespace, no state, no clock. They do not change it either, except
-where Temporal completes it before recording it: defaults of retry policies, timeouts of standalone activities,
-and durations cut to a century.
+where Temporal completes it before recording it: defaults of retry policies, timeouts of standalone
+activities, and durations cut to a century.
 
 Modules: `fields` (what many requests share), `start`, `workflow`, `update`, `worker`, `activity`,
 `standalone`, `visibility`, `namespace`. The rules for a worker's commands are the engine's:
@@ -33,7 +33,16 @@ __all__ = ["CHECKS", "Check", "Limits"]
 # Each check takes its own request's type; a table of them can only say "any message".
 Check = Callable[[Any, Limits], None]
 
+
+def check_nothing(_request: object, _limits: Limits) -> None:
+    """A request that cannot be wrong by itself."""
+
+
 CHECKS: dict[str, Check] = {
+    "GetSystemInfo": check_nothing,
+    "GetClusterInfo": check_nothing,
+    "GetSearchAttributes": check_nothing,
+    "ListClusters": check_nothing,
     # namespaces, and the operator's calls
     "RegisterNamespace": namespace.check_register,
     "DescribeNamespace": namespace.check_describe_namespace,
@@ -109,6 +118,8 @@ CHECKS: dict[str, Check] = {
     "UnpauseActivityExecution": standalone.check_unpause,
     "ResetActivityExecution": standalone.check_unpause,
     "UpdateActivityExecutionOptions": standalone.check_options,
+    "ListActivityExecutions": check_nothing,
+    "CountActivityExecutions": check_nothing,
     # visibility
     "ListWorkflowExecutions": visibility.check_list,
     "ScanWorkflowExecutions": visibility.check_list,
