@@ -1,23 +1,25 @@
 """What a front (our HTTP/2, or grpcio) and a handler promise each other.
 
-A front turns bytes on a socket into a `Call`; a handler turns a `Call` into bytes or a status. Neither
-knows the other's protocol: the front never parses a message, the handler never sees a frame.
+A front turns bytes on a socket into a `Call`; a handler turns a `Call` into bytes or a status. Neither knows
+the other's protocol: the front never parses a message, the handler never sees a frame.
 
 A handler is a plain function or a coroutine function of one argument, the call:
 
 * it returns `bytes`: the response, sent at once;
-* it returns a coroutine: the front drives it, its result is the response, and it is cancelled when the call is;
+* it returns a coroutine: the front drives it, its result is the response, and it is cancelled when the call
+  is;
 * it returns None: it keeps the call and later calls `finish`, `fail`, or (streaming) `write` and `finish`;
 * it raises `ServiceError`: the status. Any other exception is INTERNAL, logged with its traceback.
 
-Plain functions are the fast path: a coroutine costs a task before Python 3.12, and a little less from there on.
+Plain functions are the fast path: a coroutine costs a task before Python 3.12, and a little less from there
+on.
 
-A method registered as streaming is called with the client's first message. It may `write` any number of messages
-(a coroutine then returns b"" or None); if the client may send more than one message too, the handler sets
-`on_message` before it returns.
+A method registered as streaming is called with the client's first message. It may `write` any number of
+messages (a coroutine then returns b"" or None); if the client may send more than one message too, the handler
+sets `on_message` before it returns.
 
-Exactly one of finish/fail takes effect; later ones are ignored, so a handler need not race the deadline.
-All methods are called on the event loop's thread.
+Exactly one of finish/fail takes effect; later ones are ignored, so a handler need not race the deadline. All
+methods are called on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class Call(Protocol):
         initial: Iterable[tuple[str, str | bytes]] = (),
         trailing: Iterable[tuple[str, str | bytes]] = (),
     ) -> None:
-        """Metadata for the answer; ValueError on keys and values that gRPC does not allow. Last call counts."""
+        """Metadata for the answer; ValueError on keys and values that gRPC does not allow. Last call
+        counts.
+        """
 
     def write(self, body: bytes) -> None:
         """Send one message of a server stream (methods registered as streaming only)."""

@@ -24,7 +24,9 @@ class Status(NamedTuple):
 
 
 def status_of(error: BaseException, method: str, peer: str) -> Status:
-    """The status for what a handler raised. What it did not mean to raise is logged, and told only in short."""
+    """The status for what a handler raised. What it did not mean to raise is logged, and told only in
+    short.
+    """
     if isinstance(error, ServiceError):
         return Status(int(error.code), error.message, status_details(error))
     _log.error("handler failed", method=method, peer=peer, exc_info=error)
@@ -32,7 +34,9 @@ def status_of(error: BaseException, method: str, peer: str) -> Status:
 
 
 def status_details(error: ServiceError) -> bytes | None:
-    """google.rpc.Status of an error with a typed detail; None if it has none, since code and message say all."""
+    """google.rpc.Status of an error with a typed detail; None if it has none, since code and message say
+    all.
+    """
     if error.detail is None:
         return None
     packed = any_pb2.Any(

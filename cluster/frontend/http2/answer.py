@@ -28,7 +28,9 @@ def percent_encode(message: str) -> str:
 
 
 def metadata_block(pairs: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """Our metadata as literals. ValueError names what gRPC does not allow (this is a bug of the handler's)."""
+    """Our metadata as literals. ValueError names what gRPC does not allow (this is a bug of the
+    handler's).
+    """
     block = b""
     for name, value in pairs:
         if _NAME(name) is None or name.startswith("grpc-"):

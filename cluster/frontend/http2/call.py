@@ -1,8 +1,8 @@
 """One RPC on an HTTP/2 stream: from a complete request to an answer, a deadline or a cancellation.
 
-The usual call never leaves `start`: a plain handler returns bytes, they fit the windows, and headers, message and
-trailers are appended to the connection's output in one go. Everything else (a coroutine, a parked poll, a big or
-compressed response, a stream of messages) takes the long way, which also counts the bytes it holds.
+The usual call never leaves `start`: a plain handler returns bytes, they fit the windows, and headers, message
+and trailers are appended to the connection's output in one go. Everything else (a coroutine, a parked poll, a
+big or compressed response, a stream of messages) takes the long way, which also counts the bytes it holds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from history_store.engine.errors import Code
 if TYPE_CHECKING:
     from cluster.frontend.http2.connection import Http2Connection
 
-# From Python 3.12 a task can take its first step in place: a coroutine that never waits costs no loop iteration.
+# From Python 3.12 a task can take its first step in place: a coroutine that never waits costs no loop
+# iteration.
 _EAGER: Final = sys.version_info >= (3, 12)
 
 _PREFIX_BYTES: Final = 5  # gRPC's: compressed flag and length
@@ -154,7 +155,6 @@ class Http2Call:
         stream = self.stream
         conn.window_out -= length
         conn.out += (
-            # fmt: off - HEADERS; DATA's header; the message's prefix
             _pack_front(
                 0,
                 _HEADERS_LENGTH,
@@ -170,7 +170,6 @@ class Http2Call:
                 0,
                 length - _PREFIX_BYTES,
             ),
-            # fmt: on
             body,
             _pack_trailers(0, _TRAILERS_LENGTH, HEADERS, _LAST, stream, OK_TRAILERS),
         )
@@ -235,8 +234,8 @@ class Http2Call:
                 self._task_ended(task)
                 return
         else:
-            # Not stepped in place here: before 3.12 the code up to the first await would run without a current
-            # task, and asyncio.timeout and TaskGroup refuse that.
+            # Not stepped in place here: before 3.12 the code up to the first await would run without a
+            # current task, and asyncio.timeout and TaskGroup refuse that.
             task = self.conn.loop.create_task(result)
         self._task = task
         task.add_done_callback(self._task_ended)

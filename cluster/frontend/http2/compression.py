@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final, Protocol
 
-# What is done in place. Inflating 256 KiB costs about 0.5 ms, deflating it 2 ms; zlib releases the interpreter
-# lock, so a thread takes over from there.
+# What is done in place. Inflating 256 KiB costs about 0.5 ms, deflating it 2 ms; zlib releases the
+# interpreter lock, so a thread takes over from there.
 _INFLATE_INLINE_BYTES: Final = 256 * 1024
 _DEFLATE_INLINE_BYTES: Final = 256 * 1024
 _LEVEL: Final = 1  # histories shrink 5 to 10 times at level 1 already; level 6 costs three times as much

@@ -3,9 +3,10 @@
 `data_received` parses every complete frame of what arrived, starts the calls they complete, and writes all
 answers with one `write`. Answers that come later gather until the next loop iteration for the same reason.
 
-What a peer may do without being asked is bounded in four ways: windows bound what it sends ahead; `hold` counts
-the bytes that unfinished calls keep alive; `_strike` is a leaky bucket for frames that are legal but only cost us
-(resets, pings, settings, empty frames, our own resets that it provoked); `check` ends what does not move.
+What a peer may do without being asked is bounded in four ways: windows bound what it sends ahead; `hold`
+counts the bytes that unfinished calls keep alive; `_strike` is a leaky bucket for frames that are legal but
+only cost us (resets, pings, settings, empty frames, our own resets that it provoked); `check` ends what does
+not move.
 
 Not here: what a head means (head.py), what a call does (call.py), HTTP/1.1 (http1.py), accepting (front.py).
 """
@@ -43,8 +44,9 @@ _LINGER_S: Final = 0.25  # a client that was told to go closes by itself; if not
 _GOODBYE_S: Final = 1.0  # for a client that does not answer the ping behind the first GOAWAY
 _DRAIN_PING: Final = b"drain..."
 _ALIVE_PING: Final = b"alive..."
-# Pings and window updates that an honest peer sends between two pieces of real traffic. grpc-go sends a ping per
-# round trip while data flows, to measure the bandwidth-delay product, and a window update per 16 KiB it reads.
+# Pings and window updates that an honest peer sends between two pieces of real traffic. grpc-go sends a ping
+# per round trip while data flows, to measure the bandwidth-delay product, and a window update per 16 KiB it
+# reads.
 _CONTROL_FRAMES_FREE: Final = 200
 _SMALL_DATA_BYTES: Final = 64
 _TRAILER_BYTES_MIN: Final = 512  # a status must fit, whatever the peer announces
@@ -66,8 +68,9 @@ class Http2Connection(FrameWriter):
         self._window_in = self.limits.connection_window_bytes
         self._window_in_low = self.limits.connection_window_bytes >> 1
         self._decoder = Decoder(self.limits.header_bytes_max)
-        # Two caches of heads: by the block's bytes, as long as the dynamic table stays as it is; and by the table
-        # entries, whatever the timeout. A client that repeats itself costs no decoding and no validation.
+        # Two caches of heads: by the block's bytes, as long as the dynamic table stays as it is; and by the
+        # table entries, whatever the timeout. A client that repeats itself costs no decoding and no
+        # validation.
         self._by_block: dict[bytes, tuple[Head, float | None]] = {}
         self._by_fields: dict[tuple[Field, ...], Head] = {}
         self._block: bytearray | None = None  # a header block that CONTINUATION frames go on with
@@ -116,7 +119,7 @@ class Http2Connection(FrameWriter):
         for callback in callbacks:
             try:
                 callback()
-            except Exception:
+            except Exception:  # noqa: BLE001 - the others must be called too
                 _log.exception("close callback failed", peer=self.peer)
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +147,9 @@ class Http2Connection(FrameWriter):
     # ------------------------------------------------------------------ opening and ending
 
     def _open(self, data: bytes) -> bool:
-        """Whether the preface is complete; what is no preface is HTTP/1.1's, or garbage, and no longer ours."""
+        """Whether the preface is complete; what is no preface is HTTP/1.1's, or garbage, and no longer
+        ours.
+        """
         if data[:24] != frames.PREFACE[: len(data)]:
             self.closed = True
             self.front.switch_to_http1(self, self._transport, data)
@@ -479,7 +484,8 @@ class Http2Connection(FrameWriter):
         if not stream or stream > self._last_stream:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         call = self.streams.pop(stream, None)
-        # Resets right after the request are an attack's; those of calls that waited are the clients' deadlines.
+        # Resets right after the request are an attack's; those of calls that waited are the clients'
+        # deadlines.
         self._strike(0.1 if call is not None and self.now - call.born > 1.0 else 1)
         if call is not None:
             call.cancel()

@@ -1,7 +1,8 @@
 """A request's head: its fields validated once, and everything a call needs to know from them.
 
-Heads are cached by the connection and shared by all calls that sent the same fields, so a `Head` never changes
-after it is made; what is expensive and rarely wanted (the metadata mapping) is computed when first asked for.
+Heads are cached by the connection and shared by all calls that sent the same fields, so a `Head` never
+changes after it is made; what is expensive and rarely wanted (the metadata mapping) is computed when first
+asked for.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Head:
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
-        """The caller's metadata. A text key sent twice is joined by a comma; of a binary one, the last counts."""
+        """The caller's metadata. A text key sent twice is joined by a comma; of a binary one, the last
+        counts.
+        """
         if self._metadata is None:
             self._metadata = _metadata(self.fields)
         return self._metadata

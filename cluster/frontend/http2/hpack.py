@@ -5,7 +5,8 @@ object every time, so a caller can key a cache by identity and skip all validati
 Strict means: table-size updates only in front, no index 0, no end-of-string symbol, no wrong padding.
 
 Encoding: literals that are never added to the table. Responses are constant bytes then, and the peer needs no
-table memory for us. Huffman coding is not used for output: it would save a few bytes and cost a lookup per byte.
+table memory for us. Huffman coding is not used for output: it would save a few bytes and cost a lookup per
+byte.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _END_OF_STRING: Final = 256
 _STATIC_FIELDS: Final = (
     ":authority|:method=GET|:method=POST|:path=/|:path=/index.html|:scheme=http|:scheme=https|:status=200|"
     ":status=204|:status=206|:status=304|:status=400|:status=404|:status=500|accept-charset|"
-    "accept-encoding=gzip, deflate|accept-language|accept-ranges|accept|access-control-allow-origin|age|allow|"
-    "authorization|cache-control|content-disposition|content-encoding|content-language|content-length|"
+    "accept-encoding=gzip, deflate|accept-language|accept-ranges|accept|access-control-allow-origin|age|"
+    "allow|authorization|cache-control|content-disposition|content-encoding|content-language|content-length|"
     "content-location|content-range|content-type|cookie|date|etag|expect|expires|from|host|if-match|"
     "if-modified-since|if-none-match|if-range|if-unmodified-since|last-modified|link|location|max-forwards|"
     "proxy-authenticate|proxy-authorization|range|referer|refresh|retry-after|server|set-cookie|"
@@ -42,7 +43,9 @@ class HpackError(ValueError):
 
 
 def _build_huffman() -> tuple[list[list[tuple[int, bytes] | None]], frozenset[int]]:
-    """One row per tree node, one cell per next byte: (node after it, bytes it completed), None = forbidden."""
+    """One row per tree node, one cell per next byte: (node after it, bytes it completed), None =
+    forbidden.
+    """
     tree: list[list[int]] = [[0, 0]]  # 0 = not yet there; > 0 a node; < 0 the leaf of symbol ~value
     code = 0
     previous = 5

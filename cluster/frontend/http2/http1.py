@@ -1,7 +1,7 @@
 """HTTP/1.1 on the gRPC port: health checks, metrics, and a helpful sentence for everybody else.
 
-One request at a time, no request bodies (they are skipped), keep-alive. This is not a web server: what it answers
-is small, made by one callback, and never waits.
+One request at a time, no request bodies (they are skipped), keep-alive. This is not a web server: what it
+answers is small, made by one callback, and never waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From DATA frames to messages: gRPC's five-byte prefix, limits, decompression.
 
-Only requests that come in pieces, are compressed, or belong to a stream get here; a plain request in one frame is
-recognised by the connection itself.
+Only requests that come in pieces, are compressed, or belong to a stream get here; a plain request in one
+frame is recognised by the connection itself.
 """
 
 from __future__ import annotations

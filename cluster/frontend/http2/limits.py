@@ -15,10 +15,11 @@ class Limits:
     # One message, in and out, uncompressed. Temporal's own default is 4 MiB; histories of 50 MiB exist.
     message_bytes_max: int = 64 * _MIB
 
-    # A request's header list as RFC 7541 counts it, and its coded block. Decoding is Python: 16 KiB of hostile
-    # Huffman costs 0.7 ms, so blocks over a quarter of it also count against the peer's calm.
+    # A request's header list as RFC 7541 counts it, and its coded block. Decoding is Python: 16 KiB of
+    # hostile Huffman costs 0.7 ms, so blocks over a quarter of it also count against the peer's calm.
     header_bytes_max: int = 16 * _KIB
-    # Our trailers. gRPC's C core and hyper refuse more than 16 KiB by default; a peer that announces less gets less.
+    # Our trailers. gRPC's C core and hyper refuse more than 16 KiB by default; a peer that announces less
+    # gets less.
     trailer_bytes_max: int = 15 * _KIB
 
     # Calls at once on one connection; clients queue or open another connection beyond it.
@@ -27,9 +28,10 @@ class Limits:
     stream_window_bytes: int = 1 * _MIB
     connection_window_bytes: int = 8 * _MIB
 
-    # Bytes held for calls that are not over: half-sent requests, requests being worked on, unsent responses, and
-    # CALL_BYTES each for the call itself. Over the connection's share, the call is refused; over the total, the
-    # connection that holds most is closed. A single message is always allowed, whatever the share says.
+    # Bytes held for calls that are not over: half-sent requests, requests being worked on, unsent responses,
+    # and CALL_BYTES each for the call itself. Over the connection's share, the call is refused; over the
+    # total, the connection that holds most is closed. A single message is always allowed, whatever the share
+    # says.
     connection_bytes_max: int = 128 * _MIB
     total_bytes_max: int = 512 * _MIB
 
@@ -51,17 +53,20 @@ class Limits:
     calm_per_s: float = 200.0
     calm_burst: float = 2000.0
 
-    # Responses from this size are compressed, if the client takes gzip. At level 1 64 KiB of history cost 0.5 ms.
+    # Responses from this size are compressed, if the client takes gzip. At level 1 64 KiB of history cost 0.5
+    # ms.
     gzip_bytes_min: int = 64 * _KIB
 
     def __post_init__(self) -> None:
         """Relations that the code relies on."""
         assert self.connection_window_bytes >= self.stream_window_bytes
         assert self.stream_window_bytes >= 2 * 16_384, "a window must hold more than one frame"
+        assert self.message_bytes_max >= 16_384, "what fits one frame is not measured again"
         assert self.header_bytes_max >= 4096
         assert self.total_bytes_max >= self.connection_bytes_max
         assert self.gzip_bytes_min >= 1
 
 
-# What a call that waits costs beside its request: the call, its task, its timer (measured: 2 KB a parked poll).
+# What a call that waits costs beside its request: the call, its task, its timer (measured: 2 KB a parked
+# poll).
 CALL_BYTES = 2048

@@ -1,8 +1,8 @@
 """The sending half of a connection: output gathers, windows decide, a slow reader holds up only itself.
 
-Small responses are appended to `out` by their calls and leave with one `write` a loop iteration. What does not fit
-the windows, or is big, waits in its call as chunks and is pumped: one frame a call in turn, at most `_PUMP_BYTES`
-an iteration, and nothing while the transport still holds `_WRITE_BUFFER_BYTES`.
+Small responses are appended to `out` by their calls and leave with one `write` a loop iteration. What does
+not fit the windows, or is big, waits in its call as chunks and is pumped: one frame a call in turn, at most
+`_PUMP_BYTES` an iteration, and nothing while the transport still holds `_WRITE_BUFFER_BYTES`.
 """
 
 from __future__ import annotations
