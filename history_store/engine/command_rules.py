@@ -149,14 +149,9 @@ def check_schedule_activity(
             raise BadCommand(BAD_ACTIVITY, "activityId is not set")
         if not activity_type:
             raise BadCommand(BAD_ACTIVITY, "activityType is not set")
-        retry.fill_defaults(attributes.retry_policy)
-        retry.validate(attributes.retry_policy)
-        for what, value in (("activityId", activity_id), ("activityType", activity_type)):
-            if too_long(value, limits.id_bytes_max):
-                raise BadCommand(
-                    BAD_ACTIVITY,
-                    f"{what} exceeds length limit. Length={byte_length(value)} Limit={limits.id_bytes_max}",
-                )
+        retry.complete(attributes.retry_policy)
+        _check_activity_length("activityId", activity_id, limits)
+        _check_activity_length("activityType", activity_type, limits)
         if attributes.HasField("priority"):
             _check_activity_priority(attributes)
         complete_activity_timeouts(attributes, run_timeout_ns, activity_id, activity_type)
@@ -165,6 +160,13 @@ def check_schedule_activity(
     if attributes.HasField("input") and attributes.input.ByteSize() > limits.blob_bytes_max:
         raise BadCommand(
             BAD_ACTIVITY, "ScheduleActivityTaskCommandAttributes.Input exceeds size limit.", terminate=True
+        )
+
+
+def _check_activity_length(label: str, value: str, limits: CommandLimits) -> None:
+    if too_long(value, limits.id_bytes_max):
+        raise invalid(
+            f"{label} exceeds length limit. Length={byte_length(value)} Limit={limits.id_bytes_max}"
         )
 
 
@@ -189,11 +191,10 @@ def complete_activity_timeouts(
     """
     to_close, to_start = options.schedule_to_close_timeout, options.schedule_to_start_timeout
     attempt, heartbeat = options.start_to_close_timeout, options.heartbeat_timeout
-    field_rules.check_duration(to_close, "invalid ScheduleToCloseTimeout: ")
-    field_rules.check_duration(to_start, "invalid ScheduleToStartTimeout: ")
-    field_rules.check_duration(attempt, "invalid StartToCloseTimeout: ")
-    field_rules.check_duration(heartbeat, "invalid HeartbeatTimeout: ")
-    to_close_ns, to_start_ns, attempt_ns = to_ns(to_close), to_ns(to_start), to_ns(attempt)
+    to_close_ns = _timeout_ns(to_close, "ScheduleToCloseTimeout")
+    to_start_ns = _timeout_ns(to_start, "ScheduleToStartTimeout")
+    attempt_ns = _timeout_ns(attempt, "StartToCloseTimeout")
+    heartbeat_ns = _timeout_ns(heartbeat, "HeartbeatTimeout")
     if to_close_ns > 0:
         to_start_ns = min(to_start_ns or to_close_ns, to_close_ns)
         attempt_ns = min(attempt_ns or to_close_ns, to_close_ns)
@@ -205,7 +206,6 @@ def complete_activity_timeouts(
             "a valid StartToCloseTimeout or ScheduleToCloseTimeout must be set on the activity. "
             f"ActivityId={activity_id} ActivityType={activity_type}",
         )
-    heartbeat_ns = to_ns(heartbeat)
     if run_timeout_ns > 0:
         to_close_ns = min(to_close_ns, run_timeout_ns)
         to_start_ns = min(to_start_ns, run_timeout_ns)
@@ -215,6 +215,16 @@ def complete_activity_timeouts(
     _write(to_start, to_start_ns)
     _write(attempt, attempt_ns)
     _write(heartbeat, min(heartbeat_ns, attempt_ns))
+
+
+def _timeout_ns(value: Duration, label: str) -> int:
+    seconds, nanos = value.seconds, value.nanos
+    if not seconds and not nanos:
+        return 0
+    problem = check_and_cap(value)
+    if problem is not None:
+        raise invalid(f"invalid {label}: {problem}")
+    return to_ns(value)
 
 
 def check_request_cancel_activity(attributes: RequestCancelActivityTaskCommandAttributes) -> None:
@@ -330,12 +340,11 @@ def check_continue_as_new(
     ):
         _check_timeout(BAD_CONTINUE_AS_NEW, value, f"Invalid {label} {where}", about)
     if attributes.HasField("retry_policy"):
-        retry.fill_defaults(attributes.retry_policy)
         _guard(
             BAD_CONTINUE_AS_NEW,
             f"invalid WorkflowRetryPolicy {where}",
             about,
-            lambda: retry.validate(attributes.retry_policy),
+            lambda: retry.complete(attributes.retry_policy),
         )
     if attributes.HasField("search_attributes"):
         _check_attributes_count(attributes.search_attributes, limits, where, about)
@@ -403,12 +412,11 @@ def _check_child_times(
     ):
         _check_timeout(BAD_CHILD, value, f"Invalid {label} on {where}", about)
     if attributes.HasField("retry_policy"):
-        retry.fill_defaults(attributes.retry_policy)
         _guard(
             BAD_CHILD,
             f"invalid WorkflowRetryPolicy on {where}",
             about,
-            lambda: retry.validate(attributes.retry_policy),
+            lambda: retry.complete(attributes.retry_policy),
         )
     if attributes.cron_schedule:
         _guard(

@@ -13,7 +13,14 @@ from temporalio.api.common.v1 import RetryPolicy
 from temporalio.api.enums.v1 import RetryState, TimeoutType
 from temporalio.api.failure.v1 import Failure
 
-from history_store.engine.durations import INT64_MAX, NS_PER_SECOND, check_and_cap, from_ns, to_ns
+from history_store.engine.durations import (
+    DURATION_SECONDS_MAX,
+    INT64_MAX,
+    NS_PER_SECOND,
+    check_and_cap,
+    from_ns,
+    to_ns,
+)
 from history_store.engine.errors import invalid
 
 INITIAL_INTERVAL_NS = NS_PER_SECOND
@@ -25,6 +32,9 @@ NON_RETRYABLE_FAILURE = int(RetryState.RETRY_STATE_NON_RETRYABLE_FAILURE)
 TIMEOUT = int(RetryState.RETRY_STATE_TIMEOUT)
 MAXIMUM_ATTEMPTS_REACHED = int(RetryState.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED)
 RETRY_POLICY_NOT_SET = int(RetryState.RETRY_STATE_RETRY_POLICY_NOT_SET)
+
+# Below the cap on durations by so much that it need not be looked at.
+_PLAIN_NS_MAX = (DURATION_SECONDS_MAX - 1) * NS_PER_SECOND
 
 # A policy names a timeout it does not want retried as "TemporalTimeout:StartToClose".
 TIMEOUT_TYPE_PREFIX = "TemporalTimeout:"
@@ -45,15 +55,40 @@ _RETRIED_TIMEOUTS = frozenset(
 )
 
 
-def fill_defaults(policy: RetryPolicy) -> None:
-    """Give every unset field its default: 1 s, doubling, at most 100 initial intervals, no last attempt."""
-    initial_ns = to_ns(policy.initial_interval)
+def complete(policy: RetryPolicy) -> None:
+    """`fill_defaults` and `validate` in one pass: every scheduled activity comes through here."""
+    initial, maximum = policy.initial_interval, policy.maximum_interval
+    initial_ns = initial.seconds * NS_PER_SECOND + initial.nanos
     if initial_ns == 0:
         initial_ns = INITIAL_INTERVAL_NS
-        from_ns(initial_ns, policy.initial_interval)
+        initial.seconds = 1
+        initial.nanos = 0
+    maximum_ns = maximum.seconds * NS_PER_SECOND + maximum.nanos
+    if maximum_ns == 0:
+        maximum_ns = max(-INT64_MAX, min(initial_ns * MAXIMUM_INTERVAL_FACTOR, INT64_MAX))
+        from_ns(maximum_ns, maximum)
+    coefficient = policy.backoff_coefficient
+    if coefficient == 0:
+        coefficient = policy.backoff_coefficient = BACKOFF_COEFFICIENT
+    # The second half of the condition leaves mixed signs and over-long intervals to the slow, exact way.
+    if not (
+        0 < initial_ns <= maximum_ns <= _PLAIN_NS_MAX
+        and coefficient >= 1
+        and policy.maximum_attempts >= 0
+        and not policy.non_retryable_error_types
+        and initial.nanos >= 0
+        and maximum.nanos >= 0
+    ):
+        validate(policy)
+
+
+def fill_defaults(policy: RetryPolicy) -> None:
+    """Give every unset field its default: 1 s, doubling, at most 100 initial intervals, no last attempt."""
+    if to_ns(policy.initial_interval) == 0:
+        from_ns(INITIAL_INTERVAL_NS, policy.initial_interval)
     if to_ns(policy.maximum_interval) == 0:
-        limit_ns = max(-INT64_MAX, min(initial_ns * MAXIMUM_INTERVAL_FACTOR, INT64_MAX))
-        from_ns(limit_ns, policy.maximum_interval)
+        limit_ns = to_ns(policy.initial_interval) * MAXIMUM_INTERVAL_FACTOR
+        from_ns(max(-INT64_MAX, min(limit_ns, INT64_MAX)), policy.maximum_interval)
     if policy.backoff_coefficient == 0:
         policy.backoff_coefficient = BACKOFF_COEFFICIENT
 

@@ -122,8 +122,7 @@ def check_search_attributes(attributes: SearchAttributes, limits: Limits) -> Non
 
 def check_retry_policy(policy: RetryPolicy) -> None:
     """A retry policy; its unset fields get their defaults in place."""
-    retry.fill_defaults(policy)
-    retry.validate(policy)
+    retry.complete(policy)
 
 
 def check_user_metadata(summary: Payload, details: Payload, limits: Limits) -> None:

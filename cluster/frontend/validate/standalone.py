@@ -168,8 +168,7 @@ def _check_changed_options(options: ActivityOptions, changed: set[str], limits: 
         check_priority(options.priority)
     policy = options.retry_policy
     if "retry_policy" in changed:
-        retry.fill_defaults(policy)
-        retry.validate(policy)
+        retry.complete(policy)
     if "retry_policy.initial_interval" in changed:
         check_duration(policy.initial_interval, "invalid InitialInterval set on retry policy: ")
     if "retry_policy.backoff_coefficient" in changed and policy.backoff_coefficient < 1:

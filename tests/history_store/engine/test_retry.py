@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -93,6 +95,42 @@ def test_refusals(bad: RetryPolicy, message: str) -> None:
     with pytest.raises(ServiceError) as caught:
         retry.validate(bad)
     assert (caught.value.code, caught.value.message) == (Code.INVALID_ARGUMENT, message)
+
+
+intervals = st.one_of(
+    st.none(),
+    st.builds(Duration, seconds=st.integers(-3, 300), nanos=st.integers(-2, 2)),
+    st.just(Duration(seconds=10**11)),
+)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    intervals,
+    intervals,
+    st.sampled_from([0.0, 0.5, 1.0, 2.0, float("nan")]),
+    st.integers(-1, 2),
+    st.lists(st.sampled_from(["MyError", "TemporalTimeout:Heartbeat", "TemporalTimeout:nope"]), max_size=1),
+)
+def test_one_pass_does_what_two_do(
+    initial: Duration | None, maximum: Duration | None, coefficient: float, attempts: int, types: list[str]
+) -> None:
+    def outcome(*steps: Callable[[RetryPolicy], None]) -> tuple[str, bytes]:
+        made = RetryPolicy(
+            initial_interval=initial,
+            maximum_interval=maximum,
+            backoff_coefficient=coefficient,
+            maximum_attempts=attempts,
+            non_retryable_error_types=types,
+        )
+        try:
+            for step in steps:
+                step(made)
+        except ServiceError as error:
+            return error.message, b""
+        return "", made.SerializeToString(deterministic=True)
+
+    assert outcome(retry.complete) == outcome(retry.fill_defaults, retry.validate)
 
 
 def test_accepted() -> None:
