@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 PORT_DEFAULT = 7233
 SHARDS_DEFAULT = 4
 SHARDS_MAX = 1024  # each is a Raft group with its own bookkeeping; more buys nothing on one node
-MESSAGE_BYTES_MAX_DEFAULT = 64 * 1024 * 1024  # what DescribeNamespace advertises as a blob has to fit in a message
+MESSAGE_BYTES_MAX_DEFAULT = 64 << 20  # what DescribeNamespace advertises as a blob has to fit in a message
 
 FRONTS = ("h2", "grpcio")
 LOG_FORMATS = ("pretty", "json", "text")
@@ -27,10 +27,10 @@ class ServerOptions:
 
     ip: str = "127.0.0.1"  # address to listen on, of the gRPC port and the metrics port
     port: int = PORT_DEFAULT  # 0 = the kernel chooses
-    namespaces: list[str] = field(default_factory=lambda: ["default"])  # exist when the server is ready; no repeats
+    namespaces: list[str] = field(default_factory=lambda: ["default"])  # exist when it is ready; no repeats
     db_path: str | None = None  # the data file; None = memory, gone with the process
     search_attributes: dict[str, str] = field(default_factory=dict)  # name -> one of SEARCH_ATTRIBUTE_TYPES
-    dynamic_config: dict[str, object] = field(default_factory=dict)  # key -> JSON value; unknown keys are warned of
+    dynamic_config: dict[str, object] = field(default_factory=dict)  # key -> JSON value; unknown: a warning
     log_level: str = "warn"  # one of LOG_LEVELS
     log_format: str = "pretty"  # one of LOG_FORMATS
     front: str = "h2"  # one of FRONTS
