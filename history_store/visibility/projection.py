@@ -8,16 +8,16 @@ searched by index.
 what the server keeps for itself (another division) is not even looked at by ordinary queries.
 *Order key*: one integer that sorts as the default order does. Closed: the close time. Open: the start time
 plus 2^62, which puts open executions before closed ones, newest first. Equal close times are told apart by
-start time and run id when a page is read. Indexes carry the order key behind the value, so that a page of
-"value = x" is a walk along one index, without sorting.
+start time and run id when a page is read. Entries of `visibility_values` carry it behind the value, so that
+a page of "attribute = x" is a walk along one index, without sorting.
 *Attributes*: the same values again as JSON in the row (key: the number of the pair (name, type)), for what
 no index answers (IS NULL, not equal, ORDER BY) and to know what to take out of `visibility_values` when the
 row changes.
 
 Every sqlite step hands over the GIL, so a batch of any size is a handful of statements: one that reads what
 is there as a single JSON value, and multi-row writes whose texts repeat, so that the connection's statement
-cache finds them. An update leaves workflow id, type and start time alone (a run never changes them), and
-with them their indexes.
+cache finds them. An update leaves workflow id, type, start time, parent and root alone (a run never changes
+them), and with them their indexes: closing an execution moves one index entry, and those of its attributes.
 """
 
 from __future__ import annotations
@@ -80,22 +80,21 @@ _SCHEMA = (
         id INTEGER NOT NULL,
         PRIMARY KEY (scope, name, value, order_key, id)) WITHOUT ROWID""",
     "CREATE UNIQUE INDEX IF NOT EXISTS visibility_by_run ON visibility_executions (run_id, scope)",
-    # start_time and status at the end: tested in the index, before the row is fetched; and the usual counts
-    # need no row at all
-    "CREATE INDEX IF NOT EXISTS visibility_by_order ON visibility_executions (scope, order_key, start_time)",
+    # The one index whose entries move when an execution closes. It is wide, so that filters and groups on the
+    # usual fields are answered in the index, and rows are fetched for the page only.
+    """CREATE INDEX IF NOT EXISTS visibility_by_order
+        ON visibility_executions (scope, order_key, start_time, status, workflow_type)""",
+    # Running executions are at the head of the order, completed ones are everywhere: the rest is rare.
     """CREATE INDEX IF NOT EXISTS visibility_by_status
-        ON visibility_executions (scope, status, order_key, start_time)""",
-    """CREATE INDEX IF NOT EXISTS visibility_by_type
-        ON visibility_executions (scope, workflow_type, order_key, start_time, status)""",
-    """CREATE INDEX IF NOT EXISTS visibility_by_workflow
-        ON visibility_executions (scope, workflow_id, order_key)""",
+        ON visibility_executions (scope, status, order_key) WHERE status > 2""",
+    "CREATE INDEX IF NOT EXISTS visibility_by_type ON visibility_executions (scope, workflow_type)",
+    "CREATE INDEX IF NOT EXISTS visibility_by_workflow ON visibility_executions (scope, workflow_id)",
     "CREATE INDEX IF NOT EXISTS visibility_by_start ON visibility_executions (scope, start_time)",
     """CREATE INDEX IF NOT EXISTS visibility_by_parent
-        ON visibility_executions (scope, parent_workflow_id, order_key)
-        WHERE parent_workflow_id IS NOT NULL""",
+        ON visibility_executions (scope, parent_workflow_id) WHERE parent_workflow_id IS NOT NULL""",
     # most executions are their own root: those are found by workflow id
     """CREATE INDEX IF NOT EXISTS visibility_by_root
-        ON visibility_executions (scope, root_workflow_id, order_key)
+        ON visibility_executions (scope, root_workflow_id)
         WHERE root_workflow_id IS NOT NULL AND root_workflow_id <> workflow_id""",
 )
 
@@ -110,12 +109,12 @@ _READ = """SELECT json_array(
 
 _COLUMNS = (
     "id", "scope", "run_id", "workflow_id", "workflow_type", "start_time",
+    "parent_workflow_id", "parent_run_id", "root_workflow_id", "root_run_id",
     "status", "order_key", "execution_time", "close_time", "execution_duration", "task_queue",
     "history_length", "history_size_bytes", "state_transition_count",
-    "parent_workflow_id", "parent_run_id", "root_workflow_id", "root_run_id",
     "attributes", "memo", "search_attributes",
 )  # fmt: skip
-_CHANGING = _COLUMNS[6:]  # what a run may change in its life
+_CHANGING = _COLUMNS[10:]  # what a run may change in its life
 _UPSERT = (
     "INSERT INTO visibility_executions (" + ", ".join(_COLUMNS) + ") VALUES ",  # noqa: S608 - our own names
     f"({', '.join('?' * len(_COLUMNS))})",
@@ -374,10 +373,10 @@ def _row(
     is_open = not record.close_time
     return (
         row_id, scope, record.run_id, record.workflow_id, record.workflow_type, clamp(record.start_time),
+        record.parent_workflow_id or None, record.parent_run_id or None,
+        record.root_workflow_id or None, record.root_run_id or None,
         record.status, key, record.execution_time or None, record.close_time or None,
         None if is_open else clamp(record.execution_duration), record.task_queue or None,
         record.history_length, record.history_size_bytes, record.state_transition_count,
-        record.parent_workflow_id or None, record.parent_run_id or None,
-        record.root_workflow_id or None, record.root_run_id or None,
         _encode(attributes).decode() if attributes else None, record.memo, record.search_attributes,
     )  # fmt: skip

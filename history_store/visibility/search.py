@@ -210,7 +210,7 @@ def _plan(
     in_scope = Fragment(scope.test("e.scope"))
     row = "e"
     if driver is None:
-        source = "visibility_executions e" + _natural_index(resolved, scope, default_order, keep_order)
+        source = f"visibility_executions e INDEXED BY visibility_by_{'start' if walks_start else 'order'}"
         where = [in_scope, *rest]
     elif driver.index == "ids":
         source, where = "visibility_executions e NOT INDEXED", [driver.test, in_scope, *rest]
@@ -223,19 +223,6 @@ def _plan(
         where = [driver.test, *rest]
         row = "v"
     return _Plan(scope, source, where, row, resolved)
-
-
-def _natural_index(resolved: Resolved, scope: Scope, default_order: bool, keep_order: bool) -> str:
-    """The index to walk when no condition offers one."""
-    if default_order and len(scope.divisions) == 1:
-        return " INDEXED BY visibility_by_order"
-    if keep_order and resolved.order_by and resolved.order_by[0][0].name == "StartTime":
-        return " INDEXED BY visibility_by_start"
-    if resolved.group_by is not None and resolved.group_by.name == "ExecutionStatus":
-        return " INDEXED BY visibility_by_status"
-    if resolved.group_by is not None and resolved.group_by.name == "WorkflowType":
-        return " INDEXED BY visibility_by_type"
-    return ""
 
 
 def _scope(connection: sqlite3.Connection, namespace_id: str, resolved: Resolved) -> Scope:
@@ -257,7 +244,9 @@ def _choose(
     if not drivers:
         return None
     first = drivers[0]
-    one_run = first.leaf.field.name == "RunId" and first.leaf.operator in ("=", "in")
+    field = first.leaf.field
+    equal = first.leaf.operator in ("=", "contains")
+    one_run = field.name == "RunId" and first.leaf.operator in ("=", "in")
     if one_run or (len(drivers) == 1 and first.ordered and default_order):
         return first
     best, fewest = None, _PROBE
@@ -270,9 +259,13 @@ def _choose(
             best, fewest = driver, entries
         if fewest == 0:
             break
-    if best is not None or not first.ordered or walks_start:
-        return best  # (a walk by start time needs no sorting of many)
-    return first if default_order or first.leaf.operator in ("=", "contains") else None
+    if best is not None:
+        return best
+    if field.name in ("WorkflowId", "ParentWorkflowId") and equal:
+        return first  # tens of thousands of runs of one id: still fewer than all
+    if default_order:
+        return first if first.ordered else None
+    return first if equal and not field.column and not walks_start else None
 
 
 # ------------------------------------------------------------------------------------------- page tokens

@@ -14,7 +14,7 @@ Nothing a client wrote gets into the text of a statement: only our own column na
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -225,6 +225,8 @@ _INDEXES = {
     "ExecutionStatus": "visibility_by_status",
     "StartTime": "visibility_by_start",
 }
+_OPEN_STATUSES = (1, 8)  # Running, Paused: exactly those without a close time
+_COMPLETED = 2
 _INDEXABLE = frozenset({"=", "in", "<", "<=", ">", ">=", "between", "starts", "contains"})
 
 
@@ -259,10 +261,10 @@ def _driver(leaf: Leaf, scope: Scope) -> Driver | None:
         index = _INDEXES.get(field.name)
         if index is None or (leaf.operator == "starts" and not leaf.values[0]):
             return None
+        if field.name == "ExecutionStatus":
+            return _status_driver(leaf, scope, single)
         tested = test(f"e.{field.column}", leaf)
-        return _index_driver(
-            leaf, scope, index, tested, single and leaf.operator == "=" and index != "visibility_by_start"
-        )
+        return _index_driver(leaf, scope, index, tested, ordered=False)
     return _value_driver(leaf, scope, single)
 
 
@@ -272,22 +274,40 @@ def _index_driver(leaf: Leaf, scope: Scope, index: str, tested: Fragment, ordere
     return Driver(leaf, index, tested, Fragment(probe, tested.parameters), ordered, exact=True)
 
 
+def _status_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
+    """Open executions are at the head of the order; rare statuses have an index; Completed has neither."""
+    if leaf.operator not in ("=", "in"):
+        return None
+    tested = test("e.status", leaf)
+    if all(value in _OPEN_STATUSES for value in leaf.values):
+        tested = Fragment(f"(e.order_key >= {OPEN_BASE} AND {tested.text})", tested.parameters)
+        return _index_driver(leaf, scope, "visibility_by_order", tested, ordered=single)
+    if any(value in _OPEN_STATUSES or int(value) <= _COMPLETED for value in leaf.values):
+        return None
+    tested = Fragment(f"(e.status > {_COMPLETED} AND {tested.text})", tested.parameters)
+    return _index_driver(
+        leaf, scope, "visibility_by_status", tested, ordered=single and len(leaf.values) == 1
+    )
+
+
 def _close_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
-    """Order keys of closed executions are their close times."""
+    """Order keys of closed executions are their close times, cut to the range of order keys."""
+    exact = True
     if leaf.operator == "null":
         tested = Fragment(f"e.order_key >= {OPEN_BASE}")
     elif leaf.operator == "not null":
         tested = Fragment(f"e.order_key < {OPEN_BASE}")
     elif leaf.operator in ("=", "<", "<=", ">", ">=", "between"):
-        own = test("e.order_key", Leaf(leaf.field, leaf.operator, tuple(_clamped(v) for v in leaf.values)))
-        own = Fragment(own.text.replace(" > ?", " >= ?").replace(" < ?", " <= ?"), own.parameters)
+        cut = Leaf(leaf.field, leaf.operator, tuple(_clamped(value) for value in leaf.values))
+        own = test("e.order_key", cut)
+        if cut.values != leaf.values or any(value in (0, OPEN_BASE - 1) for value in cut.values):
+            exact = False
+            own = Fragment(own.text.replace(" > ?", " >= ?").replace(" < ?", " <= ?"), own.parameters)
         tested = Fragment(f"({own.text} AND e.order_key < {OPEN_BASE})", own.parameters)
     else:
         return None
-    driver = _index_driver(leaf, scope, "visibility_by_order", tested, single)
-    return Driver(
-        leaf, driver.index, tested, driver.probe, single, exact=leaf.operator in ("null", "not null")
-    )
+    driver = _index_driver(leaf, scope, "visibility_by_order", tested, ordered=single)
+    return driver if exact else replace(driver, exact=False)
 
 
 def _clamped(value: Stored) -> int:

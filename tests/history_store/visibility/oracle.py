@@ -166,9 +166,11 @@ def render(q: tuple[Any, ...], rng: random.Random) -> str:
         case "cmp", n, op, v:
             return f"{name(n)} {'<>' if op == '!=' and rng.random() < 0.5 else op} {literal(n, v, rng)}"
         case "between", n, low, high, negated:
-            return f"{name(n)} {'NOT ' if negated else ''}{word('BETWEEN')} {literal(n, low, rng)} AND {literal(n, high, rng)}"
+            ends = f"{literal(n, low, rng)} AND {literal(n, high, rng)}"
+            return f"{name(n)} {'NOT ' if negated else ''}{word('BETWEEN')} {ends}"
         case "in", n, values, negated:
-            return f"{name(n)} {'NOT ' if negated else ''}{word('IN')} ({', '.join(literal(n, v, rng) for v in values)})"
+            listed = ", ".join(literal(n, v, rng) for v in values)
+            return f"{name(n)} {'NOT ' if negated else ''}{word('IN')} ({listed})"
         case "starts", n, prefix, negated:
             return f"{name(n)} {'NOT ' if negated else ''}{word('STARTS_WITH')} {quote(prefix, rng)}"
         case "null", n, negated:
@@ -253,7 +255,7 @@ def found(rows: list[Row], namespace: str, q: tuple[Any, ...] | None) -> list[Ro
 
 
 def in_order(rows: list[Row], order: list[tuple[str, bool]]) -> list[Row]:
-    """Sorted as asked (missing last), by run id at the end; by default open first, then last closed, last started."""
+    """Sorted as asked (missing last), by run id at the end; default: open, last closed, last started."""
     rows = sorted(rows, key=lambda row: row.run_id)
     if not order:
         rows.sort(key=lambda row: -row.values["StartTime"])
