@@ -71,6 +71,7 @@ class Limits:
     reachability_build_ids_max: int = 5
     fairness_overrides_max: int = 1_000
 
+    nexus_token_bytes_max: int = 4_096
     nexus_endpoint_name_bytes_max: int = 200
     nexus_endpoint_url_bytes_max: int = 4 << 10
     nexus_endpoint_description_bytes_max: int = 20_000

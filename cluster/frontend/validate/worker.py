@@ -6,6 +6,8 @@ Too large results are not refused here, since a worker would only send them agai
 
 from __future__ import annotations
 
+import json
+
 from temporalio.api.enums.v1 import (
     DescribeTaskQueueMode,
     QueryResultType,
@@ -36,7 +38,12 @@ from temporalio.api.workflowservice.v1 import (
 from cluster.frontend.validate import fields
 from history_store.engine.command_rules import check_sequence
 from history_store.engine.errors import invalid
-from history_store.engine.field_rules import FAIRNESS_KEY_BYTES_MAX, RESERVED_TASK_QUEUE_PREFIX, too_long
+from history_store.engine.field_rules import (
+    FAIRNESS_KEY_BYTES_MAX,
+    RESERVED_TASK_QUEUE_PREFIX,
+    byte_length,
+    too_long,
+)
 from history_store.engine.limits import Limits
 
 OVERSIZED_RESULT = "Complete result exceeds size limit."
@@ -151,19 +158,41 @@ def check_nexus_completed(request: RespondNexusTaskCompletedRequest, limits: Lim
     fields.check_task_token(request.task_token)
     fields.check_identity(request.identity, limits)
     start = request.response.start_operation
-    if start.WhichOneof("variant") == "async_success":
+    kind = start.WhichOneof("variant")
+    if kind == "async_success":
         success = start.async_success
         token = success.operation_token or success.operation_id
         if not token:
             raise invalid("missing operation token in response")
+        if too_long(token, limits.nexus_token_bytes_max):
+            raise invalid(
+                "operation token length exceeds allowed limit "
+                f"({byte_length(token)}/{limits.nexus_token_bytes_max})"
+            )
+    elif kind == "operation_error":
+        _check_json(start.operation_error.failure.details)
 
 
 def check_nexus_failed(request: RespondNexusTaskFailedRequest, limits: Limits) -> None:
-    """RespondNexusTaskFailed."""
+    """RespondNexusTaskFailed; `error` is the older form of `failure`."""
     fields.check_task_token(request.task_token)
     fields.check_identity(request.identity, limits)
-    if not request.HasField("error") and not request.HasField("failure"):
+    has_failure = request.HasField("failure")
+    if request.HasField("error"):
+        _check_json(request.error.failure.details)
+    elif not has_failure:
         raise invalid("request must contain error or failure")
+    if has_failure and not request.failure.HasField("nexus_handler_failure_info"):
+        raise invalid("request Failure must contain error or failure with NexusHandlerFailureInfo")
+
+
+def _check_json(details: bytes) -> None:
+    if not details:
+        return
+    try:
+        json.loads(details)
+    except ValueError:
+        raise invalid("failure details must be JSON serializable") from None
 
 
 # -------------------------------------------------------------------------------------------- workers

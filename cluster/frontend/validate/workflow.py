@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import WorkflowExecution
@@ -30,6 +30,7 @@ from history_store.engine.field_rules import check_priority, check_versioning_ov
 from history_store.engine.limits import Limits
 
 _REAPPLY_TYPES = tuple(int(value) for value in ResetReapplyType.values())
+_LEGACY_OVERRIDE = ("versioning_override.behavior", "versioning_override.deployment")
 _REJECT_CONDITIONS = tuple(int(value) for value in QueryRejectCondition.values())
 
 
@@ -162,14 +163,20 @@ def _check_options(options: WorkflowExecutionOptions) -> None:
         check_versioning_override(options.versioning_override)
 
 
-def _check_mask(paths: Iterable[str]) -> None:
-    """Every path names a field of the options; a part of the override changes only with the whole."""
+def _check_mask(paths: Sequence[str]) -> None:
+    """Every path names a field of the options; what changes only as a whole is not named in part."""
     for path in paths:
         if not is_field_path(path, WorkflowExecutionOptions()):
             name = WorkflowExecutionOptions.DESCRIPTOR.full_name
             raise invalid(f'error parsing UpdateMask: proto: invalid path "{path}" for message "{name}"')
-        if path.startswith("versioning_override."):
-            raise invalid("versioning_override fields must be updated together")
+    # The two halves of the override's first form may be named one by one, if both are.
+    if sum(half in paths for half in _LEGACY_OVERRIDE) == 1:
+        raise invalid("versioning_override fields must be updated together")
+    for path in paths:
+        if path.startswith("versioning_override.") and path not in _LEGACY_OVERRIDE:
+            raise invalid("versioning_override doesn't support partial updates")
+        if path.startswith("time_skipping_config."):
+            raise invalid("time_skipping_config doesn't support partial update")
 
 
 def is_field_path(path: str, message: Message) -> bool:

@@ -36,7 +36,8 @@ from temporalio.api.errordetails.v1 import MultiOperationExecutionFailure
 from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure, MultiOperationExecutionAborted
 from temporalio.api.taskqueue.v1 import TaskQueue
 
-from cluster.frontend.validate import CHECKS, Limits
+from cluster.frontend.validate import CHECKS, Limits, fields, visibility, worker, workflow
+from history_store.engine import retry
 from history_store.engine.durations import DURATION_SECONDS_MAX
 from history_store.engine.errors import Code, ServiceError
 
@@ -122,7 +123,9 @@ GOOD: dict[str, Callable[[], Any]] = {
     "RespondWorkflowTaskFailed": lambda: W.RespondWorkflowTaskFailedRequest(task_token=b"t"),
     "RespondQueryTaskCompleted": lambda: W.RespondQueryTaskCompletedRequest(task_token=b"t"),
     "RespondNexusTaskCompleted": lambda: W.RespondNexusTaskCompletedRequest(task_token=b"t"),
-    "RespondNexusTaskFailed": lambda: W.RespondNexusTaskFailedRequest(task_token=b"t", failure={}),
+    "RespondNexusTaskFailed": lambda: W.RespondNexusTaskFailedRequest(
+        task_token=b"t", failure={"nexus_handler_failure_info": {}}
+    ),
     "RespondActivityTaskCompleted": lambda: W.RespondActivityTaskCompletedRequest(task_token=b"t"),
     "RespondActivityTaskCanceled": lambda: W.RespondActivityTaskCanceledRequest(task_token=b"t"),
     "RespondActivityTaskFailed": lambda: W.RespondActivityTaskFailedRequest(
@@ -408,6 +411,37 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"update_mask": FieldMask(paths=["nope"])},
         'error parsing UpdateMask: proto: invalid path "nope" for message '
         '"temporal.api.workflow.v1.WorkflowExecutionOptions"',
+    ),
+    (
+        "UpdateWorkflowExecutionOptions",
+        {"update_mask": FieldMask(paths=["versioning_override.behavior"])},
+        "versioning_override fields must be updated together",
+    ),
+    (
+        "UpdateWorkflowExecutionOptions",
+        {"update_mask": FieldMask(paths=["versioning_override.pinned"])},
+        "versioning_override doesn't support partial updates",
+    ),
+    ("RespondNexusTaskFailed", {"failure": None}, "request must contain error or failure"),
+    (
+        "RespondNexusTaskFailed",
+        {"failure": Failure()},
+        "request Failure must contain error or failure with NexusHandlerFailureInfo",
+    ),
+    (
+        "RespondNexusTaskFailed",
+        {"error": {"failure": {"details": b"{"}}},
+        "failure details must be JSON serializable",
+    ),
+    (
+        "RespondNexusTaskCompleted",
+        {"response": {"start_operation": {"async_success": {}}}},
+        "missing operation token in response",
+    ),
+    (
+        "RespondNexusTaskCompleted",
+        {"response": {"start_operation": {"async_success": {"operation_token": "x" * 4097}}}},
+        "operation token length exceeds allowed limit (4097/4096)",
     ),
     ("PollWorkflowTaskQueue", {"task_queue": None}, "taskQueue is not set"),
     ("PollWorkflowTaskQueue", {"identity": LONG}, "Identity length exceeds limit."),
@@ -720,3 +754,26 @@ def test_update_with_start_is_exactly_that() -> None:
     assert refusal("ExecuteMultiOperation", request).message == (
         "Operations have to be exactly [Start, Update]."
     )
+
+
+def test_page_sizes_out_of_range_are_the_largest() -> None:
+    assert [workflow.history_page_size(asked, Limits()) for asked in (-1, 0, 1, 256, 257)] == [
+        256,
+        256,
+        1,
+        256,
+        256,
+    ]
+    assert [visibility.page_size(asked, Limits()) for asked in (-1, 0, 7, 5000)] == [1000, 1000, 7, 1000]
+
+
+def test_a_long_poll_needs_a_deadline() -> None:
+    fields.check_long_poll(60.0)
+    with pytest.raises(ServiceError, match="Context timeout is not set"):
+        fields.check_long_poll(None)
+
+
+def test_something_too_large_becomes_a_failure_that_is_not_retried() -> None:
+    failure = worker.oversized_failure(worker.OVERSIZED_RESULT)
+    assert failure.message == "Complete result exceeds size limit."
+    assert not retry.is_retryable(failure, [])
