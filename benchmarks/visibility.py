@@ -53,9 +53,7 @@ def opened(n: int, rng: random.Random) -> ExecutionRecord:
         state_transition_count=2,
         execution_duration=0,
         memo=b"",
-        search_attributes=attributes(f"customer-{n % 5000}" if n % 2 else "common", n % 1000)
-        if n % 4 < 2
-        else b"",
+        search_attributes=attributes(keyword, n % 1000) if n % 4 < 2 else b"",
         root_workflow_id=f"order-{n}",
     )
 
