@@ -290,9 +290,8 @@ def run(options: ServerOptions) -> None:
     try:
         code = serve(options)
     except StorageError as error:
-        raise Failure(
-            f"cannot use {options.db_path}: {error}", "run `holdfast doctor --db-filename FILE`"
-        ) from None
+        what, _, do = str(error).partition(". ")  # its messages end with what to do
+        raise Failure(what, do or "see `holdfast doctor --db-filename FILE`") from None
     except OSError as error:
         raise Failure(
             f"cannot listen on {options.ip}:{options.port}: {error.strerror or error}",
