@@ -17,6 +17,8 @@ GZIP_HEADER: Final = literal(b"grpc-encoding", b"gzip")
 _NAME = re.compile(r"[0-9a-z_.\-]+").fullmatch
 _VALUE = re.compile(r"[\x20-\x7e]*").fullmatch
 _FIELD_OVERHEAD: Final = 32
+# What the peer counts beside the texts: five fields, their names, and the two constant values.
+_STATUS_BYTES: Final = 5 * _FIELD_OVERHEAD + 100
 
 
 def percent_encode(message: str) -> str:
@@ -51,7 +53,7 @@ def status_block(code: int, message: str, details: bytes | None, bytes_max: int)
     What does not fit is dropped in the order of its worth: first the details, then the end of the message.
     """
     block = literal(b"grpc-status", str(int(code)).encode())
-    room = bytes_max - 3 * _FIELD_OVERHEAD - 64  # 64: the three names
+    room = bytes_max - _STATUS_BYTES
     text = percent_encode(message)
     if len(text) > room:
         # A cut inside a percent escape would be a wrong one.

@@ -48,6 +48,7 @@ _ALIVE_PING: Final = b"alive..."
 # per round trip while data flows, to measure the bandwidth-delay product, and a window update per 16 KiB it
 # reads.
 _CONTROL_FRAMES_FREE: Final = 200
+_CUT_SHORT_MAX: Final = 1000
 _SMALL_DATA_BYTES: Final = 64
 _TRAILER_BYTES_MIN: Final = 512  # a status must fit, whatever the peer announces
 
@@ -59,6 +60,7 @@ class Http2Connection(FrameWriter):
         super().__init__(front)
         self.host = host
         self.opened_at = self.now
+        self.joined = False  # its socket is open, and the front knows of it
         self.expires_at: float | None = None
         self.draining = False  # told to go, or gone: close when the last call is over
         self._moved = self.now  # when the peer last sent anything
@@ -78,6 +80,9 @@ class Http2Connection(FrameWriter):
         self._block_stream = self._block_flags = self._continuations = 0
         self._last_stream = -1
         self._skipped_streams = False
+        self._cut_short: dict[
+            int, None
+        ] = {}  # the last streams that we reset: their DATA may still be coming
         self._goodbye = False  # the GOAWAY that names the last stream is out
         self._calm_debt = self._calm_at = 0.0
         self._ping_sent_at: float | None = None
@@ -350,11 +355,11 @@ class Http2Connection(FrameWriter):
         ended = flags & frames.END_STREAM
         if head.kind == heads.MALFORMED:
             self._strike(1)
-            self.out.append(rst_stream(stream, frames.PROTOCOL_ERROR))
+            self._end_stream(stream, frames.PROTOCOL_ERROR)
             return
         if len(self.streams) >= self.limits.streams_max or self._goodbye:
             self._strike(0.5)
-            self.out.append(rst_stream(stream, frames.REFUSED_STREAM))
+            self._end_stream(stream, frames.REFUSED_STREAM)
             return
         call = self.streams[stream] = Http2Call(self, stream, head, timeout)
         if ended:
@@ -449,6 +454,9 @@ class Http2Connection(FrameWriter):
         if call is None:
             if stream > self._last_stream:
                 raise ConnectionFault(frames.PROTOCOL_ERROR, "DATA on an idle stream")
+            if stream in self._cut_short:
+                self._strike(0.2)  # it was on its way when we reset the stream
+                return
             self._strike(1)
             self.out.append(rst_stream(stream, frames.STREAM_CLOSED))
             return
@@ -484,12 +492,12 @@ class Http2Connection(FrameWriter):
         if not stream or stream > self._last_stream:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         call = self.streams.pop(stream, None)
-        # Resets right after the request are an attack's; those of calls that waited are the clients'
-        # deadlines.
-        self._strike(0.1 if call is not None and self.now - call.born > 1.0 else 1)
         if call is not None:
             call.cancel()
             self._stream_gone()
+        # Resets right after the request are an attack's; those of calls that waited are the clients'
+        # deadlines.
+        self._strike(0.1 if call is not None and self.now - call.born > 1.0 else 1)
 
     def _on_settings(self, flags: int, stream: int, payload: bytes) -> None:
         if stream:
@@ -614,6 +622,9 @@ class Http2Connection(FrameWriter):
 
     def _end_stream(self, stream: int, code: int) -> None:
         self.out.append(rst_stream(stream, code))
+        if len(self._cut_short) >= _CUT_SHORT_MAX:
+            del self._cut_short[next(iter(self._cut_short))]
+        self._cut_short[stream] = None
         call = self.streams.pop(stream, None)
         if call is not None:
             call.cancel()
@@ -626,9 +637,8 @@ class Http2Connection(FrameWriter):
         if call.held:
             self.release(call, call.held)
         if not call.ended:
-            self.out.append(rst_stream(call.stream, frames.NO_ERROR))  # it need not send the rest
-        if self._goodbye:
-            self._stream_gone()
+            self._end_stream(call.stream, frames.NO_ERROR)  # it need not send the rest
+        self._stream_gone()
 
     def _stream_gone(self) -> None:
         if self._goodbye and not self.streams:

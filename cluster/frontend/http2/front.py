@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import resource
 import socket
@@ -10,7 +11,7 @@ import ssl
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import structlog
@@ -141,14 +142,13 @@ class Http2Front:
             ):
                 client.close()
                 continue
-            self._accepted[host] += 1
-            self._accepted_total += 1
-            self._empty.clear()
+            self.adopt(host)
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self.loop.create_task(self._serve(client, host))
+            connection = Http2Connection(self, host)
+            task = self.loop.create_task(self._serve(connection, client))
             self._accepting.add(task)
-            task.add_done_callback(self._accepting.discard)
+            task.add_done_callback(partial(self._served, connection, client))
 
     def _resume_accepting(self, listener: socket.socket) -> None:
         if listener in self._sockets:
@@ -160,17 +160,21 @@ class Http2Front:
             listener.close()
         self._sockets.clear()
 
-    async def _serve(self, client: socket.socket, host: str) -> None:
-        connection = Http2Connection(self, host)
+    async def _serve(self, connection: Http2Connection, client: socket.socket) -> None:
         timeout_s = None if self._ssl is None else self.limits.handshake_timeout_s
-        try:
+        # OSError covers TLS errors and time-outs: who cannot shake hands is not worth a line in the log.
+        with contextlib.suppress(OSError):
             await self.loop.connect_accepted_socket(
                 lambda: connection, client, ssl=self._ssl, ssl_handshake_timeout=timeout_s
             )
-        except (OSError, asyncio.CancelledError):
-            # OSError covers TLS errors and time-outs: who cannot shake hands is not worth a line in the log.
-            if connection not in self._connections:
-                self._forget(host)
+
+    def _served(self, connection: Http2Connection, client: socket.socket, task: asyncio.Task[None]) -> None:
+        self._accepting.discard(task)
+        if not connection.joined:  # nobody else will ever say that it is gone
+            client.close()
+            self._forget(connection.host)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("cannot serve a connection", exc_info=error)
 
     def _forget(self, host: str) -> None:
         self._accepted_total -= 1
@@ -182,8 +186,15 @@ class Http2Front:
 
     # ------------------------------------------------------------------ for the connections
 
+    def adopt(self, host: str) -> None:
+        """Count a socket that was accepted from this address."""
+        self._accepted[host] += 1
+        self._accepted_total += 1
+        self._empty.clear()
+
     def joined(self, connection: Http2Connection) -> None:
         """Its socket is open and its handshake done."""
+        connection.joined = True
         self._connections.add(connection)
         age = self.limits.connection_age_max_s
         if age is not None:
