@@ -32,8 +32,7 @@ from temporalio.api.enums.v1 import (
     WorkflowIdConflictPolicy,
     WorkflowIdReusePolicy,
 )
-from temporalio.api.errordetails.v1 import MultiOperationExecutionFailure
-from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure, MultiOperationExecutionAborted
+from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure
 from temporalio.api.taskqueue.v1 import TaskQueue
 
 from cluster.frontend.validate import CHECKS, Limits, fields, visibility, worker, workflow
@@ -693,67 +692,6 @@ def test_a_link_in_the_request_and_in_its_callback_counts_once() -> None:
     CHECKS[START](start_request(links=links, completion_callbacks=[callback]), LIMITS)
     error = refusal(START, start_request(links=[*links, link(10)], completion_callbacks=[callback]))
     assert error.message == "cannot attach more than 10 links per request, got 11"
-
-
-@pytest.mark.parametrize(
-    ("change", "code", "messages"),
-    [
-        (
-            lambda start, update: setattr(start, "cron_schedule", "* * * * *"),
-            Code.INVALID_ARGUMENT,
-            ["CronSchedule is not allowed.", "Operation was aborted."],
-        ),
-        (
-            lambda start, update: setattr(start, "request_eager_execution", True),
-            Code.INVALID_ARGUMENT,
-            ["RequestEagerExecution is not supported.", "Operation was aborted."],
-        ),
-        (
-            lambda start, update: setattr(update.workflow_execution, "run_id", RUN_ID),
-            Code.INVALID_ARGUMENT,
-            ["Operation was aborted.", "RunId is not allowed."],
-        ),
-        (
-            lambda start, update: setattr(update, "namespace", "other"),
-            Code.INVALID_ARGUMENT,
-            ["Operation was aborted.", "Operation namespace did not match request's namespace."],
-        ),
-        (
-            lambda start, update: setattr(update.workflow_execution, "workflow_id", "v"),
-            Code.INVALID_ARGUMENT,
-            ["Operation was aborted.", "WorkflowId is not consistent with previous operation(s)."],
-        ),
-        (
-            lambda start, update: setattr(update.wait_policy, "lifecycle_stage", 1),
-            Code.PERMISSION_DENIED,
-            [
-                "Operation was aborted.",
-                "UpdateWorkflowExecution issued asynchronously and waiting on update admitted "
-                "is not supported.",
-            ],
-        ),
-    ],
-)
-def test_update_with_start_tells_each_operations_error(
-    change: Callable[[Any, Any], None], code: Code, messages: list[str]
-) -> None:
-    request = multi_request()
-    change(request.operations[0].start_workflow, request.operations[1].update_workflow)
-    error = refusal("ExecuteMultiOperation", request)
-    assert (error.code, error.message) == (code, "Update-with-Start could not be executed.")
-    assert isinstance(error.detail, MultiOperationExecutionFailure)
-    assert [status.message for status in error.detail.statuses] == messages
-    for status in error.detail.statuses:
-        aborted = any(detail.Is(MultiOperationExecutionAborted.DESCRIPTOR) for detail in status.details)
-        assert aborted == (status.code == Code.ABORTED)
-
-
-def test_update_with_start_is_exactly_that() -> None:
-    request = multi_request()
-    del request.operations[1]
-    assert refusal("ExecuteMultiOperation", request).message == (
-        "Operations have to be exactly [Start, Update]."
-    )
 
 
 def test_page_sizes_out_of_range_are_the_largest() -> None:
