@@ -35,8 +35,7 @@ from temporalio.api.enums.v1 import (
 from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure
 from temporalio.api.taskqueue.v1 import TaskQueue
 
-from cluster.frontend.validate import CHECKS, Limits, fields, visibility, worker, workflow
-from history_store.engine import retry
+from cluster.frontend.validate import CHECKS, Limits
 from history_store.engine.durations import DURATION_SECONDS_MAX
 from history_store.engine.errors import Code, ServiceError
 
@@ -692,26 +691,3 @@ def test_a_link_in_the_request_and_in_its_callback_counts_once() -> None:
     CHECKS[START](start_request(links=links, completion_callbacks=[callback]), LIMITS)
     error = refusal(START, start_request(links=[*links, link(10)], completion_callbacks=[callback]))
     assert error.message == "cannot attach more than 10 links per request, got 11"
-
-
-def test_page_sizes_out_of_range_are_the_largest() -> None:
-    assert [workflow.history_page_size(asked, Limits()) for asked in (-1, 0, 1, 256, 257)] == [
-        256,
-        256,
-        1,
-        256,
-        256,
-    ]
-    assert [visibility.page_size(asked, Limits()) for asked in (-1, 0, 7, 5000)] == [1000, 1000, 7, 1000]
-
-
-def test_a_long_poll_needs_a_deadline() -> None:
-    fields.check_long_poll(60.0)
-    with pytest.raises(ServiceError, match="Context timeout is not set"):
-        fields.check_long_poll(None)
-
-
-def test_something_too_large_becomes_a_failure_that_is_not_retried() -> None:
-    failure = worker.oversized_failure(worker.OVERSIZED_RESULT)
-    assert failure.message == "Complete result exceeds size limit."
-    assert not retry.is_retryable(failure, [])
