@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from history_store.raft.core import Core
 
 
+def asked_to_stand(core: Core) -> None:
+    """The leader wants us to take over: at once, or as soon as the members it led by are ours, too."""
+    core.asked_to_stand = not core.may_stand()
+    if not core.asked_to_stand:
+        campaign(core, force=True)
+
+
 def campaign(core: Core, *, force: bool = False) -> None:
     """Stand for election; `force` when the leader asked us to, so that its followers' promise is void."""
     assert core.may_stand()
@@ -58,9 +65,10 @@ def answer_request(core: Core, message: Message) -> None:
         may = True
     granted = may and core.log.is_behind_or_equal(message.index, message.log_term)
     response = Kind.PRE_VOTE_RESPONSE if pre else Kind.VOTE_RESPONSE
-    # A granted pre-vote answers in the term that was asked about, a refusal in ours (it may tell of a later
-    # term).
-    term = message.term if granted else core.term
+    # A granted pre-vote answers in the term that was asked about. A refusal answers in ours, which may be
+    # later than the asker's, but not in an earlier one than the asker has: it would be ignored, and with it
+    # our commit mark.
+    term = message.term if granted else max(core.term, message.term - 1 if pre else 0)
     log = core.log
     core.send(
         Message(

@@ -20,7 +20,7 @@ from history_store.raft.log import RaftLog
 from history_store.raft.messages import CONF_CHANGE, NOBODY, Kind, Message, ReadState
 from history_store.raft.progress import Progress
 from history_store.raft.reads import Reads
-from history_store.raft.roles import AFTER_DURABLE, FROM_LEADER, VOTE_REQUESTS, Role
+from history_store.raft.roles import AFTER_DURABLE, FROM_LEADER, RESPONSES, VOTE_REQUESTS, Role
 from history_store.storage.contract import Entry, GroupLog
 
 
@@ -30,6 +30,7 @@ class Core:
     __slots__ = (
         "alone",
         "append_wanted",
+        "asked_to_stand",
         "conf",
         "conf_bytes",
         "config",
@@ -85,6 +86,7 @@ class Core:
         self.votes: dict[int, bool] = {}
         # We voted for ourselves; the vote counts when it is durable.
         self.own_vote_pending = False
+        self.asked_to_stand = False  # by the leader, but a membership change is to be applied first
         self.messages: list[Message] = []
         self.messages_after: list[Message] = []
         self.read_states: list[ReadState] = []
@@ -131,6 +133,8 @@ class Core:
         self._set_conf(changed(self.conf, decode_change(entry.data)))
         if self.role is Role.LEADER:
             leader.conf_changed(self)
+        elif self.asked_to_stand:
+            candidate.asked_to_stand(self)
 
     def restore_conf(self, data: bytes) -> None:
         """A snapshot brought its members along."""
@@ -161,6 +165,7 @@ class Core:
         self.leader = NOBODY
         self.votes = {}
         self.own_vote_pending = False
+        self.asked_to_stand = False
         self.heartbeat_elapsed = 0
         self.progress = {}
         self.reads = Reads()
@@ -257,7 +262,7 @@ class Core:
         elif message.term < self.term:
             self._answer_earlier_term(message)
             return
-        if self.quiet and not message.quiet:
+        if self.quiet and not message.quiet and kind not in RESPONSES:
             self.wake()
         if kind in VOTE_REQUESTS:
             candidate.answer_request(self, message)

@@ -38,8 +38,8 @@ def step(core: Core, message: Message) -> None:
             )
     elif kind is Kind.READ_INDEX_RESPONSE:
         core.read_states.append(ReadState(message.context, message.index))
-    elif kind is Kind.TIMEOUT_NOW and core.may_stand():
-        candidate.campaign(core, force=True)
+    elif kind is Kind.TIMEOUT_NOW:
+        candidate.asked_to_stand(core)
     # Answers to an earlier leadership of ours in this term cannot exist; answers to earlier terms were
     # dropped.
 

@@ -17,6 +17,7 @@ import msgspec
 from history_store.raft import (
     CONF_CHANGE,
     Config,
+    Dice,
     Kind,
     Message,
     RawNode,
@@ -91,9 +92,9 @@ class Disk:
 class Replica:
     """One node: a core, a disk, and the shell between them."""
 
-    def __init__(self, config: Config, dice_seed: int) -> None:
+    def __init__(self, config: Config, dice: Dice) -> None:
         self.config = config
-        self.dice = random.Random(dice_seed).randrange
+        self.dice = dice
         self.disk = Disk()
         self.images: dict[SnapshotMeta, Image] = {}
         self.node: RawNode | None = None
@@ -161,7 +162,11 @@ class Replica:
             return False
         if not node.has_ready():
             return False
-        ready = node.ready()
+        self.take(node.ready())
+        return True
+
+    def take(self, ready: Ready) -> None:
+        """Begin to do what a Ready asks for."""
         if ready.snapshot is not None:
             assert not ready.committed_entries
             self.image = replace(self.images[ready.snapshot])
@@ -173,7 +178,6 @@ class Replica:
         else:
             # A commit mark alone is not worth a write; it is simply forgotten if we crash.
             self._finish(ready)
-        return True
 
     def end(self) -> None:
         """The write under way is durable."""
@@ -282,7 +286,10 @@ class World:
 
     def __init__(self, rng: random.Random, configs: list[Config]) -> None:
         self.rng = rng
-        self.replicas = {config.node_id: Replica(config, rng.getrandbits(32)) for config in configs}
+        self.replicas = {
+            config.node_id: Replica(config, random.Random(rng.getrandbits(32)).randrange)
+            for config in configs
+        }
         self.network: list[Message] = []
         self.cut: set[tuple[int, int]] = set()
         self.judge = Judge()
