@@ -23,7 +23,9 @@ from history_store.engine.errors import ServiceError, invalid
 
 MAX_DEPTH = 100  # of parentheses and NOTs
 MAX_CONDITIONS = 1_000
-MAX_LITERALS = 20_000
+MAX_LITERALS = 10_000
+MAX_TOKENS = 25_000
+MAX_LENGTH = 500_000  # characters
 
 Scalar = str | int | float | bool
 
@@ -166,8 +168,8 @@ _TOKEN = re.compile(
       | (?P<name>[^\W\d][\w$]*)
       | `(?P<quoted>[^`]+)`
       | (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.]))
-      | '(?P<single>(?:[^'\\]|''|\\.)*)'
-      | "(?P<double>(?:[^"\\]|""|\\.)*)"
+      | '(?P<single>[^'\\]*(?:(?:''|\\.)[^'\\]*)*)'
+      | "(?P<double>[^"\\]*(?:(?:""|\\.)[^"\\]*)*)"
       | (?P<operator><=>|<=|>=|!=|<>|[=<>(),+*/%;-])
     """,
     re.VERBOSE | re.DOTALL,
@@ -193,6 +195,8 @@ def _unescape(text: str, quote: str) -> str:
 
 
 def _tokens(text: str) -> list[_Token]:
+    if len(text) > MAX_LENGTH:
+        raise malformed(f"{len(text)} characters, more than {MAX_LENGTH}")
     result = []
     offset = 0
     while offset < len(text):
@@ -206,6 +210,8 @@ def _tokens(text: str) -> list[_Token]:
             if kind in ("single", "double"):
                 kind, value = "string", _unescape(value, "'" if kind == "single" else '"')
             result.append(_Token(kind, value, offset + 1))
+            if len(result) > MAX_TOKENS:
+                raise malformed(f"more than {MAX_TOKENS} words and signs at position {offset + 1}")
         offset = match.end()
     result.append(_Token("end", "", len(text) + 1))
     return result
