@@ -46,9 +46,10 @@ from history_store.visibility import projection
 _PAGE_BYTES = 4096
 _STATEMENT_ROWS_MAX = 64  # rows a statement: one text for each count stays in the statement cache
 _STATEMENTS_MAX = 400
+_SCANNERS_MAX = 2  # connections kept for long scans
 _SCAN_ROWS = 256  # a scan that fits is one read; a longer one gets a connection of its own
-_WRITER_CACHE_BYTES_MAX = 16 << 20
-_READER_CACHE_BYTES_MAX = 16 << 20
+_WRITER_CACHE_BYTES_MAX = 8 << 20  # both caches count towards the 100 MB of an idle server
+_READER_CACHE_BYTES_MAX = 8 << 20
 _SCAN_CACHE_BYTES_MAX = 2 << 20
 _BUSY_MS = 5000  # another program (a backup) may hold SQLite's write lock that long
 _KIND_HISTORY = 0x68  # b"h"
@@ -130,8 +131,8 @@ class SqliteStorage:
         self._checkpoint_frames = max(checkpoint_bytes // _PAGE_BYTES, 16)
         self._frames = 0.0  # estimate of what the write-ahead log holds
         self._frames_ratio = 1.0  # what an estimate has to be multiplied with, from the last checkpoint
-        self._readers: list[sqlite3.Connection] = []
         self._scanners: list[sqlite3.Connection] = []
+        self._closed = False
         self._lock = files.FileLock(self.path)
         try:
             if self.path.exists():
@@ -199,10 +200,11 @@ class SqliteStorage:
                     self._transaction(batch, plan)
                 else:
                     self._append(batch, plan)
-            except sqlite3.Error as error:
-                raise self._write_failed(error) from error
-            except BaseException:
+            except BaseException as error:
                 self._rollback()
+                # an error without a code is of Python's binding, about a value; SQLite has not seen it
+                if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode"):
+                    raise self._write_failed(error) from error
                 raise
         keeper.commit(batch, plan)
 
@@ -262,8 +264,10 @@ class SqliteStorage:
 
     def close(self) -> None:
         """Give everything back; a later open needs no recovery."""
+        self._closed = True
         for connection in (*self._scanners, self._reader):
             connection.close()
+        self._scanners.clear()
         with suppress(sqlite3.Error):  # what cannot be copied now is safe where it is
             if not self._broken:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -473,7 +477,10 @@ class SqliteStorage:
             raise self._translate(error, "reading rows") from error
         finally:
             cursor.close()
-            self._scanners.append(connection)
+            if self._closed or len(self._scanners) >= _SCANNERS_MAX:
+                connection.close()
+            else:
+                self._scanners.append(connection)
 
     def _checked(self, row: tuple[bytes, bytes, int]) -> tuple[bytes, bytes]:
         key, value, crc = row
@@ -498,7 +505,6 @@ class SqliteStorage:
                 self._writer.execute("ROLLBACK")
 
     def _write_failed(self, error: sqlite3.Error) -> StorageError:
-        self._rollback()
         failure = self._translate(error, "writing a round")
         if not isinstance(failure, StorageFull | StorageLocked | StorageReadOnly):
             self._broken = str(failure)
@@ -528,9 +534,7 @@ class SqliteStorage:
                 return StorageLocked(
                     f"another program keeps {self.path} locked ({name} while {doing}). Stop it"
                 )
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR if (
-                code != sqlite3.SQLITE_ERROR
-            ):
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 return self._corrupt(f"{error} ({name} while {doing})")
             case _:
                 return StorageBroken(

@@ -246,6 +246,18 @@ def test_a_long_scan_sees_one_moment(disk):
     assert {v for _, v in disk.storage.scan(b"", b"\xff")} == {b"new"}
 
 
+def test_a_scan_that_outlives_its_storage_gives_its_connection_back(disk):
+    disk.storage.write(Round(rows=[(key(1, b"a", b"%04d" % i), b"v") for i in range(1000)]))
+    scans = [disk.storage.scan(b"", b"\xff") for _ in range(4)]
+    for scan in scans:
+        next(scan)
+    for scan in scans[:3]:
+        assert len(list(scan)) == 999
+    disk.close_and_open()
+    del scans, scan
+    assert len(list(disk.storage.scan(b"", b"\xff"))) == 1000
+
+
 def test_readers_beside_the_writer_see_whole_rounds(disk):
     """Each round writes its number to all rows of both tables; a read must never find two numbers."""
     keys = [key(1, kind, b"%03d" % i) for kind in (b"a", b"h") for i in range(100)]

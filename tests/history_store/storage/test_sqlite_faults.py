@@ -480,6 +480,23 @@ def test_a_broken_storage_says_so_again(tmp_path):
     storage.close()
 
 
+@pytest.mark.parametrize("where", ["applied", "rows"])
+def test_a_caller_that_raises_inside_a_round_harms_nobody_else(tmp_path, where):
+    """A programming error is not a broken disk: it is raised as it is, and the next round works."""
+    storage = filled(tmp_path / "x.db", 1, close=False)
+    bad = Round(rows=[(row(900), b"v")])
+    if where == "applied":
+        bad.applied = [(1, object(), 1, b"")]  # type: ignore[list-item]
+    else:
+        bad.rows.append((row(901), object()))  # type: ignore[arg-type]
+    with pytest.raises((TypeError, sqlite3.Error)):
+        storage.write(bad)
+    assert storage.get(row(900)) is None
+    storage.write(Round(rows=[(row(902), b"v")]))
+    assert storage.get(row(902)) == b"v"
+    storage.close()
+
+
 # -------------------------------------------------------------------------------------- what stays behind
 
 
