@@ -1,0 +1,161 @@
+"""Activities of workflows, from their workers' side: polled, completed, failed, cancelled, heartbeating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from cluster.frontend.services.base import Services, rpc
+from cluster.frontend.services.polls import wait_for_task
+from cluster.hosting.dispatch import ACTIVITY
+from cluster.hosting.tokens import TaskToken, task_token
+from history_store.engine import activity as activities
+from history_store.engine.errors import invalid
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.run import Run, Transaction
+    from history_store.engine.state import ActivityState
+
+
+@rpc(wire.PollActivityTaskQueueRequest)
+def poll(services: Services, call: Call, request: wire.PollActivityTaskQueueRequest) -> bytes | None:
+    """PollActivityTaskQueue."""
+    return wait_for_task(services, call, request, ACTIVITY)
+
+
+def by_token(services: Services, data: bytes) -> tuple[ShardHost, Run, ActivityState]:
+    """The started attempt that a token names. NOT_FOUND if it is over."""
+    token = task_token(data)
+    if token.kind != 2:
+        raise invalid("Error deserializing task token.")
+    return _found(services, token, "")
+
+
+def by_id(services: Services, request: Any) -> tuple[ShardHost, Run, ActivityState]:
+    """The activity that namespace, workflow and activity id name."""
+    namespace = services.namespace(request.namespace)
+    token = TaskToken(2, namespace.id, request.workflow_id, request.run_id, 0, 0)
+    return _found(services, token, request.activity_id)
+
+
+def _found(services: Services, token: TaskToken, activity_id: str) -> tuple[ShardHost, Run, ActivityState]:
+    shard, run = services.run(token.namespace_id, token.workflow_id, token.run_id)
+    activity = activities.find(run, token.scheduled_id, activity_id, token.attempt)
+    if token.scheduled_id and activity.stamp != token.stamp and not activity.started_id:
+        raise activities.not_found()
+    return shard, run, activity
+
+
+def _optional(request: Any, name: str) -> Any:
+    return getattr(request, name) if request.HasField(name) else None
+
+
+def _end(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState],
+         how: Callable[[Transaction, Run, ActivityState], None]) -> None:  # fmt: skip
+    shard, run, activity = found
+
+    def change(tx: Transaction) -> bytes:
+        how(tx, tx.open(run), activity)
+        return b""
+
+    services.transact(call, shard, change)
+
+
+# ---- completed
+
+
+@rpc(wire.RespondActivityTaskCompletedRequest)
+def completed(services: Services, call: Call, request: wire.RespondActivityTaskCompletedRequest) -> None:
+    """RespondActivityTaskCompleted."""
+    _complete(services, call, by_token(services, request.task_token), request)
+
+
+@rpc(wire.RespondActivityTaskCompletedByIdRequest)
+def completed_by_id(services: Services, call: Call, request: wire.RespondActivityTaskCompletedByIdRequest) -> None:
+    """RespondActivityTaskCompletedById."""
+    _complete(services, call, by_id(services, request), request)
+
+
+def _complete(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+    result = _optional(request, "result")
+    _end(services, call, found, lambda tx, run, a: activities.complete(tx, run, a, result, request.identity))
+
+
+# ---- failed
+
+
+@rpc(wire.RespondActivityTaskFailedRequest)
+def failed(services: Services, call: Call, request: wire.RespondActivityTaskFailedRequest) -> None:
+    """RespondActivityTaskFailed."""
+    _fail(services, call, by_token(services, request.task_token), request)
+
+
+@rpc(wire.RespondActivityTaskFailedByIdRequest)
+def failed_by_id(services: Services, call: Call, request: wire.RespondActivityTaskFailedByIdRequest) -> None:
+    """RespondActivityTaskFailedById."""
+    _fail(services, call, by_id(services, request), request)
+
+
+def _fail(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+    details = _optional(request, "last_heartbeat_details")
+    _end(
+        services, call, found,
+        lambda tx, run, a: activities.fail(tx, run, a, request.failure, request.identity, details),
+    )  # fmt: skip
+
+
+# ---- cancelled
+
+
+@rpc(wire.RespondActivityTaskCanceledRequest)
+def canceled(services: Services, call: Call, request: wire.RespondActivityTaskCanceledRequest) -> None:
+    """RespondActivityTaskCanceled."""
+    _cancel(services, call, by_token(services, request.task_token), request)
+
+
+@rpc(wire.RespondActivityTaskCanceledByIdRequest)
+def canceled_by_id(services: Services, call: Call, request: wire.RespondActivityTaskCanceledByIdRequest) -> None:
+    """RespondActivityTaskCanceledById."""
+    _cancel(services, call, by_id(services, request), request)
+
+
+def _cancel(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+    details = _optional(request, "details")
+    _end(services, call, found, lambda tx, run, a: activities.cancel(tx, run, a, details, request.identity))
+
+
+# ---- heartbeats
+
+
+@rpc(wire.RecordActivityTaskHeartbeatRequest)
+def heartbeat(services: Services, call: Call, request: wire.RecordActivityTaskHeartbeatRequest) -> None:
+    """RecordActivityTaskHeartbeat."""
+    _beat(services, call, by_token(services, request.task_token), request, wire.RecordActivityTaskHeartbeatResponse)
+
+
+@rpc(wire.RecordActivityTaskHeartbeatByIdRequest)
+def heartbeat_by_id(services: Services, call: Call, request: wire.RecordActivityTaskHeartbeatByIdRequest) -> None:
+    """RecordActivityTaskHeartbeatById."""
+    _beat(services, call, by_id(services, request), request, wire.RecordActivityTaskHeartbeatByIdResponse)
+
+
+def _beat(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any,
+          response_type: Any) -> None:  # fmt: skip
+    shard, run, activity = found
+    if not activity.started_id:
+        raise activities.not_found()
+
+    def change(tx: Transaction) -> bytes:
+        activities.heartbeat(tx, tx.open(run), activity, _optional(request, "details"))
+        response = response_type(
+            cancel_requested=activity.cancel_requested,
+            activity_paused=activity.paused,
+            activity_reset=activity.activity_reset,
+        )
+        return bytes(response.SerializeToString())
+
+    services.transact(call, shard, change)

@@ -1,0 +1,156 @@
+"""What every service method shares: decoding, checks, the namespace, and answering at the commit.
+
+A method is a function of (services, call, request) that returns bytes, a coroutine of bytes, or None when it
+keeps the call and answers later (see cluster.frontend.contract). `rpc` registers it under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError, Message
+
+from cluster.frontend.status import status_details
+from cluster.frontend.validate import CHECKS
+from history_store.engine.errors import Code, ServiceError, invalid
+from history_store.engine.inputs import not_running
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call, Handler
+    from cluster.hosting.meta import Namespace
+    from cluster.hosting.node import Node
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.limits import Limits
+    from history_store.engine.run import Run, Transaction
+
+WORKFLOW_SERVICE = "temporal.api.workflowservice.v1.WorkflowService"
+OPERATOR_SERVICE = "temporal.api.operatorservice.v1.OperatorService"
+
+Method = Callable[["Services", "Call", Any], "bytes | None | Coroutine[Any, Any, bytes]"]
+METHODS: dict[str, tuple[type[Message], Method]] = {}
+
+
+def rpc(request: type[Message], service: str = WORKFLOW_SERVICE) -> Callable[[Method], Method]:
+    """Register the function as the RPC that its request type is named for."""
+
+    def register(method: Method) -> Method:
+        name = request.DESCRIPTOR.name.removesuffix("Request")
+        METHODS[f"/{service}/{name}"] = (request, method)
+        return method
+
+    return register
+
+
+def _namespaced(name: str, request: type[Message]) -> bool:
+    """Whether the request works inside a namespace, which must exist: that error wins over all others."""
+    own = name.endswith(("/RegisterNamespace", "/DescribeNamespace", "/UpdateNamespace", "/DeprecateNamespace",
+                         "/DeleteNamespace"))  # fmt: skip
+    return not own and name.startswith(f"/{WORKFLOW_SERVICE}") and "namespace" in request.DESCRIPTOR.fields_by_name
+
+
+class Services:
+    """The node as its RPCs see it."""
+
+    def __init__(self, node: Node, limits: Limits, long_poll_s: float) -> None:
+        self.node = node
+        self.meta = node.meta
+        self.loop = node.loop
+        self.limits = limits
+        self.long_poll_s = long_poll_s
+
+    def handlers(self) -> dict[str, Handler]:
+        """Every RPC by its full name."""
+        return {name: self._handler(name, request, method) for name, (request, method) in METHODS.items()}
+
+    def _handler(self, name: str, request_type: type[Message], method: Method) -> Handler:
+        parse = request_type.FromString
+        check = CHECKS.get(name.rpartition("/")[2])
+        limits = self.limits
+        resolve = self.meta.get if _namespaced(name, request_type) else None
+
+        def handle(call: Call) -> bytes | None | Coroutine[Any, Any, bytes]:
+            try:
+                request = parse(call.request)
+            except DecodeError:
+                raise invalid(f"the request is not a {request_type.DESCRIPTOR.full_name}") from None
+            if resolve is not None:
+                resolve(request.namespace)  # type: ignore[attr-defined]
+            if check is not None:
+                check(request, limits)
+            return method(self, call, request)
+
+        return handle
+
+    # ---- namespaces and runs
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of a request."""
+        return self.meta.get(name)
+
+    def run(self, namespace_id: str, workflow_id: str, run_id: str = "") -> tuple[ShardHost, Run]:
+        """The run a request names. NOT_FOUND if there is none."""
+        shard, run = self.node.run_of(namespace_id, workflow_id, run_id)
+        if run is None:
+            raise workflow_not_found(workflow_id)
+        return shard, run
+
+    def open_run(self, namespace_id: str, workflow_id: str, run_id: str = "", first_run_id: str = ""
+                 ) -> tuple[ShardHost, Run]:  # fmt: skip
+        """The run, which must be open (and of the chain that `first_run_id` began, if given)."""
+        shard, run = self.run(namespace_id, workflow_id, run_id)
+        if first_run_id and run.state.first_run_id != first_run_id:
+            raise workflow_not_found(workflow_id)
+        if not run.running:
+            raise not_running()
+        return shard, run
+
+    # ---- transactions
+
+    def transact(self, call: Call, shard: ShardHost, change: Callable[[Transaction], bytes | Callable[[], bytes]],
+                 ) -> None:  # fmt: skip
+        """Run `change` in a transaction; answer with what it returned when that is committed.
+
+        What `change` raises undoes it. If it changed nothing, nothing is proposed, but the answer still waits
+        for what was proposed before: it may tell of it.
+        """
+        tx = shard.begin()
+        try:
+            body = change(tx)
+        except BaseException:
+            shard.abort(tx)
+            raise
+        reply = answering(call, body)
+        if tx.runs or tx.rows:
+            shard.commit(tx, reply)
+        else:
+            shard.group.when_committed(reply)
+
+
+def answering(call: Call, body: bytes | Callable[[], bytes]) -> Callable[[ServiceError | None], None]:
+    """A waiter that answers the call."""
+
+    def reply(error: ServiceError | None) -> None:
+        if error is not None:
+            fail(call, error)
+        else:
+            call.finish(body if isinstance(body, bytes) else body())
+
+    return reply
+
+
+def fail(call: Call, error: ServiceError) -> None:
+    """Answer with an error."""
+    call.fail(int(error.code), error.message, status_details(error))
+
+
+def workflow_not_found(workflow_id: str) -> ServiceError:
+    """No such run."""
+    from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
+
+    return ServiceError(Code.NOT_FOUND, f"workflow not found for ID: {workflow_id}", NotFoundFailure())
+
+
+def unimplemented(name: str, why: str) -> ServiceError:
+    """An RPC that is not part of this release."""
+    return ServiceError(Code.UNIMPLEMENTED, f"{name} is not part of this release of Holdfast: {why}")

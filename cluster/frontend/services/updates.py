@@ -1,0 +1,316 @@
+"""Updates from outside: update, poll for one, and update with start (ExecuteMultiOperation)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from temporalio.api.common.v1.message_pb2 import WorkflowExecution
+from temporalio.api.errordetails.v1.message_pb2 import MultiOperationExecutionFailure
+from temporalio.api.update.v1.message_pb2 import Outcome
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from cluster.frontend.services import workflows
+from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
+from history_store.engine import state as st
+from history_store.engine import updates
+from history_store.engine.errors import Code, ServiceError
+from history_store.engine.inputs import not_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.frontend.contract import Call
+    from cluster.hosting.meta import Namespace
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.run import Run
+    from history_store.engine.state import UpdateState
+
+WAIT_S = 20.0
+MARGIN_S = 0.5
+RESTARTS_MAX = 10  # how often an update follows a chain of runs that continue as new under it
+
+
+class Wait:
+    """A caller who waits for a stage of an update."""
+
+    def __init__(self, services: Services, call: Call, run: Run, update: updates.Update, stage: int,
+                 answer: Callable[[int, Outcome | None], None], refuse: Callable[[ServiceError], None]) -> None:  # fmt: skip
+        self.services = services
+        self.call = call
+        self.run = run
+        self.update = update
+        self.stage = stage
+        self.answer = answer
+        self.refuse = refuse
+        self.timer: Any = None
+
+    def look(self) -> None:
+        """Answer if the stage is reached, else wait."""
+        update = self.update
+        if self.call.done:
+            self.stop()
+        elif update.error is not None:
+            self.stop()
+            self.refuse(update.error)
+        elif update.prior == updates.COMPLETED:
+            self.stop()
+            self.answer(updates.COMPLETED, update.outcome)
+        elif update.prior >= self.stage and self.stage != updates.COMPLETED:
+            self.stop()
+            self.answer(update.prior, None)
+        else:
+            update.listeners.append(self.look)
+            if self.timer is None:
+                self.call.on_cancel = self.stop
+                left = WAIT_S
+                if self.call.deadline is not None:
+                    left = min(left, max(0.05, self.call.deadline - self.services.loop.time() - MARGIN_S))
+                self.timer = self.services.loop.call_later(left, self.expire)
+
+    def expire(self) -> None:
+        """Not yet: say how far it is, the caller asks again."""
+        self.stop()
+        self.answer(self.update.prior, None)
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def outcome_loader(shard: ShardHost, run: Run) -> Callable[[UpdateState], Outcome]:
+    """Reads the outcome of an update that history knows as completed."""
+
+    def load(known: UpdateState) -> Outcome:
+        return updates.outcome_of(shard.load_event(run, known.batch_id, known.event_id))
+
+    return load
+
+
+def reference(run: Run, update_id: str) -> dict[str, Any]:
+    """The update_ref fields."""
+    return {
+        "workflow_execution": WorkflowExecution(workflow_id=run.state.workflow_id, run_id=run.state.run_id),
+        "update_id": update_id,
+    }
+
+
+@rpc(wire.UpdateWorkflowExecutionRequest)
+def update_workflow(services: Services, call: Call, request: wire.UpdateWorkflowExecutionRequest) -> None:
+    """UpdateWorkflowExecution."""
+    namespace = services.namespace(request.namespace)
+
+    def answer(run: Run, stage: int, outcome: Outcome | None) -> None:
+        call.finish(response_of(run, request, stage, outcome).SerializeToString())
+
+    submit(services, call, namespace, request, answer, lambda error: fail(call, error))
+
+
+def response_of(run: Run, request: wire.UpdateWorkflowExecutionRequest, stage: int, outcome: Outcome | None
+                ) -> wire.UpdateWorkflowExecutionResponse:  # fmt: skip
+    """UpdateWorkflowExecutionResponse."""
+    response = wire.UpdateWorkflowExecutionResponse(stage=stage)  # type: ignore[arg-type]
+    response.update_ref.workflow_execution.workflow_id = run.state.workflow_id
+    response.update_ref.workflow_execution.run_id = run.state.run_id
+    response.update_ref.update_id = request.request.meta.update_id
+    if outcome is not None:
+        response.outcome.CopyFrom(outcome)
+    return response
+
+
+def submit(services: Services, call: Call, namespace: Namespace, request: wire.UpdateWorkflowExecutionRequest,
+           answer: Callable[[Run, int, Outcome | None], None], refuse: Callable[[ServiceError], None],
+           tries: int = 0) -> None:  # fmt: skip
+    """Admit the update (or find it) and wait for its stage. Follows a run that continues as new."""
+    execution = request.workflow_execution
+    if not request.request.meta.update_id:
+        request.request.meta.update_id = services.node.new_id()
+    update_id = request.request.meta.update_id
+    shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
+    if request.first_execution_run_id and run.state.first_run_id != request.first_execution_run_id:
+        raise workflow_not_found(execution.workflow_id)
+    update = updates.find(None, run, update_id, outcome_loader(shard, run))
+    if update is None:
+        if not run.running:
+            raise not_running()
+        tx = shard.begin()
+        try:
+            update = updates.admit(tx, tx.open(run), request.request)
+        except BaseException:
+            shard.abort(tx)
+            raise
+        speculate(services, shard, tx, run)
+
+    def refused(error: ServiceError) -> None:
+        if error.code == Code.ABORTED and not execution.run_id and tries < RESTARTS_MAX:
+            try:
+                submit(services, call, namespace, request, answer, refuse, tries + 1)
+            except ServiceError as problem:
+                refuse(problem)
+        else:
+            refuse(error)
+
+    found = run
+    wait = Wait(services, call, run, update, request.wait_policy.lifecycle_stage,
+                lambda stage, outcome: answer(found, stage, outcome), refused)  # fmt: skip
+    shard.group.when_committed(lambda error: refuse(error) if error is not None else wait.look())
+
+
+def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
+    """Admission wrote nothing but perhaps scheduled a speculative task: offer that without a log entry."""
+    if run.events or run.dirty:
+        shard.commit(tx, lambda _: None)
+        return
+    offers = run.offers
+    due = run.next_due()
+    run.committed()
+    shard.keep(run)
+    for spec in offers:
+        services.node.offered(shard, spec)
+    if offers and due:
+        stamp = offers[0].stamp
+        delay = max(0.0, (due - shard.clock.now_ns()) / 1e9)
+        services.loop.call_later(delay + 0.001, expire_speculative, shard, run, stamp)
+
+
+def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
+    """No worker took the speculative task in time: a normal one follows, which outlives this leader."""
+    from history_store.engine import workflow_task
+
+    found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
+    if found is None or not found.running:
+        return
+    task = found.state.task
+    if task is None or task.stamp != stamp or task.started_id:
+        return
+    tx = shard.begin()
+    tx.open(found)
+    workflow_task.time_out(tx, found)
+    shard.commit(tx, lambda _: None)
+
+
+@rpc(wire.PollWorkflowExecutionUpdateRequest)
+def poll_update(services: Services, call: Call, request: wire.PollWorkflowExecutionUpdateRequest) -> None:
+    """PollWorkflowExecutionUpdate."""
+    namespace = services.namespace(request.namespace)
+    execution = request.update_ref.workflow_execution
+    update_id = request.update_ref.update_id
+    shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
+    update = updates.find(None, run, update_id, outcome_loader(shard, run))
+    if update is None:
+        raise ServiceError(Code.NOT_FOUND, f'update "{update_id}" not found')
+
+    def answer(stage: int, outcome: Outcome | None) -> None:
+        response = wire.PollWorkflowExecutionUpdateResponse(stage=stage, update_ref=reference(run, update_id))  # type: ignore[arg-type]
+        if outcome is not None:
+            response.outcome.CopyFrom(outcome)
+        call.finish(response.SerializeToString())
+
+    wait = Wait(services, call, run, update, request.wait_policy.lifecycle_stage, answer, lambda error: fail(call, error))
+    shard.group.when_committed(lambda error: fail(call, error) if error is not None else wait.look())
+
+
+# ---- update with start
+
+
+@rpc(wire.ExecuteMultiOperationRequest)
+def execute_multi_operation(services: Services, call: Call, request: wire.ExecuteMultiOperationRequest) -> None:
+    """ExecuteMultiOperation: one start, then one update of the same workflow."""
+    MultiOperation(services, call, request).run()
+
+
+class MultiOperation:
+    """A start and an update that are answered together."""
+
+    def __init__(self, services: Services, call: Call, request: wire.ExecuteMultiOperationRequest) -> None:
+        self.services = services
+        self.call = call
+        self.namespace = services.namespace(request.namespace)
+        self.start = request.operations[0].start_workflow
+        self.update = request.operations[1].update_workflow
+        if not self.start.request_id:
+            self.start.request_id = services.node.new_id()
+
+    def run(self) -> None:
+        """Start or join, then update."""
+        shard = self.services.node.shard_of(self.namespace.id, self.start.workflow_id)
+        now = shard.current(self.namespace.id, self.start.workflow_id)
+        same = now is not None and now.start_request_id == self.start.request_id
+        policy = self.start.workflow_id_conflict_policy
+        use = policy == workflows.W.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
+        if now is not None and now.status == st.RUNNING and (use or same):
+            self._update(now.run_id, started=same)
+            return
+        if now is not None and now.status != st.RUNNING and self._known_update(shard, now.run_id):
+            self._update(now.run_id, started=False)
+            return
+        self._start(shard, now)
+
+    def _known_update(self, shard: ShardHost, run_id: str) -> bool:
+        """The update was made in the run that has closed since: a retry finds its outcome."""
+        run = shard.find(self.namespace.id, self.start.workflow_id, run_id)
+        return run is not None and self.update.request.meta.update_id in run.updates_state
+
+    def _start(self, shard: ShardHost, now: Any) -> None:
+        services = self.services
+        tx = shard.begin()
+        try:
+            services.node.validate_search_attributes(self.namespace.id, self.start.search_attributes)
+            if now is not None:
+                workflows.make_room(shard, tx, self.namespace, self.start, now)
+            run = workflows.create(services, tx, self.namespace, self.start, self.start.request_id)
+        except ServiceError as error:
+            shard.abort(tx)
+            self._refuse_start(error)
+            return
+        except BaseException:
+            shard.abort(tx)
+            raise
+        run_id = run.state.run_id
+        shard.commit(tx, lambda error: self._refuse_start(error) if error is not None else None)
+        self._update(run_id, started=True)
+
+    def _update(self, run_id: str, *, started: bool) -> None:
+        self.update.workflow_execution.workflow_id = self.start.workflow_id
+        self.update.workflow_execution.run_id = run_id
+
+        def answer(run: Run, stage: int, outcome: Outcome | None) -> None:
+            response = wire.ExecuteMultiOperationResponse()
+            begun = response.responses.add().start_workflow
+            begun.run_id = run_id
+            begun.first_execution_run_id = run.state.first_run_id
+            begun.started = started
+            begun.status = st.RUNNING if started else run.state.status  # type: ignore[assignment]
+            begun.link.CopyFrom(
+                workflows.started_link(self.namespace, workflows.CurrentRunOf(self.start.workflow_id, run_id))
+            )
+            response.responses.add().update_workflow.CopyFrom(response_of(run, self.update, stage, outcome))
+            self.call.finish(response.SerializeToString())
+
+        try:
+            submit(self.services, self.call, self.namespace, self.update, answer, self._refuse_update)
+        except ServiceError as error:
+            self._refuse_update(error)
+
+    def _refuse_start(self, error: ServiceError) -> None:
+        aborted = ServiceError(Code.ABORTED, "Operation was aborted.")
+        self._refuse(error, error, aborted)
+
+    def _refuse_update(self, error: ServiceError) -> None:
+        aborted = ServiceError(Code.ABORTED, "Operation was aborted.")
+        self._refuse(error, aborted, error)
+
+    def _refuse(self, main: ServiceError, first: ServiceError, second: ServiceError) -> None:
+        """The code of what went wrong; one status for each operation in the detail."""
+        detail = MultiOperationExecutionFailure()
+        for error in (first, second):
+            status = detail.statuses.add(code=int(error.code), message=error.message)
+            if error.code == Code.ABORTED and error.message == "Operation was aborted.":
+                from temporalio.api.failure.v1.message_pb2 import MultiOperationExecutionAborted
+
+                status.details.add().Pack(MultiOperationExecutionAborted())
+            elif error.detail is not None:
+                status.details.add().Pack(error.detail)
+        what = "Start failed" if main is first else "Update failed"
+        fail(self.call, ServiceError(main.code, f"MultiOperation could not be executed: {what}.", detail))

@@ -1,0 +1,236 @@
+"""Workflow tasks: polled, completed, failed; and queries, which travel with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from temporalio.api.enums.v1 import failed_cause_pb2, query_pb2, workflow_pb2
+from temporalio.api.failure.v1.message_pb2 import Failure
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from cluster.frontend.services.base import Services, answering, fail, rpc
+from cluster.frontend.services.polls import wait_for_task
+from cluster.hosting import answers
+from cluster.hosting.dispatch import WORKFLOW
+from cluster.hosting.queries import ANSWERED, Query
+from cluster.hosting.tokens import TaskToken, task_token
+from history_store.engine import activity as activities
+from history_store.engine import close, commands, workflow_task
+from history_store.engine.command_rules import BadCommand, check_sequence
+from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.engine.inputs import not_running
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.run import Run, Transaction
+    from history_store.engine.state import WorkflowTask
+
+EAGER_ACTIVITIES_MAX = 3
+UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
+ATTEMPTS_REPORTED = 1  # later attempts that fail are left to time out, so that a broken worker is not hammered
+REJECT_NOT_OPEN = query_pb2.QUERY_REJECT_CONDITION_NOT_OPEN
+REJECT_NOT_CLEAN = query_pb2.QUERY_REJECT_CONDITION_NOT_COMPLETED_CLEANLY
+
+
+@rpc(wire.PollWorkflowTaskQueueRequest)
+def poll(services: Services, call: Call, request: wire.PollWorkflowTaskQueueRequest) -> bytes | None:
+    """PollWorkflowTaskQueue."""
+    return wait_for_task(services, call, request, WORKFLOW)
+
+
+def held_task(services: Services, token: TaskToken) -> tuple[ShardHost, Run, WorkflowTask]:
+    """The run and the started task that the token names. NOT_FOUND if that is over."""
+    shard, run = services.run(token.namespace_id, token.workflow_id, token.run_id)
+    if not run.running:
+        raise not_running()
+    task = run.state.task
+    if task is None or not task.started_id or task.stamp != token.stamp:
+        raise activities.not_found("Workflow task not found.")
+    return shard, run, task
+
+
+# ---- completed
+
+
+@rpc(wire.RespondWorkflowTaskCompletedRequest)
+def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
+    """RespondWorkflowTaskCompleted."""
+    token = task_token(request.task_token)
+    shard, run, task = held_task(services, token)
+    check_sequence(request.commands)
+    _answers_to_waiting(services, run, request)
+    tx = shard.begin()
+    try:
+        tx.open(run)
+        done = commands.complete_task(tx, run, request, EAGER_ACTIVITIES_MAX)
+    except BadCommand as bad:
+        shard.abort(tx)
+        _fail_bad_command(services, call, shard, token, bad, request)
+        return
+    except BaseException:
+        shard.abort(tx)
+        raise
+    Completed(services, call, shard, run, request).finish(tx, done)
+
+
+class Completed:
+    """A completion on its way to the log, and its answer."""
+
+    def __init__(self, services: Services, call: Call, shard: ShardHost, run: Run,
+                 request: wire.RespondWorkflowTaskCompletedRequest) -> None:  # fmt: skip
+        self.services = services
+        self.call = call
+        self.shard = shard
+        self.run = run
+        self.request = request
+        self.body = b""
+        self.stamp = 0
+
+    def finish(self, tx: Transaction, done: commands.Completion) -> None:
+        """Start what goes back with the answer, propose, and answer at the commit."""
+        services, run, request = self.services, self.run, self.request
+        response = wire.RespondWorkflowTaskCompletedResponse(reset_history_event_id=done.reset_event_id)
+        for activity in done.eager:
+            activities.start(tx, run, activity, tx.env.new_id(), request.identity)
+            response.activity_tasks.append(answers.activity_message(self.shard, tx, run, activity))
+        if done.new_task:
+            workflow_task.start(tx, run, tx.env.new_id(), request.identity)
+            assert run.state.task is not None
+            self.stamp = run.state.task.stamp
+        services.node.holders.done(self.call.connection, run.state.run_id)
+        if done.dropped and not done.new_task and not run.events and run.state.task is None:
+            self._forget(tx)
+        else:
+            self.shard.commit(tx, self._committed)
+        if done.new_task:
+            task = answers.workflow_task_answer(
+                self.shard, run, request.HasField("sticky_attributes"), services.node.queries.take(run)
+            )
+            self.body = response.SerializeToString() + b"\x0a" + answers.varint(len(task)) + task
+        else:
+            self.body = response.SerializeToString()
+        services.node.queries.settle(run, request.query_results)
+
+    def _forget(self, tx: Transaction) -> None:
+        """A speculative task whose updates were all rejected: nothing to write, only callers to tell."""
+        run = self.run
+        run.committed()
+        if run.updates is not None and run.updates.changed:
+            registry, changed = run.updates, run.updates.take_changed()
+            self.shard.group.when_committed(lambda error: error is None and registry.settle(changed))
+        self.shard.group.when_committed(self._committed)
+
+    def _committed(self, error: ServiceError | None) -> None:
+        if error is None and self.stamp:
+            self.services.node.holders.hold(self.call.connection, self.shard, self.run, self.stamp)
+        answering(self.call, self.body)(error)
+
+
+def _answers_to_waiting(services: Services, run: Run, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
+    """Query answers count whatever becomes of the commands."""
+    for query_id, result in request.query_results.items():
+        query = run.queries.pop(query_id, None)
+        if query is None:
+            continue
+        if result.result_type == ANSWERED:
+            query.succeed(result.answer if result.HasField("answer") else None)
+        else:
+            query.fail(Code.INVALID_ARGUMENT, result.error_message, result.failure)
+
+
+def _fail_bad_command(services: Services, call: Call, shard: ShardHost, token: TaskToken, bad: BadCommand,
+                      request: wire.RespondWorkflowTaskCompletedRequest) -> None:  # fmt: skip
+    """The commands do not fit: fail the task instead, and tell the worker why."""
+    run = shard.find(token.namespace_id, token.workflow_id, token.run_id)
+    assert run is not None, "the run was there a moment ago"
+    task = run.state.task
+    unhandled = bad.cause == UNHANDLED
+    refusal = invalid(bad.text)
+    if task is None or (task.attempt > ATTEMPTS_REPORTED and not unhandled and not bad.terminate):
+        shard.group.when_committed(lambda error: fail(call, error or refusal))
+        return
+    tx = shard.begin()
+    tx.open(run)
+    failure = Failure(message=bad.text, source="Server")
+    failure.server_failure_info.non_retryable = True
+    workflow_task.fail(
+        tx, run, task, bad.cause, failure if not unhandled else None, request.identity,
+        reschedule=not bad.terminate, binary_checksum=request.binary_checksum,
+    )  # fmt: skip
+    if unhandled:
+        # The worker did nothing wrong: it had not seen everything. Its next attempt is a first one.
+        run.state.task_attempt = 1
+    if bad.terminate:
+        close.terminate(tx, run, bad.text, None, "history-service")
+    services.node.holders.done(call.connection, run.state.run_id)
+    shard.commit(tx, lambda error: fail(call, error or refusal))
+    services.node.queries.settle(run, {})
+
+
+# ---- failed
+
+
+@rpc(wire.RespondWorkflowTaskFailedRequest)
+def failed(services: Services, call: Call, request: wire.RespondWorkflowTaskFailedRequest) -> None:
+    """RespondWorkflowTaskFailed."""
+    token = task_token(request.task_token)
+    shard, run, task = held_task(services, token)
+
+    def change(tx: Transaction) -> bytes:
+        tx.open(run)
+        if run.updates is not None:
+            run.updates.unsend()
+        workflow_task.fail(
+            tx, run, task, request.cause, request.failure if request.HasField("failure") else None, request.identity,
+            binary_checksum=request.binary_checksum,
+            worker_version=request.worker_version if request.HasField("worker_version") else None,
+        )  # fmt: skip
+        return b""
+
+    services.node.holders.done(call.connection, run.state.run_id)
+    services.transact(call, shard, change)
+
+
+# ---- queries
+
+
+@rpc(wire.QueryWorkflowRequest)
+def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRequest) -> bytes | None:
+    """QueryWorkflow."""
+    namespace = services.namespace(request.namespace)
+    shard, run = services.run(namespace.id, request.execution.workflow_id, request.execution.run_id)
+    status = run.state.status
+    condition = request.query_reject_condition
+    rejected = (condition == REJECT_NOT_OPEN and not run.running) or (
+        condition == REJECT_NOT_CLEAN and not run.running and status != workflow_pb2.WORKFLOW_EXECUTION_STATUS_COMPLETED
+    )
+    if rejected:
+        response = wire.QueryWorkflowResponse()
+        response.query_rejected.status = status  # type: ignore[assignment]
+        return response.SerializeToString()
+    if run.state.last_started_id == 0:
+        if not run.running:
+            raise failed_precondition("Workflow was closed before its first workflow task completed: cannot query.")
+        if run.state.first_backoff_until:
+            raise failed_precondition("Workflow has not started yet: its first workflow task is delayed.")
+    if run.running and run.state.task_attempt > 3 and run.state.task is not None:
+        raise failed_precondition("Cannot query workflow due to Workflow Task in failed state.")
+    services.node.queries.ask(Query(services.node, call, shard, run, request.query), run)
+    return None
+
+
+@rpc(wire.RespondQueryTaskCompletedRequest)
+def query_completed(services: Services, call: Call, request: wire.RespondQueryTaskCompletedRequest) -> bytes:
+    """RespondQueryTaskCompleted."""
+    token = task_token(request.task_token)
+    if token.kind != 3:
+        raise invalid("Error deserializing task token.")
+    query: Any = services.node.queries.open.get(token.ref)
+    if query is None:
+        raise activities.not_found("query not found, or already answered")
+    if request.completed_type == ANSWERED:
+        query.succeed(request.query_result if request.HasField("query_result") else None)
+    else:
+        query.fail(Code.INVALID_ARGUMENT, request.error_message, request.failure)
+    return b""

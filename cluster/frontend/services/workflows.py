@@ -1,0 +1,344 @@
+"""Runs from outside: start, signal, signal with start, cancel, terminate, delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from temporalio.api.common.v1.message_pb2 import Link
+from temporalio.api.enums.v1 import event_type_pb2, workflow_pb2
+from temporalio.api.errordetails.v1.message_pb2 import WorkflowExecutionAlreadyStartedFailure
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from cluster.frontend.services.base import Services, answering, rpc, workflow_not_found
+from cluster.hosting import answers
+from history_store.engine import close, inputs, options, start, workflow_task
+from history_store.engine import state as st
+from history_store.engine.errors import Code, ServiceError, invalid
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call
+    from cluster.hosting.meta import Namespace
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.run import Run, Transaction
+    from history_store.engine.state import CurrentRun
+
+W = workflow_pb2
+STARTED = event_type_pb2.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
+HISTORY_SERVICE = "history-service"
+
+
+# ---- start
+
+
+@rpc(wire.StartWorkflowExecutionRequest)
+def start_workflow(services: Services, call: Call, request: wire.StartWorkflowExecutionRequest) -> None:
+    """StartWorkflowExecution."""
+    namespace = services.namespace(request.namespace)
+    shard = services.node.shard_of(namespace.id, request.workflow_id)
+    start_or_join(services, call, namespace, shard, request)
+
+
+def start_or_join(services: Services, call: Call, namespace: Namespace, shard: ShardHost,
+                  request: wire.StartWorkflowExecutionRequest) -> None:  # fmt: skip
+    """Start a run, or answer with the one that is there, as the policies say."""
+    request_id = request.request_id or services.node.new_id()
+    now = shard.current(namespace.id, request.workflow_id)
+    if now is not None and _joined(services, call, namespace, shard, request, request_id, now):
+        return
+    services.node.validate_search_attributes(namespace.id, request.search_attributes)
+    tx = shard.begin()
+    try:
+        if now is not None:
+            make_room(shard, tx, namespace, request, now)
+        run = create(services, tx, namespace, request, request_id)
+        eager = request.request_eager_execution and run.state.task is not None
+        if eager:
+            workflow_task.start(tx, run, request_id, request.identity)
+    except BaseException:
+        shard.abort(tx)
+        raise
+    response = wire.StartWorkflowExecutionResponse(
+        run_id=run.state.run_id, started=True, status=st.RUNNING, link=started_link(namespace, run.state),  # type: ignore[arg-type]
+        first_execution_run_id=run.state.first_run_id,
+    )  # fmt: skip
+    body = response.SerializeToString()
+    if not eager:
+        shard.commit(tx, answering(call, body))
+        return
+
+    def deliver(error: ServiceError | None) -> None:
+        task = run.state.task
+        if error is None and task is not None:
+            services.node.watch(call.connection)
+            services.node.holders.hold(call.connection, shard, run, task.stamp)
+        answering(call, whole)(error)
+
+    whole = b""
+    shard.commit(tx, deliver)
+    task_bytes = answers.workflow_task_answer(shard, run, False)
+    whole = body + b"\x12" + answers.varint(len(task_bytes)) + task_bytes  # eager_workflow_task = 2
+
+
+def create(services: Services, tx: Transaction, namespace: Namespace, request: wire.StartWorkflowExecutionRequest,
+           request_id: str, schedule: bool = True) -> Run:  # fmt: skip
+    """The new run of a start request."""
+    run_id = services.node.new_id()
+    attributes = start.attributes_of_request(tx.env, request, run_id, tx.now)
+    if request.request_eager_execution and not request.cron_schedule and not request.HasField("workflow_start_delay"):
+        attributes.eager_execution_accepted = True
+    return start.create(
+        tx, namespace.id, run_id, attributes, request_id, request.links,
+        request.user_metadata if request.HasField("user_metadata") else None,
+        version=namespace.version, bypass_matching=attributes.eager_execution_accepted, schedule=schedule,
+    )  # fmt: skip
+
+
+def started_link(namespace: Namespace, state: st.RunState | CurrentRunOf) -> Link:
+    """Where the started event is."""
+    link = Link()
+    event = link.workflow_event
+    event.namespace = namespace.name
+    event.workflow_id = state.workflow_id
+    event.run_id = state.run_id
+    event.event_ref.event_id = 1
+    event.event_ref.event_type = STARTED
+    return link
+
+
+class CurrentRunOf:
+    """A workflow id with its run id (what a link needs)."""
+
+    def __init__(self, workflow_id: str, run_id: str) -> None:
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+
+
+def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHost,
+            request: wire.StartWorkflowExecutionRequest, request_id: str, now: CurrentRun) -> bool:  # fmt: skip
+    """Whether the request is answered by the run that is there: the same request again, or USE_EXISTING."""
+    link = started_link(namespace, CurrentRunOf(request.workflow_id, now.run_id))
+    if now.start_request_id == request_id:
+        response = wire.StartWorkflowExecutionResponse(
+            run_id=now.run_id, started=True, status=now.status, link=link, first_execution_run_id=now.first_run_id  # type: ignore[arg-type]
+        )
+        shard.group.when_committed(answering(call, response.SerializeToString()))
+        return True
+    if now.status != st.RUNNING:
+        return False
+    if request.workflow_id_conflict_policy != W.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING:
+        return False
+    run = shard.find(namespace.id, request.workflow_id, now.run_id)
+    assert run is not None, "the current run is there"
+    attached = request_id in run.state.request_ids
+    response = wire.StartWorkflowExecutionResponse(
+        run_id=now.run_id, started=False, status=st.RUNNING, link=link, first_execution_run_id=now.first_run_id  # type: ignore[arg-type]
+    )
+    wanted = request.on_conflict_options if request.HasField("on_conflict_options") else None
+    if wanted is None or not wanted.attach_request_id or attached:
+        shard.group.when_committed(answering(call, response.SerializeToString()))
+        return True
+
+    def change(tx: Transaction) -> bytes:
+        tx.open(run)
+        options.attach(
+            tx, run, request.identity, request_id,
+            list(request.completion_callbacks) if wanted.attach_completion_callbacks else [],
+            list(request.links) if wanted.attach_links else [],
+        )  # fmt: skip
+        return response.SerializeToString()
+
+    services.transact(call, shard, change)
+    return True
+
+
+def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: Any, now: CurrentRun) -> None:
+    """Whether the policies let a new run take the id: ALREADY_EXISTS if not; a running one may be terminated."""
+    reuse = request.workflow_id_reuse_policy
+    if now.status == st.RUNNING:
+        conflict = request.workflow_id_conflict_policy
+        if reuse == W.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING:
+            conflict = W.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
+        if conflict != W.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+            raise already_started(now, "Workflow execution is already running.")
+        run = shard.find(namespace.id, request.workflow_id, now.run_id)
+        assert run is not None, "the current run is there"
+        close.terminate(tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE)
+        run.current_dirty = False
+        return
+    if reuse == W.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
+        raise already_started(now, "Workflow execution already finished. WorkflowId: %s, RunId: %s. Workflow Id reuse "
+                              "policy: reject duplicate workflow Id." % (request.workflow_id, now.run_id))  # fmt: skip
+    if reuse == W.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY and now.status == st.COMPLETED:
+        raise already_started(now, "Workflow execution already finished successfully. WorkflowId: %s, RunId: %s. "
+                              "Workflow Id reuse policy: allow duplicate workflow Id if last run failed."
+                              % (request.workflow_id, now.run_id))  # fmt: skip
+
+
+def already_started(now: CurrentRun, message: str) -> ServiceError:
+    """ALREADY_EXISTS in the form SDKs look for."""
+    return ServiceError(
+        Code.ALREADY_EXISTS, message,
+        WorkflowExecutionAlreadyStartedFailure(start_request_id=now.start_request_id, run_id=now.run_id),
+    )  # fmt: skip
+
+
+# ---- signals
+
+
+@rpc(wire.SignalWorkflowExecutionRequest)
+def signal_workflow(services: Services, call: Call, request: wire.SignalWorkflowExecutionRequest) -> None:
+    """SignalWorkflowExecution."""
+    namespace = services.namespace(request.namespace)
+    execution = request.workflow_execution
+    shard, run = services.open_run(namespace.id, execution.workflow_id, execution.run_id)
+
+    def change(tx: Transaction) -> bytes:
+        signal_run(tx, run, request)
+        return wire.SignalWorkflowExecutionResponse(link=_signal_link(namespace, run, request.request_id)).SerializeToString()
+
+    services.transact(call, shard, change)
+
+
+def _signal_link(namespace: Namespace, run: Run, request_id: str) -> Link:
+    link = Link()
+    event = link.workflow_event
+    event.namespace = namespace.name
+    event.workflow_id = run.state.workflow_id
+    event.run_id = run.state.run_id
+    event.request_id_ref.request_id = request_id
+    event.request_id_ref.event_type = event_type_pb2.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED
+    return link
+
+
+def signal_run(tx: Transaction, run: Run, request: Any) -> None:
+    """Record the request's signal."""
+    input = request.signal_input if hasattr(request, "signal_input") else request.input  # noqa: A001
+    field = "signal_input" if hasattr(request, "signal_input") else "input"
+    if request.request_id and request.request_id in run.signal_ids:
+        return
+    inputs.signal(
+        tx, tx.open(run), request.signal_name, input if request.HasField(field) else None,
+        request.header if request.HasField("header") else None, request.identity, request.request_id, request.links,
+    )  # fmt: skip
+
+
+@rpc(wire.SignalWithStartWorkflowExecutionRequest)
+def signal_with_start(services: Services, call: Call, request: wire.SignalWithStartWorkflowExecutionRequest) -> None:
+    """SignalWithStartWorkflowExecution: the signal goes to the open run, or to the one this starts."""
+    namespace = services.namespace(request.namespace)
+    shard = services.node.shard_of(namespace.id, request.workflow_id)
+    now = shard.current(namespace.id, request.workflow_id)
+    if not request.request_id:
+        request.request_id = services.node.new_id()
+    terminate = (
+        request.workflow_id_conflict_policy == W.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
+        or request.workflow_id_reuse_policy == W.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING
+    )
+    same = now is not None and now.start_request_id == request.request_id
+    if now is not None and now.status == st.RUNNING and (not terminate or same):
+        run = shard.find(namespace.id, request.workflow_id, now.run_id)
+        assert run is not None, "the current run is there"
+        found = run
+
+        def signal(tx: Transaction) -> bytes:
+            if not same:
+                signal_run(tx, found, request)
+            return _signaled(namespace, found, request.request_id, same)
+
+        services.transact(call, shard, signal)
+        return
+    services.node.validate_search_attributes(namespace.id, request.search_attributes)
+
+    def begin(tx: Transaction) -> bytes:
+        if now is not None:
+            make_room(shard, tx, namespace, request, now)
+        run = create(services, tx, namespace, _start_of(request), request.request_id, schedule=False)
+        inputs.signal(
+            tx, run, request.signal_name, request.signal_input if request.HasField("signal_input") else None,
+            request.header if request.HasField("header") else None, request.identity, request.request_id, request.links,
+            skip_task=True,
+        )  # fmt: skip
+        workflow_task.ensure(tx, run)
+        return _signaled(namespace, run, request.request_id, True)
+
+    services.transact(call, shard, begin)
+
+
+def _signaled(namespace: Namespace, run: Run, request_id: str, started: bool) -> bytes:
+    return wire.SignalWithStartWorkflowExecutionResponse(
+        run_id=run.state.run_id, started=started, signal_link=_signal_link(namespace, run, request_id),
+        first_execution_run_id=run.state.first_run_id,
+    ).SerializeToString()  # fmt: skip
+
+
+def _start_of(request: wire.SignalWithStartWorkflowExecutionRequest) -> wire.StartWorkflowExecutionRequest:
+    """The start half of the request."""
+    half = wire.StartWorkflowExecutionRequest()
+    for field, value in request.ListFields():
+        if field.name in half.DESCRIPTOR.fields_by_name:
+            if field.is_repeated:
+                getattr(half, field.name).extend(value)
+            elif field.message_type is not None:
+                getattr(half, field.name).CopyFrom(value)
+            else:
+                setattr(half, field.name, value)
+    return half
+
+
+# ---- ends
+
+
+@rpc(wire.RequestCancelWorkflowExecutionRequest)
+def request_cancel(services: Services, call: Call, request: wire.RequestCancelWorkflowExecutionRequest) -> None:
+    """RequestCancelWorkflowExecution. A run that is closed already needs no cancelling: that is a success."""
+    namespace = services.namespace(request.namespace)
+    execution = request.workflow_execution
+    shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
+    if request.first_execution_run_id and run.state.first_run_id != request.first_execution_run_id:
+        raise workflow_not_found(execution.workflow_id)
+
+    def change(tx: Transaction) -> bytes:
+        if run.running and not run.state.cancel_requested:
+            inputs.request_cancel(
+                tx, tx.open(run), request.identity, request.request_id, request.reason, request.links
+            )
+        return b""
+
+    services.transact(call, shard, change)
+
+
+@rpc(wire.TerminateWorkflowExecutionRequest)
+def terminate(services: Services, call: Call, request: wire.TerminateWorkflowExecutionRequest) -> None:
+    """TerminateWorkflowExecution."""
+    namespace = services.namespace(request.namespace)
+    execution = request.workflow_execution
+    shard, run = services.open_run(
+        namespace.id, execution.workflow_id, execution.run_id, request.first_execution_run_id
+    )
+
+    def change(tx: Transaction) -> bytes:
+        details = request.details if request.HasField("details") else None
+        close.terminate(tx, tx.open(run), request.reason, details, request.identity, request.links)
+        return b""
+
+    services.transact(call, shard, change)
+    services.node.queries.settle(run, {})
+
+
+@rpc(wire.DeleteWorkflowExecutionRequest)
+def delete(services: Services, call: Call, request: wire.DeleteWorkflowExecutionRequest) -> None:
+    """DeleteWorkflowExecution: an open run is terminated first, in the same transaction."""
+    namespace = services.namespace(request.namespace)
+    execution = request.workflow_execution
+    if execution.run_id and len(execution.run_id) != 36:
+        raise invalid("Invalid RunId.")
+    shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
+
+    def change(tx: Transaction) -> bytes:
+        tx.open(run)
+        if run.running:
+            close.terminate(tx, run, "Delete workflow execution", None, request.DESCRIPTOR.name)
+        shard.delete_rows(tx, run)
+        return b""
+
+    services.transact(call, shard, change)

@@ -1,0 +1,267 @@
+"""Between matching and the shards: waiting tasks, open polls, and workers that die.
+
+A task is started by its shard when matching hands it a poll: one transaction, and the poll is answered when
+that is committed. A poll whose client went away meanwhile gives its task back at once. A connection that closes
+takes its worker with it: what that worker held is handed to another without waiting for time-outs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cluster.hosting import answers
+from cluster.matching.contract import QueueKey
+from history_store.engine import activity as activities
+from history_store.engine import workflow_task
+from history_store.engine.errors import ServiceError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from cluster.frontend.contract import Call, Connection
+    from cluster.hosting.node import Node
+    from cluster.hosting.shard_host import ShardHost
+    from history_store.engine.run import Run
+    from history_store.engine.state import TaskRow
+
+log = structlog.get_logger("dispatch")
+
+WORKFLOW = 1
+ACTIVITY = 2
+
+
+class Poll:
+    """One open poll call; what matching knows as a poller."""
+
+    __slots__ = ("call", "connection", "identity", "node", "queue", "rate_per_second", "request", "timer", "versioning",
+                 "worker_instance_key")  # fmt: skip
+
+    def __init__(self, node: Node, call: Call, queue: QueueKey, request: Any) -> None:
+        self.node = node
+        self.call = call
+        self.queue = queue
+        self.request = request
+        self.identity: str = request.identity
+        self.connection = call.connection
+        self.worker_instance_key: str = request.worker_instance_key
+        self.versioning: Any = request.deployment_options if request.HasField("deployment_options") else None
+        self.rate_per_second: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether somebody still listens."""
+        return not self.call.done
+
+    def answer(self, body: bytes) -> None:
+        """Give the worker its task, or nothing (an empty body)."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.call.finish(body)
+
+    def gone(self) -> None:
+        """The client cancelled or its deadline came."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.node.matching.cancel_poll(self.queue, self)
+
+    def expire(self) -> None:
+        """Answer empty, shortly before the client would give up."""
+        self.timer = None
+        self.node.matching.cancel_poll(self.queue, self)
+        self.call.finish(b"")
+
+
+class ShardTask:
+    """A workflow or activity task that waits; what matching knows as a task."""
+
+    __slots__ = ("created_ns", "durable", "key", "normal_queue", "priority", "queue", "ref", "run_id", "sequence", "shard",
+                 "stamp", "workflow_id")  # fmt: skip
+
+    def __init__(self, shard: ShardHost, queue: QueueKey, workflow_id: str, run_id: str, ref: int, stamp: int,
+                 priority: int, sequence: int, created: int, durable: bool, normal_queue: str, key: bytes) -> None:  # fmt: skip
+        self.shard = shard
+        self.queue = queue
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+        self.ref = ref
+        self.stamp = stamp
+        self.priority = priority
+        self.sequence = sequence
+        self.created_ns = created
+        self.durable = durable
+        self.normal_queue = normal_queue
+        self.key = key
+
+    def _run(self) -> Run | None:
+        return self.shard.find(self.queue.namespace_id, self.workflow_id, self.run_id)
+
+    def start(self, poller: Any) -> bool:
+        """Record that it is started, and answer the poll at the commit."""
+        run = self._run()
+        if run is None or not run.running:
+            return self._void()
+        if self.queue.kind == WORKFLOW:
+            return self._start_workflow_task(run, poller)
+        return self._start_activity(run, poller)
+
+    def _void(self) -> bool:
+        """Nothing to start: a row that is left of it goes."""
+        if self.durable and self.shard.rows.get(self.key) is not None:
+            tx = self.shard.begin()
+            tx.rows.append((self.key, None))
+            self.shard.commit(tx, _nobody)
+        return False
+
+    def _start_workflow_task(self, run: Run, poller: Poll) -> bool:
+        task = run.state.task
+        if task is None or task.stamp != self.stamp or task.started_id:
+            return self._void()
+        shard, node = self.shard, poller.node
+        sticky = task.sticky
+        tx = shard.begin()
+        tx.open(run)
+        workflow_task.start(tx, run, shard.new_id(), poller.identity)
+        delivery = Delivery(shard, run, WORKFLOW, task.stamp, poller)
+        shard.commit(tx, delivery.committed)
+        delivery.body = answers.workflow_task_answer(
+            shard, run, sticky, node.queries.take(run), node.matching_backlog(self.queue)
+        )
+        return True
+
+    def _start_activity(self, run: Run, poller: Poll) -> bool:
+        activity = run.activities.get(self.ref)
+        if activity is None or activity.stamp != self.stamp or activity.started_id or activity.paused:
+            return self._void()
+        shard = self.shard
+        tx = shard.begin()
+        tx.open(run)
+        activities.start(tx, run, activity, shard.new_id(), poller.identity)
+        delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
+        delivery.body = answers.activity_answer(shard, tx, run, activity)
+        shard.commit(tx, delivery.committed)
+        return True
+
+    def reroute(self) -> None:
+        """The sticky worker is gone: the task goes to the normal queue."""
+        run = self._run()
+        if run is None or not run.running or self.queue.kind != WORKFLOW:
+            return
+        tx = self.shard.begin()
+        tx.open(run)
+        if workflow_task.reroute(tx, run, self.stamp):
+            self.shard.commit(tx, _nobody)
+        else:
+            run.committed()
+
+
+class Delivery:
+    """A started task on its way to a worker."""
+
+    __slots__ = ("body", "kind", "poll", "ref", "run", "shard", "stamp")
+
+    def __init__(self, shard: ShardHost, run: Run, kind: int, stamp: int, poll: Poll, ref: int = 0) -> None:
+        self.shard = shard
+        self.run = run
+        self.kind = kind
+        self.stamp = stamp
+        self.poll = poll
+        self.ref = ref
+        self.body = b""
+
+    def committed(self, error: ServiceError | None) -> None:
+        """It is started for good: deliver it, or give it back if nobody is there any more."""
+        poll = self.poll
+        if error is not None:
+            poll.call.fail(int(error.code), error.message)
+        elif poll.open:
+            poll.answer(self.body)
+            if self.kind == WORKFLOW:
+                poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)
+            return
+        self._give_back()
+
+    def _give_back(self) -> None:
+        run = self.shard.find(self.run.state.namespace_id, self.run.state.workflow_id, self.run.state.run_id)
+        if run is None or not run.running:
+            return
+        if self.kind == WORKFLOW:
+            release(self.shard, run, self.stamp)
+            return
+        activity = run.activities.get(self.ref)
+        if activity is None or activity.stamp != self.stamp or not activity.started_id:
+            return
+        tx = self.shard.begin()
+        tx.open(run)
+        activities.unstart(run, activity)
+        self.shard.commit(tx, _nobody)
+
+
+class Holders:
+    """Which connection's worker holds which workflow tasks."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[Connection, dict[str, tuple[ShardHost, Run, int]]] = {}
+
+    def watch(self, connection: Connection) -> bool:
+        """Begin to watch a connection; False if it is watched already."""
+        if connection in self._held:
+            return False
+        self._held[connection] = {}
+        return True
+
+    def hold(self, connection: Connection, shard: ShardHost, run: Run, stamp: int) -> None:
+        """The worker behind `connection` has the task."""
+        held = self._held.get(connection)
+        if held is None:
+            if connection.closed:
+                release(shard, run, stamp)
+            return
+        held[run.state.run_id] = (shard, run, stamp)
+
+    def done(self, connection: Connection, run_id: str) -> None:
+        """The task was answered."""
+        held = self._held.get(connection)
+        if held is not None:
+            held.pop(run_id, None)
+
+    def closed(self, connection: Connection) -> None:
+        """The connection is gone: whoever held tasks there will not answer."""
+        for shard, run, stamp in self._held.pop(connection, {}).values():
+            found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
+            if found is not None:
+                try:
+                    release(shard, found, stamp)
+                except ServiceError as error:
+                    log.warning("a dead worker's task waits for its time-out", error=error.message)
+
+
+def release(shard: ShardHost, run: Run, stamp: int) -> None:
+    """A started workflow task will not be answered: time it out now."""
+    task = run.state.task
+    if not run.running or task is None or task.stamp != stamp or not task.started_id:
+        return
+    tx = shard.begin()
+    tx.open(run)
+    if run.updates is not None:
+        run.updates.unsend()
+    workflow_task.time_out(tx, run)
+    shard.commit(tx, _nobody)
+
+
+def task_of_row(shard: ShardHost, queue: QueueKey, key: bytes, row: TaskRow) -> ShardTask:
+    """A waiting task from its row."""
+    return ShardTask(
+        shard, queue, row.workflow_id, row.run_id, row.ref, row.stamp, key[-9], int.from_bytes(key[-8:], "big"),
+        row.created, True, row.normal_queue, key,
+    )  # fmt: skip
+
+
+def _nobody(error: ServiceError | None) -> None:
+    """Nobody waits for this commit."""

@@ -1,0 +1,219 @@
+"""A node: its shards, its task queues, its namespaces, and what connects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cluster.hosting.actions import Actions
+from cluster.hosting.committer import Committer
+from cluster.hosting.dispatch import Holders, Poll, ShardTask, task_of_row
+from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
+from cluster.hosting.queries import Queries
+from cluster.hosting.shard_host import ShardHost
+from cluster.matching import Matching, QueueKey
+from cluster.matching.workers import WorkerRegistry
+from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
+from history_store.engine.errors import ServiceError
+from history_store.engine.keys import SLOTS, slot_of
+from history_store.visibility import attributes as visibility_attributes
+
+if TYPE_CHECKING:
+    import asyncio
+    import random
+
+    from temporalio.api.common.v1.message_pb2 import SearchAttributes
+
+    from cluster.frontend.contract import Connection
+    from cluster.hosting.clock import Clock, Identifiers
+    from cluster.matching.contract import Task
+    from history_store.engine.environment import EngineLimits
+    from history_store.engine.run import Run, TaskSpec
+    from history_store.engine.state import Action
+    from history_store.storage.contract import Storage
+
+log = structlog.get_logger("node")
+
+FORGET_QUEUES_S = 60.0
+BACKLOG_HINT_MAX = 10
+
+
+class Node:
+    """One process's share of the cluster; here, all of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, storage: Storage, clock: Clock, ids: Identifiers,
+                 rng: random.Random, limits: EngineLimits, *, inline: bool, shards: int, cluster_id: str,
+                 on_broken: Callable[[BaseException], None]) -> None:  # fmt: skip
+        self.loop = loop
+        self.storage = storage
+        self.clock = clock
+        self.limits = limits
+        self._ids = ids
+        self._last_sequence = 0
+        self.committer = Committer(loop, storage, inline, on_broken)
+        found = storage.load()
+        self.meta = Meta(self.committer.add(META_GROUP, found.get(META_GROUP), rng))
+        if self.meta.settings is None:
+            self.meta.write_settings(Settings(shards, cluster_id), _nobody)
+        assert self.meta.settings is not None
+        self.shards = [
+            ShardHost(self, self.committer.add(number + 1, found.get(number + 1), rng), clock, loop)
+            for number in range(self.meta.settings.shards)
+        ]
+        self.matching = Matching(_Source(self), clock)
+        self.workers = WorkerRegistry(clock)
+        self.queries = Queries()
+        self.holders = Holders()
+        self.actions = Actions(self)
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @property
+    def cluster_id(self) -> str:
+        """The identity of the data."""
+        assert self.meta.settings is not None
+        return self.meta.settings.cluster_id
+
+    def start(self) -> None:
+        """Take up what the data says was under way."""
+        self.committer.start()
+        for shard in self.shards:
+            shard.recover()
+        self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
+
+    def _forget_queues(self) -> None:
+        self.matching.forget_idle(self.clock.now_ns())
+        self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
+
+    async def close(self) -> None:
+        """Store everything and stop."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for shard in self.shards:
+            shard.close()
+        await self.committer.close()
+        self.storage.close()
+
+    # ---- where things are
+
+    def shard_of(self, namespace_id: str, workflow_id: str) -> ShardHost:
+        """The shard that owns the workflow id."""
+        return self.shards[slot_of(namespace_id, workflow_id) * len(self.shards) // SLOTS]
+
+    def version_of(self, namespace_id: str) -> int:
+        """The failover version that the namespace's events carry now."""
+        return self.meta.by_id[namespace_id].version
+
+    # ---- what shards ask of their node
+
+    def new_id(self) -> str:
+        """A fresh UUID."""
+        return self._ids.new()
+
+    def next_sequence(self) -> int:
+        """Larger than every one before, across restarts: it follows the clock."""
+        now = self.clock.now_ns()
+        self._last_sequence = now if now > self._last_sequence else self._last_sequence + 1
+        return self._last_sequence
+
+    def retention_of(self, namespace_id: str) -> int:
+        """Retention of closed runs, nanoseconds."""
+        found = self.meta.by_id.get(namespace_id)
+        return found.retention if found is not None else RETENTION_DEFAULT
+
+    def namespace_id_of(self, name: str) -> str | None:
+        """Id by name."""
+        found = self.meta.by_name.get(name)
+        return found.id if found is not None else None
+
+    def namespace_name_of(self, namespace_id: str) -> str:
+        """Name by id."""
+        return self.meta.named(namespace_id)
+
+    def check_search_attributes(self, namespace_id: str, attributes: SearchAttributes) -> None:
+        """Validate for a command and normalize."""
+        if not attributes.indexed_fields:
+            return
+        try:
+            self.validate_search_attributes(namespace_id, attributes)
+        except ServiceError as error:
+            raise BadCommand(BAD_SEARCH_ATTRIBUTES, error.message) from None
+
+    def validate_search_attributes(self, namespace_id: str, attributes: SearchAttributes) -> None:
+        """Validate for a request and normalize. INVALID_ARGUMENT where a name or value does not fit."""
+        namespace = self.meta.by_id[namespace_id]
+        visibility_attributes.validate(attributes, namespace.search_attributes, namespace.name)
+
+    def acted(self, shard: ShardHost, key: bytes, action: Action) -> None:
+        """An action is committed: do it."""
+        self.actions.do(shard, key, action)
+
+    # ---- task queues
+
+    def offered(self, shard: ShardHost, spec: TaskSpec) -> None:
+        """A new task."""
+        state = spec.run.state
+        queue = QueueKey(state.namespace_id, spec.kind, spec.queue)
+        task = ShardTask(
+            shard, queue, state.workflow_id, state.run_id, spec.ref, spec.stamp, spec.priority, spec.sequence,
+            spec.created, spec.durable, spec.normal_queue, spec.key,
+        )  # fmt: skip
+        if spec.normal_queue and not self.matching.has_live_poller(queue):
+            # The sticky worker is gone: do not wait for the sticky time-out.
+            task.reroute()
+        else:
+            self.matching.offer(task)
+
+    def withdrawn(self, namespace_id: str, kind: int, queue: str, sequence: int) -> None:
+        """A waiting task is void; matching finds out when it tries to start it."""
+
+    def matching_backlog(self, queue: QueueKey) -> int:
+        """A hint of how much waits in a queue."""
+        return 0
+
+    def poll(self, poll: Poll, sticky: bool) -> None:
+        """A worker waits for work."""
+        self.watch(poll.connection)
+        poll.call.on_cancel = poll.gone
+        self.matching.poll(poll.queue, poll, sticky)
+
+    def watch(self, connection: Connection) -> None:
+        """See to it that a worker's death is noticed."""
+        if self.holders.watch(connection):
+            connection.on_close(lambda: self._connection_closed(connection))
+
+    def _connection_closed(self, connection: Connection) -> None:
+        self.matching.connection_closed(connection)
+        self.queries.closed(connection)
+        self.holders.closed(connection)
+
+    def run_of(self, namespace_id: str, workflow_id: str, run_id: str) -> tuple[ShardHost, Run | None]:
+        """The shard of a workflow id, and the run if there is one."""
+        shard = self.shard_of(namespace_id, workflow_id)
+        return shard, shard.find(namespace_id, workflow_id, run_id)
+
+
+class _Source:
+    """The shards, as matching sees them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def fetch(self, queue: QueueKey, limit: int) -> list[Task]:
+        """The first waiting tasks of a queue over all shards."""
+        found: list[ShardTask] = []
+        for shard in self._node.shards:
+            found.extend(task_of_row(shard, queue, key, row) for key, row in shard.fetch_tasks(queue, limit))
+        found.sort(key=lambda task: (task.priority, task.sequence))
+        return list(found[:limit])
+
+    def count(self, queue: QueueKey) -> int:
+        """How many wait."""
+        return sum(shard.count_tasks(queue) for shard in self._node.shards)
+
+
+def _nobody(error: ServiceError | None) -> None:
+    """Nobody waits for this commit."""
+
+

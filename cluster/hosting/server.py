@@ -1,0 +1,182 @@
+"""The process: opens the storage, starts the node and its front, and ends when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import secrets
+import signal
+import ssl
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import uvloop
+
+from cluster.hosting import dynamic_config
+from cluster.hosting.clock import Clock, Identifiers
+from cluster.hosting.options import SEARCH_ATTRIBUTE_TYPES, ServerOptions
+from history_store.storage.contract import StorageError
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Front
+    from cluster.frontend.services.base import Services
+    from cluster.hosting.node import Node
+    from history_store.storage.contract import Storage
+
+__all__ = ["Server", "ServerOptions", "serve"]
+
+log = structlog.get_logger("server")
+
+DRAIN_S = 2.0  # what open calls get at a stop; long polls are ended at once
+LONG_POLL_S = 60.0
+SWITCH_INTERVAL_S = 0.0005  # the writer thread gets the interpreter back soon after its sync (see decisions)
+
+
+def serve(options: ServerOptions) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0, or 1 with the reason logged."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        return uvloop.run(_serve(options))
+    except StorageError as error:
+        log.critical("the data cannot be used", error=str(error))
+        sys.stderr.write(f"holdfast: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"holdfast: cannot listen on {options.ip}:{options.port}: {error.strerror or error}\n")
+        return 1
+
+
+async def _serve(options: ServerOptions) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+    server = Server(options)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result(0))
+    await server.start(on_broken=lambda _: stop.done() or stop.set_result(1))
+    gc.collect()
+    gc.freeze()  # what was made at the start lives for ever: the collector need not look at it again
+    gc.set_threshold(50_000, 20, 50)
+    if options.on_ready is not None:
+        options.on_ready(server.port)
+    code = await stop
+    await server.stop(graceful=code == 0)
+    return code
+
+
+class Server:
+    """One embedded node with its front."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.node: Node
+        self.services: Services
+        self.front: Front
+        self._metrics: Any = None
+
+    @property
+    def port(self) -> int:
+        """The gRPC port."""
+        return self.front.port
+
+    async def start(self, on_broken: Any) -> None:
+        """Open, recover, listen. OSError, StorageError."""
+        from cluster.frontend.health import Health
+        from cluster.frontend.reflection import Reflection
+        from cluster.frontend.services import everything
+        from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
+        from cluster.hosting.node import Node
+
+        options = self.options
+        loop = asyncio.get_running_loop()
+        engine_limits, limits = dynamic_config.read(options.dynamic_config)
+        rng = random.Random(secrets.randbits(64))
+        clock = Clock()
+        storage = _open(options)
+        try:
+            self.node = Node(
+                loop, storage, clock, Identifiers(clock, rng), rng, engine_limits, inline=options.db_path is None,
+                shards=options.shards, cluster_id=Identifiers(clock, rng).new(), on_broken=on_broken,
+            )  # fmt: skip
+            self.node.start()
+            await self._namespaces()
+            self.services = Services(self.node, limits, LONG_POLL_S)
+            everything()
+            self.health = Health()
+            reflection = Reflection([WORKFLOW_SERVICE, OPERATOR_SERVICE, "grpc.health.v1.Health"])
+            methods = {**self.services.handlers(), **self.health.methods, **reflection.methods}
+            streaming = self.health.streaming | reflection.streaming
+            self.front = _front(options, methods, streaming)
+            await self.front.start(options.ip, options.port, _tls(options))
+        except BaseException:
+            storage.close()
+            raise
+
+    async def _namespaces(self) -> None:
+        """Make sure that the namespaces and search attributes of the options exist."""
+        from cluster.hosting.meta import REGISTERED, Namespace
+
+        meta = self.node.meta
+        wanted = {name: SEARCH_ATTRIBUTE_TYPES.index(kind) for name, kind in self.options.search_attributes.items()}
+        types = {name: _INDEXED_VALUE_TYPES[SEARCH_ATTRIBUTE_TYPES[index]] for name, index in wanted.items()}
+        done = []
+        for name in dict.fromkeys(["default", *self.options.namespaces]):
+            known = meta.by_name.get(name)
+            if known is None:
+                known = Namespace(self.node.new_id(), name, REGISTERED, self.node.clock.now_ns())
+            elif all(known.search_attributes.get(n) == t for n, t in types.items()):
+                continue
+            known.search_attributes = {**known.search_attributes, **types}
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            meta.put(known, future.set_result)
+            done.append(future)
+        for error in await asyncio.gather(*done):
+            if error is not None:
+                raise StorageError(error.message)
+
+    async def stop(self, *, graceful: bool) -> None:
+        """Let calls end, store everything, close."""
+        self.health.shut_down()
+        await self.front.drain(DRAIN_S if graceful else 0.0)
+        for callback in self.services.on_close:
+            callback()
+        if graceful:
+            await self.node.close()
+
+
+_INDEXED_VALUE_TYPES = {
+    "Text": 1, "Keyword": 2, "Int": 3, "Double": 4, "Bool": 5, "Datetime": 6, "KeywordList": 7,
+}  # fmt: skip
+
+
+def _open(options: ServerOptions) -> Storage:
+    if options.db_path is None:
+        from history_store.storage.memory import MemoryStorage
+
+        return MemoryStorage()
+    from history_store.storage.sqlite import SqliteStorage
+
+    return SqliteStorage(options.db_path)
+
+
+def _front(options: ServerOptions, methods: Any, streaming: Any) -> Front:
+    if options.front == "grpcio":
+        from cluster.frontend.grpcio_front import GrpcioFront
+
+        return GrpcioFront(methods, streaming)
+    from cluster.frontend.http2.front import Http2Front
+    from cluster.frontend.http2.limits import Limits
+
+    return Http2Front(methods, streaming, limits=Limits(message_bytes_max=options.message_bytes_max))
+
+
+def _tls(options: ServerOptions) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(options.tls_cert, options.tls_key)
+    if options.tls_ca is not None:
+        context.load_verify_locations(options.tls_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,61 @@
+"""Opaque tokens that workers and clients bring back: task tokens and page tokens.
+
+Msgpack arrays, typed at decoding: garbage is INVALID_ARGUMENT, never a crash. They carry names, not secrets.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from history_store.engine.errors import invalid
+
+
+class TaskToken(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Which attempt of which task a worker holds."""
+
+    kind: int  # 1 workflow task, 2 activity, 3 query
+    namespace_id: str
+    workflow_id: str
+    run_id: str
+    scheduled_id: int  # of a query: 0
+    attempt: int
+    stamp: int = 0  # of a workflow task: which scheduling
+    ref: str = ""  # activity id, or query id
+
+
+class HistoryToken(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Where the next page of a history begins."""
+
+    run_id: str
+    next_id: int
+    waiting: bool = False  # a long poll: wait for events after `next_id`
+    end_id: int = 0  # 0: as far as history goes
+    transient: int = 0  # stamp of the started task whose unwritten events end the last page
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_task = msgspec.msgpack.Decoder(TaskToken).decode
+_history = msgspec.msgpack.Decoder(HistoryToken).decode
+
+
+def encode(token: TaskToken | HistoryToken) -> bytes:
+    """The token's bytes."""
+    return _encode(token)
+
+
+def task_token(data: bytes) -> TaskToken:
+    """INVALID_ARGUMENT if it is no task token."""
+    if not data:
+        raise invalid("Task token not set on request.")
+    try:
+        return _task(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+        raise invalid("Error deserializing task token.") from None
+
+
+def history_token(data: bytes) -> HistoryToken:
+    """INVALID_ARGUMENT if it is no page token."""
+    try:
+        return _history(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+        raise invalid("Invalid NextPageToken.") from None
