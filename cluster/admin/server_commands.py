@@ -7,6 +7,7 @@ web console, the HTTP gateway) are accepted, because callers pass them, and said
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -293,8 +294,23 @@ def run(options: ServerOptions) -> None:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
         raise Failure(what, do or "see `holdfast doctor --db-filename FILE`") from None
     except OSError as error:
-        raise Failure(
-            f"cannot listen on {options.ip}:{options.port}: {error.strerror or error}",
-            "free the port (`ss -ltnp` shows who has it), or take another with --port",
-        ) from None
+        raise cannot_start(options, error) from None
     leave(Exit.DONE if code == 0 else Exit.FAILED)
+
+
+def cannot_start(options: ServerOptions, error: OSError) -> Failure:
+    """What an operating system's refusal at the start means, and what to do."""
+    import ssl
+
+    words = error.strerror or str(error)
+    if isinstance(error, ssl.SSLError):
+        do = "see that --tls-cert and --tls-key are PEM files that belong together, and --tls-ca is one"
+        return Failure(f"the certificates cannot be used: {words}", do)
+    do = "see `holdfast doctor`"
+    if error.errno == errno.EADDRINUSE:
+        do = "free the port (`ss -ltnp` shows who has it), or take another with --port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        do = "name an address of this machine with --ip; 0.0.0.0 is all of them"
+    elif error.errno == errno.EACCES:
+        do = "take a port above 1023 with --port: lower ones need a privilege"
+    return Failure(f"cannot listen on {options.ip}:{options.port}: {words}", do)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import ssl
 import subprocess
 import sys
 
 import click
 import pytest
 
-from cluster.admin.server_commands import announce, read_options, start_dev, without_effect
+from cluster.admin.server_commands import announce, cannot_start, read_options, start_dev, without_effect
 from cluster.hosting.options import ServerOptions
 
 
@@ -129,3 +131,19 @@ def test_python_without_assertions_is_refused() -> None:
     )
     assert run.returncode == 1
     assert "run Python without -O" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "do"),
+    [
+        (OSError(errno.EADDRINUSE, "address already in use"), "cannot listen on 127.0.0.1:7233", "--port"),
+        (OSError(errno.EADDRNOTAVAIL, "no such address"), "cannot listen on", "--ip"),
+        (PermissionError(errno.EACCES, "permission denied"), "cannot listen on", "above 1023"),
+        (ssl.SSLError(9, "PEM lib"), "certificates cannot be used: PEM lib", "--tls-cert"),
+    ],
+)
+def test_a_refusal_at_the_start_says_what_to_do(error: OSError, words: str, do: str) -> None:
+    failure = cannot_start(ServerOptions(), error)
+    assert words in failure.message
+    assert do in failure.do
+    assert failure.exit_code == 1
