@@ -22,7 +22,7 @@ from temporalio.api.common.v1 import Payload
 from history_store.engine.errors import ServiceError, invalid
 from history_store.visibility import sql, syntax
 from history_store.visibility.record import ExecutionRecord
-from history_store.visibility.resolve import STATUS_NAMES, Leaf, Resolved, resolve
+from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Resolved, resolve
 from history_store.visibility.sql import Driver, Fragment, Scope
 
 DEFAULT_PAGE_SIZE = 1_000
@@ -118,7 +118,26 @@ def count_executions(
             tested.parameters,
         ).fetchone()
         return row[0], []
-    field = resolved.group_by
+    if resolved.group_by.name == "ExecutionStatus":
+        counted = _statuses(connection, plan, tested)
+    else:
+        counted = _values(connection, plan, tested, resolved.group_by)
+    return sum(n for _, n in counted), [Group([_payload(value)], n) for value, n in counted]
+
+
+def _statuses(connection: sqlite3.Connection, plan: _Plan, tested: Fragment) -> list[tuple[str | None, int]]:
+    """One counter a status: less than half the time of GROUP BY, which sorts first."""
+    counters = ", ".join(f"count(*) FILTER (WHERE e.status = {number})" for number in STATUS_NAMES)
+    row = connection.execute(
+        f"SELECT {counters} FROM {plan.source} WHERE {tested.text}", tested.parameters
+    ).fetchone()
+    found = [(name, n) for name, n in zip(STATUS_NAMES.values(), row, strict=True) if n]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _values(
+    connection: sqlite3.Connection, plan: _Plan, tested: Fragment, field: Field
+) -> list[tuple[str | None, int]]:
     value = "e.scope" if field.is_division else sql.expression(field, plan.scope)
     rows = connection.execute(
         f"SELECT {value} AS value, count(*) AS n FROM {plan.source} WHERE {tested.text}"
@@ -127,15 +146,9 @@ def count_executions(
     ).fetchall()
     if len(rows) > MAX_GROUPS:
         raise syntax.unsupported(f"'GROUP BY' {field.alias}: more than {MAX_GROUPS} groups")
-    groups = []
-    for found, n in rows:
-        shown = found
-        if field.is_division:
-            shown = plan.scope.divisions[found] or None
-        elif field.name == "ExecutionStatus":
-            shown = STATUS_NAMES.get(found, str(found))
-        groups.append(Group([_payload(shown)], n))
-    return sum(group.count for group in groups), groups
+    if field.is_division:
+        return [(plan.scope.divisions[scope] or None, n) for scope, n in rows]
+    return rows
 
 
 def check(query: Filter, attributes: Mapping[str, int]) -> None:
@@ -210,7 +223,13 @@ def _plan(
     in_scope = Fragment(scope.test("e.scope"))
     row = "e"
     if driver is None:
-        source = f"visibility_executions e INDEXED BY visibility_by_{'start' if walks_start else 'order'}"
+        walked = "order"
+        if walks_start:
+            walked = "start"
+        elif not keep_order and not rest:  # counting all: the narrowest index that knows the groups
+            group = resolved.group_by.name if resolved.group_by is not None else ""
+            walked = {"": "start", "WorkflowType": "type"}.get(group, "order")
+        source = f"visibility_executions e INDEXED BY visibility_by_{walked}"
         where = [in_scope, *rest]
     elif driver.index == "ids":
         source, where = "visibility_executions e NOT INDEXED", [driver.test, in_scope, *rest]

@@ -227,6 +227,7 @@ _INDEXES = {
 }
 _OPEN_STATUSES = (1, 8)  # Running, Paused: exactly those without a close time
 _COMPLETED = 2
+RARE_STATUS = "e.status NOT IN (1, 2)"  # word for word what visibility_by_status is limited to
 _INDEXABLE = frozenset({"=", "in", "<", "<=", ">", ">=", "between", "starts", "contains"})
 
 
@@ -284,7 +285,7 @@ def _status_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
         return _index_driver(leaf, scope, "visibility_by_order", tested, ordered=single)
     if any(value in _OPEN_STATUSES or int(value) <= _COMPLETED for value in leaf.values):
         return None
-    tested = Fragment(f"(e.status > {_COMPLETED} AND {tested.text})", tested.parameters)
+    tested = Fragment(f"({RARE_STATUS} AND {tested.text})", tested.parameters)
     return _index_driver(
         leaf, scope, "visibility_by_status", tested, ordered=single and len(leaf.values) == 1
     )
