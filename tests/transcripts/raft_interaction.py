@@ -1,13 +1,15 @@
 """The commands of the Raft transcripts, over replicas in memory.
 
-Nothing happens by itself: messages wait until they are delivered, Readys until they are taken, writes until they are
-synced. Node n's election timeout is election_ticks + n - 1 ticks, so that nothing depends on dice.
+Nothing happens by itself: messages wait until they are delivered, Readys until they are taken, writes until
+they are synced. Node n's election timeout is election_ticks + n - 1 ticks, so that nothing depends on dice.
 
-    nodes 3 [joiners=1] [learners=(3)] [prevote=off] [checkquorum=off] [lease=on] [quiet=3] [inflight=2] [entries=2]
-    campaign N · propose N DATA · transfer N TO · read N NAME · tick N [TICKS] · compact N [behind=K] · wake N
-    change N [v4] [l5] [r3] [transition=explicit|implicit]        no changes = leave the joint configuration
-    ready N · synced N · deliver [N …] [drop=(1,2)] · stabilize [N …] · quietly COMMAND (its output is left out)
-    crash N [landed=yes] · restart N · snapshot-failed N TO · status [N …] · log N · progress N
+    nodes 3 [joiners=1] [learners=(3)] [prevote=off] [checkquorum=off] [lease=on] [quiet=3]
+            [inflight=2] [entries=2]
+    campaign N · propose N DATA · transfer N TO · read N NAME · tick N [TICKS] · wake N
+    compact N [behind=K] · snapshot-failed N TO · crash N [landed=yes] · restart N
+    change N [v4] [l5] [r3] [transition=explicit|implicit]      no changes = leave the joint configuration
+    ready N · synced N · deliver [N …] [drop=(1,2)] · stabilize [N …] · status [N …] · log N · progress N
+    quietly COMMAND                                             without what it says, unless that is a refusal
 """
 
 from __future__ import annotations
