@@ -99,6 +99,7 @@ class Completed:
             assert run.state.task is not None
             self.stamp = run.state.task.stamp
         services.node.holders.done(self.call.connection, run.state.run_id)
+        self.body = response.SerializeToString()
         if done.dropped and not done.new_task and not run.events and run.state.task is None:
             self._forget(tx)
         else:
@@ -107,9 +108,7 @@ class Completed:
             task = answers.workflow_task_answer(
                 self.shard, run, request.HasField("sticky_attributes"), services.node.queries.take(run)
             )
-            self.body = response.SerializeToString() + b"\x0a" + answers.varint(len(task)) + task
-        else:
-            self.body = response.SerializeToString()
+            self.body += b"\x0a" + answers.varint(len(task)) + task
         services.node.queries.settle(run, request.query_results)
 
     def _forget(self, tx: Transaction) -> None:
