@@ -122,6 +122,19 @@ def test_reading_the_flags_imports_neither_server_nor_client() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_the_server_does_without_rich() -> None:
+    program = (
+        "import sys\n"
+        "from cluster.admin.server_commands import leave_rich_out\n"
+        "leave_rich_out()\n"
+        "import structlog\n"
+        "structlog.get_logger().warning('a line', error='x')\n"
+        "print('rich.console' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False"
+
+
 def test_python_without_assertions_is_refused() -> None:
     run = subprocess.run(
         [sys.executable, "-O", "-m", "cluster.admin.main", "--help"],
