@@ -38,6 +38,8 @@ def encode(sequence: int, entries: Entries, hard_states: HardStates, buffer: byt
 
 def decode(sequence: int, body: bytes) -> tuple[Entries, HardStates]:
     """The inverse; `FrameError` when a bit is not what it was."""
+    if type(body) is not bytes:
+        raise FrameError(f"it is of type {type(body).__name__}")  # damage can change a value's type
     if len(body) < _HEADER.size:
         raise FrameError(f"it is {len(body)} bytes long, too short for its header")
     version, expected = _HEADER.unpack_from(body)

@@ -92,6 +92,11 @@ def _scan_texts(order: str) -> dict[str, str]:
 _SCANS = (_scan_texts("ASC"), _scan_texts("DESC"))
 
 
+def _intact(key: object, value: object, crc: object) -> bool:
+    """Whether a row is what was written. Damage can change a value's type as well."""
+    return type(key) is bytes and type(value) is bytes and crc32(value, crc32(key)) == crc
+
+
 def _group_crc(row: GroupRow) -> int:
     return crc32(_encode_fields(row))
 
@@ -223,7 +228,7 @@ class SqliteStorage:
         if row is None:
             return None
         value: bytes = row[0]
-        if crc32(value, crc32(key)) != row[1]:
+        if not _intact(key, value, row[1]):
             raise self._bad_row(key)
         return value
 
@@ -287,7 +292,7 @@ class SqliteStorage:
             for table in ("rows", "history"):
                 say(table)
                 for key, value, crc in self._writer.execute(f"SELECT key, value, crc FROM {table}"):  # noqa: S608 our names
-                    if crc32(value, crc32(key)) != crc:
+                    if not _intact(key, value, crc):
                         problems.append(str(self._bad_row(key)))
             say("log")
             for sequence, body in self._writer.execute("SELECT sequence, body FROM log"):
@@ -484,7 +489,7 @@ class SqliteStorage:
 
     def _checked(self, row: tuple[bytes, bytes, int]) -> tuple[bytes, bytes]:
         key, value, crc = row
-        if crc32(value, crc32(key)) != crc:
+        if not _intact(key, value, crc):
             raise self._bad_row(key)
         return key, value
 
@@ -513,11 +518,13 @@ class SqliteStorage:
     def _corrupt(self, what: str) -> StorageCorrupt:
         return StorageCorrupt(f"{self.path} is damaged: {what}. {files.RESTORE}")
 
-    def _bad_row(self, key: bytes) -> StorageCorrupt:
-        table = "history" if key[4:5] == b"h" else "rows"
-        return self._corrupt(f"row {key.hex()} of table {table} is not what was written")
+    def _bad_row(self, key: object) -> StorageCorrupt:
+        name = key.hex() if isinstance(key, bytes) else repr(key)
+        return self._corrupt(f"row {name} is not what was written")
 
     def _translate(self, error: sqlite3.Error, doing: str) -> StorageError:
+        if type(error) is sqlite3.OperationalError and not hasattr(error, "sqlite_errorcode"):
+            return self._corrupt(f"{error} (while {doing})")  # Python's binding could not decode a text
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         match code:

@@ -118,6 +118,24 @@ def measure_contention(storage: Storage, log: Appender) -> None:
     sys.setswitchinterval(5e-3)
 
 
+def measure_gil() -> None:
+    """How long a thread waits for the GIL, with no disk in play; the 300 us it sleeps are part of the figure."""
+    for other in (burn, like_a_loop):
+        for interval in (5e-3, 5e-4, 1e-4, 5e-5):
+            sys.setswitchinterval(interval)
+            stop = threading.Event()
+            thread = threading.Thread(target=other, args=(stop,))
+            thread.start()
+            measure(
+                f"beside {other.__name__}, {interval * 1000} ms, sleep 300 us",
+                300,
+                lambda _: time.sleep(3e-4),
+            )
+            stop.set()
+            thread.join()
+    sys.setswitchinterval(5e-3)
+
+
 def measure_load(path: Path) -> None:
     storage, log = SqliteStorage(path), Appender()
     for _ in range(100_000 // 16):
@@ -146,6 +164,7 @@ def main() -> None:
         measure_rounds(storage, log)
         measure_contention(storage, log)
         storage.close()
+        measure_gil()
         measure_load(Path(directory) / "b.db")
         print("in memory:")
         measure_rounds(MemoryStorage(), Appender())
