@@ -119,7 +119,7 @@ def measure_contention(storage: Storage, log: Appender) -> None:
 
 
 def measure_gil() -> None:
-    """How long a thread waits for the GIL, with no disk in play; the 300 us it sleeps are part of the figure."""
+    """How long a thread waits for the GIL, with no disk in play. The 300 us it sleeps are in the figure."""
     for other in (burn, like_a_loop):
         for interval in (5e-3, 5e-4, 1e-4, 5e-5):
             sys.setswitchinterval(interval)
@@ -146,9 +146,8 @@ def measure_load(path: Path) -> None:
     storage = SqliteStorage(path)
     opened = time.perf_counter()
     count = len(storage.load()[1].entries)
-    print(
-        f"open {(opened - start) * 1e3:.1f} ms, load of {count} entries {(time.perf_counter() - opened) * 1e3:.0f} ms"
-    )
+    loaded = time.perf_counter()
+    print(f"open {(opened - start) * 1e3:.1f} ms, load of {count} entries {(loaded - opened) * 1e3:.0f} ms")
     storage.close()
 
 
