@@ -58,7 +58,9 @@ class Actions:
             log.warning("an action waits", action=action.kind, error=error.message)
             self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
 
-    def _finish(self, shard: ShardHost, key: bytes, change: Callable[[Transaction], None] | None = None) -> None:
+    def _finish(
+        self, shard: ShardHost, key: bytes, change: Callable[[Transaction], None] | None = None
+    ) -> None:
         """Record the outcome and take the action's row away, in one transaction."""
         tx = shard.begin()
         try:
@@ -99,7 +101,9 @@ class Actions:
         target = self.node.shard_of(action.target_namespace_id, action.target_workflow_id)
         now = target.current(action.target_namespace_id, action.target_workflow_id)
         if now is not None and now.start_request_id == action.request_id:
-            self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, now.run_id))
+            self._after(
+                target, shard, key, action, lambda: self._child_started(shard, key, action, now.run_id)
+            )
             return
         initiated = shard.load_event(parent, action.batch_id, action.event_id)
         wanted = initiated.start_child_workflow_execution_initiated_event_attributes
@@ -115,14 +119,18 @@ class Actions:
         target.commit(tx, _ignore)
         self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, run_id))
 
-    def _make_room(self, target: ShardHost, tx: Transaction, action: Action, now: CurrentRun, policy: int) -> bool:
+    def _make_room(
+        self, target: ShardHost, tx: Transaction, action: Action, now: CurrentRun, policy: int
+    ) -> bool:
         """Whether the reuse policy lets the child start although the id is known."""
         if now.status == st.RUNNING:
             if policy != TERMINATE_IF_RUNNING:
                 return False
             run = target.find(action.target_namespace_id, action.target_workflow_id, now.run_id)
             assert run is not None, "the current run is there"
-            close.terminate(tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE)
+            close.terminate(
+                tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE
+            )
             run.current_dirty = False
             return True
         if policy == REJECT:
@@ -154,7 +162,9 @@ class Actions:
         child = parent.children.get(action.event_id) if parent is not None and parent.running else None
         if parent is not None and child is not None and child.run_id in ("", action.request_id):
             tx = target.begin()
-            children.child_closed(tx, tx.open(parent), child, action.policy, action.payload, action.request_id)
+            children.child_closed(
+                tx, tx.open(parent), child, action.policy, action.payload, action.request_id
+            )
             target.commit(tx, _ignore)
         self._after(target, shard, key, action, lambda: self._finish(shard, key))
 
@@ -245,4 +255,7 @@ class Actions:
 
 
 def _is_parent(source: Run, run: Run) -> bool:
-    return run.state.parent_workflow_id == source.state.workflow_id and run.state.parent_run_id == source.state.run_id
+    return (
+        run.state.parent_workflow_id == source.state.workflow_id
+        and run.state.parent_run_id == source.state.run_id
+    )

@@ -52,7 +52,15 @@ def workflow_task_answer(shard: ShardHost, run: Run, sticky: bool, queries: Mapp
     assert task.started_id
     answer = wire.PollWorkflowTaskQueueResponse(
         task_token=encode(
-            TaskToken(1, state.namespace_id, state.workflow_id, state.run_id, task.scheduled_id, task.attempt, task.stamp)
+            TaskToken(
+                1,
+                state.namespace_id,
+                state.workflow_id,
+                state.run_id,
+                task.scheduled_id,
+                task.attempt,
+                task.stamp,
+            )
         ),
         workflow_execution=WorkflowExecution(workflow_id=state.workflow_id, run_id=state.run_id),
         workflow_type=WorkflowType(name=state.workflow_type),
@@ -84,7 +92,9 @@ def query_answer(shard: ShardHost, run: Run, query_id: str, query: WorkflowQuery
     """A query by itself, for a run that has no workflow task under way."""
     state = run.state
     answer = wire.PollWorkflowTaskQueueResponse(
-        task_token=encode(TaskToken(3, state.namespace_id, state.workflow_id, state.run_id, 0, 1, 0, query_id)),
+        task_token=encode(
+            TaskToken(3, state.namespace_id, state.workflow_id, state.run_id, 0, 1, 0, query_id)
+        ),
         workflow_execution=WorkflowExecution(workflow_id=state.workflow_id, run_id=state.run_id),
         workflow_type=WorkflowType(name=state.workflow_type),
         previous_started_event_id=state.last_started_id,
@@ -140,5 +150,3 @@ def activity_message(shard: ShardHost, tx: Transaction, run: Run, activity: Acti
     if activity.priority or state.priority:
         answer.priority.CopyFrom(activities.effective_priority(run, activity))
     return answer
-
-

@@ -36,6 +36,12 @@ class Identifiers:
         """A fresh identifier in canonical form."""
         millis = self._clock.now_ns() // 1_000_000
         bits = self._draw(74)
-        value = (millis & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0x2 << 62 | bits & 0x3FFFFFFFFFFFFFFF
+        value = (
+            (millis & 0xFFFFFFFFFFFF) << 80
+            | 0x7 << 76
+            | (bits >> 62) << 64
+            | 0x2 << 62
+            | bits & 0x3FFFFFFFFFFFFFFF
+        )
         text = f"{value:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -78,7 +78,9 @@ class Group:
             else:
                 self.rows.commit(entry.index, entry.term, [], [], 0)
 
-    def propose(self, data: bytes, rows: list[tuple[bytes, bytes | None]], visibility: list[VisibilityOp]) -> int:
+    def propose(
+        self, data: bytes, rows: list[tuple[bytes, bytes | None]], visibility: list[VisibilityOp]
+    ) -> int:
         """Append; the rows are visible here from now on. Raises a definite error if it cannot be taken."""
         if self.committer.refusal is not None:
             raise self.committer.refusal
@@ -140,6 +142,7 @@ class Committer:
         self._on_broken = on_broken
         self._dirty: set[Group] = set()
         self._busy = False
+        self._projecting = False  # the round under way carries records for List
         self._scheduled = False
         self._flush_wanted = False
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -194,6 +197,7 @@ class Committer:
                 waiter(None)
             return
         self._busy = True
+        self._projecting = bool(batch.visibility)
         self.rounds += 1
         if self._inline:
             try:
@@ -231,7 +235,7 @@ class Committer:
     @property
     def visibility_pending(self) -> bool:
         """Whether a List would miss something that is committed."""
-        return any(group.rows.visibility_pending for group in self.groups.values())
+        return self._projecting or any(group.rows.visibility_pending for group in self.groups.values())
 
     # ---- the writer thread
 
@@ -259,7 +263,7 @@ class Committer:
         if self.refusal is not None:
             log.warning("the disk takes writes again")
             self.refusal = None
-        self._busy = False
+        self._busy = self._projecting = False
         for group, rows, index, term in flushed:
             group.rows.stored(rows, index)
             group.raft.compact(index, term)
@@ -292,7 +296,9 @@ class Committer:
     def _write_failed(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Any],
                       told: list[Waiter], error: BaseException) -> None:  # fmt: skip
         if not isinstance(error, StorageFull | StorageReadOnly):
-            log.critical("the disk failed; stopping, so that the log decides at the next start", error=str(error))
+            log.critical(
+                "the disk failed; stopping, so that the log decides at the next start", error=str(error)
+            )
             self._stopped = True
             self._on_broken(error)
             return

@@ -56,7 +56,9 @@ def read(config: Mapping[str, object]) -> tuple[EngineLimits, Limits]:
     for key, value in config.items():
         if key in _NUMBERS:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                log.warning("a dynamic config value is not a whole number; the default holds", key=key, value=value)
+                log.warning(
+                    "a dynamic config value is not a whole number; the default holds", key=key, value=value
+                )
                 continue
             for_engine, for_request = _NUMBERS[key]
             if for_engine:

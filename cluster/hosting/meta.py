@@ -43,6 +43,7 @@ class Namespace(msgspec.Struct, array_like=True):
     search_attributes: dict[str, int] = {}  # custom name -> IndexedValueType
     version: int = 0  # failover version of what is written now
     config_version: int = 0
+    forget_after: int = 0  # of a deleted one: its record is kept until then
 
 
 class Settings(msgspec.Struct, array_like=True):

@@ -215,5 +215,3 @@ class _Source:
 
 def _nobody(error: ServiceError | None) -> None:
     """Nobody waits for this commit."""
-
-

@@ -68,7 +68,9 @@ class Query:
         run = self.run()
         if run is None or self.call.done:
             return False
-        body = answers.query_answer(self.shard, run, self.id, self.query, self.queue.name == run.state.sticky_queue)
+        body = answers.query_answer(
+            self.shard, run, self.id, self.query, self.queue.name == run.state.sticky_queue
+        )
 
         def deliver(error: ServiceError | None) -> None:
             if error is None and poller.open:

@@ -44,7 +44,9 @@ def serve(options: ServerOptions) -> int:
         sys.stderr.write(f"holdfast: {error}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"holdfast: cannot listen on {options.ip}:{options.port}: {error.strerror or error}\n")
+        sys.stderr.write(
+            f"holdfast: cannot listen on {options.ip}:{options.port}: {error.strerror or error}\n"
+        )
         return 1
 
 
@@ -118,7 +120,9 @@ class Server:
         from cluster.hosting.meta import REGISTERED, Namespace
 
         meta = self.node.meta
-        wanted = {name: SEARCH_ATTRIBUTE_TYPES.index(kind) for name, kind in self.options.search_attributes.items()}
+        wanted = {
+            name: SEARCH_ATTRIBUTE_TYPES.index(kind) for name, kind in self.options.search_attributes.items()
+        }
         types = {name: _INDEXED_VALUE_TYPES[SEARCH_ATTRIBUTE_TYPES[index]] for name, index in wanted.items()}
         done = []
         for name in dict.fromkeys(["default", *self.options.namespaces]):

@@ -260,7 +260,9 @@ class ShardHost:
     def fetch_tasks(self, queue: QueueKey, limit: int) -> list[tuple[bytes, TaskRow]]:
         """The first waiting tasks of a queue, in order."""
         prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
-        return [(key, _task_row(value)) for key, value in self.rows.scan(prefix, keys.prefix_end(prefix), limit)]
+        return [
+            (key, _task_row(value)) for key, value in self.rows.scan(prefix, keys.prefix_end(prefix), limit)
+        ]
 
     def count_tasks(self, queue: QueueKey) -> int:
         """How many tasks wait in a queue."""

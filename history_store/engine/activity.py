@@ -59,12 +59,13 @@ def not_found(message: str = "activity task not found or already completed") -> 
 # ---- scheduled and started
 
 
-def schedule(tx: Transaction, run: Run, command: Command, completed_id: int,
-             eager: bool) -> ActivityState:  # fmt: skip
+def schedule(tx: Transaction, run: Run, command: Command, completed_id: int, eager: bool) -> ActivityState:
     """A worker's command schedules an activity. `eager`: it goes back with the answer, so no task is offered."""
     wanted = command.schedule_activity_task_command_attributes
     attributes = _scheduled_attributes(run, wanted, completed_id)
-    event = run.event(E.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, activity_task_scheduled_event_attributes=attributes)
+    event = run.event(
+        E.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, activity_task_scheduled_event_attributes=attributes
+    )
     if command.HasField("user_metadata"):
         event.user_metadata.CopyFrom(command.user_metadata)
     schedule_to_close = to_ns(attributes.schedule_to_close_timeout)
@@ -80,7 +81,9 @@ def schedule(tx: Transaction, run: Run, command: Command, completed_id: int,
         schedule_to_start=to_ns(attributes.schedule_to_start_timeout),
         start_to_close=to_ns(attributes.start_to_close_timeout),
         heartbeat_timeout=to_ns(attributes.heartbeat_timeout),
-        retry_policy=attributes.retry_policy.SerializeToString() if attributes.HasField("retry_policy") else b"",
+        retry_policy=attributes.retry_policy.SerializeToString()
+        if attributes.HasField("retry_policy")
+        else b"",
         priority=attributes.priority.SerializeToString() if attributes.HasField("priority") else b"",
         expiration=tx.now + schedule_to_close if schedule_to_close else 0,
     )
@@ -92,12 +95,17 @@ def schedule(tx: Transaction, run: Run, command: Command, completed_id: int,
     return activity
 
 
-def _scheduled_attributes(run: Run, wanted: ScheduleActivityTaskCommandAttributes, completed_id: int,
-                          ) -> history.ActivityTaskScheduledEventAttributes:  # fmt: skip
+def _scheduled_attributes(
+    run: Run,
+    wanted: ScheduleActivityTaskCommandAttributes,
+    completed_id: int,
+) -> history.ActivityTaskScheduledEventAttributes:
     attributes = history.ActivityTaskScheduledEventAttributes(
         activity_id=wanted.activity_id,
         activity_type=wanted.activity_type,
-        task_queue=TaskQueue(name=wanted.task_queue.name or run.state.task_queue, kind=workflow_task.NORMAL_KIND),
+        task_queue=TaskQueue(
+            name=wanted.task_queue.name or run.state.task_queue, kind=workflow_task.NORMAL_KIND
+        ),
         schedule_to_close_timeout=wanted.schedule_to_close_timeout,
         schedule_to_start_timeout=wanted.schedule_to_start_timeout,
         start_to_close_timeout=wanted.start_to_close_timeout,
@@ -172,8 +180,9 @@ def unstart(run: Run, activity: ActivityState) -> None:
     arm(run, activity)
 
 
-def scheduled_attributes(tx: Transaction, run: Run, activity: ActivityState
-                         ) -> history.ActivityTaskScheduledEventAttributes:  # fmt: skip
+def scheduled_attributes(
+    tx: Transaction, run: Run, activity: ActivityState
+) -> history.ActivityTaskScheduledEventAttributes:
     """The attributes of the scheduled event: input, header, what the poll's answer needs."""
     event = run.attributes.get(activity.scheduled_id)
     if event is None:
@@ -192,7 +201,9 @@ def _write_started(run: Run, activity: ActivityState) -> int:
     )
     if activity.last_failure:
         attributes.last_failure.ParseFromString(activity.last_failure)
-    event = run.outside_event(E.EVENT_TYPE_ACTIVITY_TASK_STARTED, activity_task_started_event_attributes=attributes)
+    event = run.outside_event(
+        E.EVENT_TYPE_ACTIVITY_TASK_STARTED, activity_task_started_event_attributes=attributes
+    )
     event.event_time.FromNanoseconds(activity.started_time)
     return event.event_id
 
@@ -209,8 +220,10 @@ def find(run: Run, scheduled_id: int, activity_id: str, attempt: int) -> Activit
     if not scheduled_id:
         scheduled_id = run.activity_ids.get(activity_id, 0)
         if not scheduled_id:
-            raise not_found(f"cannot find pending activity with ActivityID {activity_id}, "
-                            "check if activity already completed or timed out")  # fmt: skip
+            raise not_found(
+                f"cannot find pending activity with ActivityID {activity_id}, "
+                "check if activity already completed or timed out"
+            )
     activity = run.activities.get(scheduled_id)
     if activity is None or (attempt and activity.attempt != attempt):
         raise not_found()
@@ -219,7 +232,9 @@ def find(run: Run, scheduled_id: int, activity_id: str, attempt: int) -> Activit
     return activity
 
 
-def complete(tx: Transaction, run: Run, activity: ActivityState, result: Payloads | None, identity: str) -> None:
+def complete(
+    tx: Transaction, run: Run, activity: ActivityState, result: Payloads | None, identity: str
+) -> None:
     """The activity is done."""
     if activity.started_id == 0:
         activity.started_time = tx.now
@@ -230,22 +245,30 @@ def complete(tx: Transaction, run: Run, activity: ActivityState, result: Payload
     )
     if result is not None:
         attributes.result.CopyFrom(result)
-    run.outside_event(E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED, activity_task_completed_event_attributes=attributes)
+    run.outside_event(
+        E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED, activity_task_completed_event_attributes=attributes
+    )
     run.drop_activity(activity)
     workflow_task.ensure(tx, run)
 
 
-def cancel(tx: Transaction, run: Run, activity: ActivityState, details: Payloads | None, identity: str) -> None:
+def cancel(
+    tx: Transaction, run: Run, activity: ActivityState, details: Payloads | None, identity: str
+) -> None:
     """The worker reports that the activity was cancelled (only when that was asked for)."""
     if not activity.cancel_requested:
-        raise ServiceError(Code.INVALID_ARGUMENT, "unable to cancel activity that was not requested to be canceled")
+        raise ServiceError(
+            Code.INVALID_ARGUMENT, "unable to cancel activity that was not requested to be canceled"
+        )
     started = _write_started(run, activity) if activity.started_id else 0
     _write_canceled(run, activity, started, details, identity)
     run.drop_activity(activity)
     workflow_task.ensure(tx, run)
 
 
-def _write_canceled(run: Run, activity: ActivityState, started: int, details: Payloads | None, identity: str) -> None:
+def _write_canceled(
+    run: Run, activity: ActivityState, started: int, details: Payloads | None, identity: str
+) -> None:
     attributes = history.ActivityTaskCanceledEventAttributes(
         scheduled_event_id=activity.scheduled_id,
         started_event_id=started,
@@ -257,8 +280,14 @@ def _write_canceled(run: Run, activity: ActivityState, started: int, details: Pa
     run.outside_event(E.EVENT_TYPE_ACTIVITY_TASK_CANCELED, activity_task_canceled_event_attributes=attributes)
 
 
-def fail(tx: Transaction, run: Run, activity: ActivityState, failure: Failure, identity: str,
-         heartbeat_details: Payloads | None = None) -> None:  # fmt: skip
+def fail(
+    tx: Transaction,
+    run: Run,
+    activity: ActivityState,
+    failure: Failure,
+    identity: str,
+    heartbeat_details: Payloads | None = None,
+) -> None:
     """The attempt failed: retry it, or end the activity."""
     if heartbeat_details is not None:
         activity.heartbeat_details = heartbeat_details.SerializeToString()
@@ -296,7 +325,9 @@ def retry_or(tx: Transaction, run: Run, activity: ActivityState, failure: Failur
     return IN_PROGRESS
 
 
-def _next_attempt(tx: Transaction, run: Run, activity: ActivityState, failure: Failure, interval: int) -> None:
+def _next_attempt(
+    tx: Transaction, run: Run, activity: ActivityState, failure: Failure, interval: int
+) -> None:
     run.withdraw_activity_task(activity)
     activity.attempt += 1
     activity.stamp += 1
@@ -352,8 +383,13 @@ def request_cancel(tx: Transaction, run: Run, scheduled_id: int, completed_id: i
 def fire(tx: Transaction, run: Run, activity: ActivityState) -> None:
     """Something of this activity is due: the next attempt, or a time-out."""
     now = tx.now
-    if activity.started_id == 0 and activity.backoff_until and activity.backoff_until <= now \
-            and not (activity.expiration and activity.expiration <= now) and not activity.paused:  # fmt: skip
+    if (
+        activity.started_id == 0
+        and activity.backoff_until
+        and activity.backoff_until <= now
+        and not (activity.expiration and activity.expiration <= now)
+        and not activity.paused
+    ):
         activity.backoff_until = 0
         offer(run, activity)
         arm(run, activity)

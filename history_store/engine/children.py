@@ -68,7 +68,15 @@ def initiate(tx: Transaction, run: Run, command: Command, completed_id: int) -> 
     if not attributes.task_queue.name:
         attributes.task_queue.name = run.state.task_queue
     attributes.task_queue.kind = workflow_task.NORMAL_KIND
-    for field in ("input", "retry_policy", "header", "memo", "search_attributes", "priority", "versioning_override"):
+    for field in (
+        "input",
+        "retry_policy",
+        "header",
+        "memo",
+        "search_attributes",
+        "priority",
+        "versioning_override",
+    ):
         if wanted.HasField(field):  # type: ignore[arg-type]
             getattr(attributes, field).CopyFrom(getattr(wanted, field))
     if attributes.HasField("retry_policy"):
@@ -80,22 +88,60 @@ def initiate(tx: Transaction, run: Run, command: Command, completed_id: int) -> 
     if command.HasField("user_metadata"):
         event.user_metadata.CopyFrom(command.user_metadata)
     child = ChildState(
-        event.event_id, run.batch_first, name, namespace_id, wanted.workflow_id, wanted.workflow_type.name,
-        attributes.parent_close_policy, tx.env.new_id(),
-    )  # fmt: skip
+        event.event_id,
+        run.batch_first,
+        name,
+        namespace_id,
+        wanted.workflow_id,
+        wanted.workflow_type.name,
+        attributes.parent_close_policy,
+        tx.env.new_id(),
+    )
     run.touch_child(child)
-    tx.act(_action("start_child", run, child.initiated_id, namespace_id, wanted.workflow_id, "", child.request_id,
-                   policy=attributes.parent_close_policy))  # fmt: skip
+    tx.act(
+        _action(
+            "start_child",
+            run,
+            child.initiated_id,
+            namespace_id,
+            wanted.workflow_id,
+            "",
+            child.request_id,
+            policy=attributes.parent_close_policy,
+        )
+    )
 
 
-def _action(kind: str, run: Run, event_id: int, namespace_id: str, workflow_id: str, run_id: str, request_id: str,
-            policy: int = 0) -> Action:  # fmt: skip
+def _action(
+    kind: str,
+    run: Run,
+    event_id: int,
+    namespace_id: str,
+    workflow_id: str,
+    run_id: str,
+    request_id: str,
+    policy: int = 0,
+) -> Action:
     s = run.state
-    return Action(kind, s.namespace_id, s.workflow_id, s.run_id, event_id, run.batch_first, namespace_id,
-                  workflow_id, run_id, policy, b"", request_id)  # fmt: skip
+    return Action(
+        kind,
+        s.namespace_id,
+        s.workflow_id,
+        s.run_id,
+        event_id,
+        run.batch_first,
+        namespace_id,
+        workflow_id,
+        run_id,
+        policy,
+        b"",
+        request_id,
+    )
 
 
-def child_attributes(tx: Transaction, parent: Run, initiated: history.HistoryEvent, run_id: str) -> start.Started:
+def child_attributes(
+    tx: Transaction, parent: Run, initiated: history.HistoryEvent, run_id: str
+) -> start.Started:
     """The started attributes of a child, from its parent's Initiated event."""
     wanted = initiated.start_child_workflow_execution_initiated_event_attributes
     p = parent.state
@@ -114,14 +160,26 @@ def child_attributes(tx: Transaction, parent: Run, initiated: history.HistoryEve
         cron_schedule=wanted.cron_schedule,
         attempt=1,
     )
-    for field in ("input", "retry_policy", "header", "memo", "search_attributes", "priority", "versioning_override"):
+    for field in (
+        "input",
+        "retry_policy",
+        "header",
+        "memo",
+        "search_attributes",
+        "priority",
+        "versioning_override",
+    ):
         if wanted.HasField(field):  # type: ignore[arg-type]
             getattr(attributes, field).CopyFrom(getattr(wanted, field))
     if not attributes.HasField("priority") and p.priority:
         attributes.priority.ParseFromString(p.priority)
     execution_timeout = to_ns(wanted.workflow_execution_timeout)
     start.set_timeouts(
-        tx.env, attributes, execution_timeout, to_ns(wanted.workflow_run_timeout), to_ns(wanted.workflow_task_timeout)
+        tx.env,
+        attributes,
+        execution_timeout,
+        to_ns(wanted.workflow_run_timeout),
+        to_ns(wanted.workflow_task_timeout),
     )
     backoff = 0
     if wanted.cron_schedule:
@@ -149,7 +207,8 @@ def child_started(tx: Transaction, run: Run, child: ChildState, run_id: str) -> 
     if wanted.HasField("header"):
         attributes.header.CopyFrom(wanted.header)
     event = run.outside_event(
-        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED, child_workflow_execution_started_event_attributes=attributes
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED,
+        child_workflow_execution_started_event_attributes=attributes,
     )
     child.started_id = event.event_id or ID_BUFFERED
     child.run_id = run_id
@@ -182,7 +241,9 @@ def child_start_failed(tx: Transaction, run: Run, child: ChildState, cause: int)
     workflow_task.ensure(tx, run)
 
 
-def child_closed(tx: Transaction, run: Run, child: ChildState, status: int, payload: bytes, run_id: str) -> None:
+def child_closed(
+    tx: Transaction, run: Run, child: ChildState, status: int, payload: bytes, run_id: str
+) -> None:
     """The child (its whole chain) has ended; `payload` is its closing event's attributes."""
     if not run.running:
         return
@@ -270,8 +331,17 @@ def signal_external(tx: Transaction, run: Run, command: Command, completed_id: i
         event.user_metadata.CopyFrom(command.user_metadata)
     request = ExternalState(event.event_id, run.batch_first, EXTERNAL_SIGNAL, tx.env.new_id())
     run.put_external(request)
-    tx.act(_action("signal", run, event.event_id, namespace_id, wanted.execution.workflow_id,
-                   wanted.execution.run_id, request.request_id))  # fmt: skip
+    tx.act(
+        _action(
+            "signal",
+            run,
+            event.event_id,
+            namespace_id,
+            wanted.execution.workflow_id,
+            wanted.execution.run_id,
+            request.request_id,
+        )
+    )
 
 
 def cancel_external(tx: Transaction, run: Run, command: Command, completed_id: int) -> None:
@@ -297,8 +367,11 @@ def cancel_external(tx: Transaction, run: Run, command: Command, completed_id: i
         event.user_metadata.CopyFrom(command.user_metadata)
     request = ExternalState(event.event_id, run.batch_first, EXTERNAL_CANCEL, tx.env.new_id())
     run.put_external(request)
-    tx.act(_action("cancel", run, event.event_id, namespace_id, wanted.workflow_id, wanted.run_id,
-                   request.request_id))  # fmt: skip
+    tx.act(
+        _action(
+            "cancel", run, event.event_id, namespace_id, wanted.workflow_id, wanted.run_id, request.request_id
+        )
+    )
 
 
 def external_done(tx: Transaction, run: Run, request: ExternalState, failed_cause: int) -> None:
@@ -314,7 +387,9 @@ def external_done(tx: Transaction, run: Run, request: ExternalState, failed_caus
     workflow_task.ensure(tx, run)
 
 
-def _signal_done(run: Run, request: ExternalState, initiated: history.HistoryEvent, failed_cause: int) -> None:
+def _signal_done(
+    run: Run, request: ExternalState, initiated: history.HistoryEvent, failed_cause: int
+) -> None:
     asked = initiated.signal_external_workflow_execution_initiated_event_attributes
     common: dict[str, Any] = {
         "initiated_event_id": request.initiated_id,
@@ -343,7 +418,9 @@ def _signal_done(run: Run, request: ExternalState, initiated: history.HistoryEve
     )
 
 
-def _cancel_done(run: Run, request: ExternalState, initiated: history.HistoryEvent, failed_cause: int) -> None:
+def _cancel_done(
+    run: Run, request: ExternalState, initiated: history.HistoryEvent, failed_cause: int
+) -> None:
     asked = initiated.request_cancel_external_workflow_execution_initiated_event_attributes
     common: dict[str, Any] = {
         "initiated_event_id": request.initiated_id,
@@ -370,5 +447,3 @@ def _cancel_done(run: Run, request: ExternalState, initiated: history.HistoryEve
             history.ExternalWorkflowExecutionCancelRequestedEventAttributes(**common)
         ),
     )
-
-

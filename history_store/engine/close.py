@@ -42,14 +42,18 @@ ABANDON = workflow_pb2.PARENT_CLOSE_POLICY_ABANDON
 
 def complete(tx: Transaction, run: Run, result: Payloads | None, completed_id: int) -> None:
     """The workflow returned."""
-    attributes = history.WorkflowExecutionCompletedEventAttributes(workflow_task_completed_event_id=completed_id)
+    attributes = history.WorkflowExecutionCompletedEventAttributes(
+        workflow_task_completed_event_id=completed_id
+    )
     if result is not None:
         attributes.result.CopyFrom(result)
     successor = ""
     backoff = _cron_backoff(tx, run)
     if backoff is not None:
         successor = attributes.new_execution_run_id = tx.env.new_id()
-    run.event(E.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, workflow_execution_completed_event_attributes=attributes)
+    run.event(
+        E.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, workflow_execution_completed_event_attributes=attributes
+    )
     _closed(tx, run, st.COMPLETED, attributes, successor)
     if backoff is not None:
         _follow(tx, run, successor, BY_CRON, backoff, None, attributes.result if result is not None else None)
@@ -81,7 +85,9 @@ def time_out_run(tx: Transaction, run: Run) -> None:
     successor = ""
     if backoff is not None:
         successor = attributes.new_execution_run_id = tx.env.new_id()
-    run.event(E.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT, workflow_execution_timed_out_event_attributes=attributes)
+    run.event(
+        E.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT, workflow_execution_timed_out_event_attributes=attributes
+    )
     _closed(tx, run, st.TIMED_OUT, attributes, successor)
     if backoff is not None:
         _follow(tx, run, successor, initiator, backoff, failure, None)
@@ -89,15 +95,25 @@ def time_out_run(tx: Transaction, run: Run) -> None:
 
 def cancel(tx: Transaction, run: Run, details: Payloads | None, completed_id: int) -> None:
     """The workflow ended by cancellation."""
-    attributes = history.WorkflowExecutionCanceledEventAttributes(workflow_task_completed_event_id=completed_id)
+    attributes = history.WorkflowExecutionCanceledEventAttributes(
+        workflow_task_completed_event_id=completed_id
+    )
     if details is not None:
         attributes.details.CopyFrom(details)
-    run.event(E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, workflow_execution_canceled_event_attributes=attributes)
+    run.event(
+        E.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, workflow_execution_canceled_event_attributes=attributes
+    )
     _closed(tx, run, st.CANCELED, attributes, "")
 
 
-def terminate(tx: Transaction, run: Run, reason: str, details: Payloads | None, identity: str,
-              links: Iterable[Link] = ()) -> None:  # fmt: skip
+def terminate(
+    tx: Transaction,
+    run: Run,
+    reason: str,
+    details: Payloads | None,
+    identity: str,
+    links: Iterable[Link] = (),
+) -> None:
     """Closed from outside, at once."""
     _stop_task(tx, run)
     attributes = history.WorkflowExecutionTerminatedEventAttributes(reason=reason, identity=identity)
@@ -111,8 +127,9 @@ def terminate(tx: Transaction, run: Run, reason: str, details: Payloads | None, 
     _closed(tx, run, st.TERMINATED, attributes, "")
 
 
-def continue_as_new(tx: Transaction, run: Run, command: ContinueAsNewWorkflowExecutionCommandAttributes,
-                    completed_id: int) -> Run:  # fmt: skip
+def continue_as_new(
+    tx: Transaction, run: Run, command: ContinueAsNewWorkflowExecutionCommandAttributes, completed_id: int
+) -> Run:
     """The workflow asks for a fresh history."""
     state = run.state
     successor = tx.env.new_id()
@@ -174,9 +191,14 @@ def _stop_task(tx: Transaction, run: Run) -> None:
         return
     if task.started_id:
         workflow_task.fail(
-            tx, run, task, failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND, None, "history-service",
+            tx,
+            run,
+            task,
+            failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND,
+            None,
+            "history-service",
             reschedule=False,
-        )  # fmt: skip
+        )
     else:
         workflow_task.clear(run)
 
@@ -218,11 +240,19 @@ def _release_children(tx: Transaction, run: Run) -> None:
         if child.parent_close_policy != ABANDON:
             tx.act(
                 Action(
-                    "close_child", state.namespace_id, state.workflow_id, state.run_id, child.initiated_id,
-                    child.batch_id, child.namespace_id, child.workflow_id, child.run_id, child.parent_close_policy,
+                    "close_child",
+                    state.namespace_id,
+                    state.workflow_id,
+                    state.run_id,
+                    child.initiated_id,
+                    child.batch_id,
+                    child.namespace_id,
+                    child.workflow_id,
+                    child.run_id,
+                    child.parent_close_policy,
                     request_id=child.request_id,
                 )
-            )  # fmt: skip
+            )
         run.drop_child(child)
 
 
@@ -230,11 +260,20 @@ def _tell_parent(tx: Transaction, run: Run, status: int, attributes: Message) ->
     state = run.state
     tx.act(
         Action(
-            "child_closed", state.namespace_id, state.workflow_id, state.run_id, state.parent_initiated_id, 0,
-            state.parent_namespace_id, state.parent_workflow_id, state.parent_run_id, status,
-            attributes.SerializeToString(), state.first_run_id,
+            "child_closed",
+            state.namespace_id,
+            state.workflow_id,
+            state.run_id,
+            state.parent_initiated_id,
+            0,
+            state.parent_namespace_id,
+            state.parent_workflow_id,
+            state.parent_run_id,
+            status,
+            attributes.SerializeToString(),
+            state.first_run_id,
         )
-    )  # fmt: skip
+    )
 
 
 # ---- what follows
@@ -256,7 +295,9 @@ def _next_attempt(tx: Transaction, run: Run, failure: Failure) -> tuple[int | No
     """(backoff or None, initiator, RetryState) of what follows a failed run."""
     state = run.state
     policy = RetryPolicy.FromString(state.retry_policy) if state.retry_policy else None
-    backoff, retry_state = retry.next_backoff(policy, state.attempt, tx.now, state.execution_expiration, failure)
+    backoff, retry_state = retry.next_backoff(
+        policy, state.attempt, tx.now, state.execution_expiration, failure
+    )
     if backoff is not None:
         return backoff, BY_RETRY, IN_PROGRESS
     backoff = _cron_backoff(tx, run)
@@ -265,8 +306,15 @@ def _next_attempt(tx: Transaction, run: Run, failure: Failure) -> tuple[int | No
     return None, 0, retry_state
 
 
-def _follow(tx: Transaction, run: Run, successor: str, initiator: int, backoff: int, failure: Failure | None,
-            result: Payloads | None) -> None:  # fmt: skip
+def _follow(
+    tx: Transaction,
+    run: Run,
+    successor: str,
+    initiator: int,
+    backoff: int,
+    failure: Failure | None,
+    result: Payloads | None,
+) -> None:
     """Make the next run of a retry or cron chain: as the one before, after `backoff`."""
     previous = tx.env.load_event(run, 1, 1).workflow_execution_started_event_attributes
     started = _inherit(run, successor, initiator)
@@ -311,10 +359,13 @@ def _inherit(run: Run, successor: str, initiator: int) -> start.Started:
     if s.execution_expiration:
         timestamp_from_ns(s.execution_expiration, started.workflow_execution_expiration_time)
     for raw, name in (
-        (s.retry_policy, "retry_policy"), (s.memo, "memo"), (s.search_attributes, "search_attributes"),
-        (s.priority, "priority"), (s.versioning_override, "versioning_override"),
+        (s.retry_policy, "retry_policy"),
+        (s.memo, "memo"),
+        (s.search_attributes, "search_attributes"),
+        (s.priority, "priority"),
+        (s.versioning_override, "versioning_override"),
         (s.reset_points, "prev_auto_reset_points"),
-    ):  # fmt: skip
+    ):
         if raw:
             getattr(started, name).ParseFromString(raw)
     for callback in s.completion_callbacks:

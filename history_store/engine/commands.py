@@ -30,12 +30,14 @@ E = event_type_pb2
 C = command_type_pb2
 F = failed_cause_pb2
 
-CLOSING = frozenset((
-    C.COMMAND_TYPE_COMPLETE_WORKFLOW_EXECUTION,
-    C.COMMAND_TYPE_FAIL_WORKFLOW_EXECUTION,
-    C.COMMAND_TYPE_CANCEL_WORKFLOW_EXECUTION,
-    C.COMMAND_TYPE_CONTINUE_AS_NEW_WORKFLOW_EXECUTION,
-))
+CLOSING = frozenset(
+    (
+        C.COMMAND_TYPE_COMPLETE_WORKFLOW_EXECUTION,
+        C.COMMAND_TYPE_FAIL_WORKFLOW_EXECUTION,
+        C.COMMAND_TYPE_CANCEL_WORKFLOW_EXECUTION,
+        C.COMMAND_TYPE_CONTINUE_AS_NEW_WORKFLOW_EXECUTION,
+    )
+)
 
 
 class Batch:
@@ -43,7 +45,9 @@ class Batch:
 
     __slots__ = ("can_eager", "completed_id", "eager", "messages", "new_task", "run", "tx")
 
-    def __init__(self, tx: Transaction, run: Run, completed_id: int, messages: list[Message], can_eager: int) -> None:
+    def __init__(
+        self, tx: Transaction, run: Run, completed_id: int, messages: list[Message], can_eager: int
+    ) -> None:
         self.tx = tx
         self.run = run
         self.completed_id = completed_id
@@ -96,17 +100,20 @@ def protocol(batch: Batch, message: Message) -> None:
 def _schedule_activity(batch: Batch, command: Command) -> None:
     run, tx = batch.run, batch.tx
     attributes = command.schedule_activity_task_command_attributes
-    command_rules.check_schedule_activity(attributes, tx.env.limits, run.state.run_timeout, run.state.task_queue)
+    command_rules.check_schedule_activity(
+        attributes, tx.env.limits, run.state.run_timeout, run.state.task_queue
+    )
     if attributes.activity_id in run.activity_ids:
         raise BadCommand(
             F.WORKFLOW_TASK_FAILED_CAUSE_SCHEDULE_ACTIVITY_DUPLICATE_ID,
             f"ScheduleActivityTaskDuplicateID: ActivityId {attributes.activity_id} is in use",
         )
     _limit(
-        len(run.activities), tx.env.limits.pending_activities_max,
+        len(run.activities),
+        tx.env.limits.pending_activities_max,
         F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_ACTIVITIES_LIMIT_EXCEEDED,
         "the number of pending activities, %d, has reached the per-workflow limit of %d",
-    )  # fmt: skip
+    )
     eager = (
         attributes.request_eager_execution
         and len(batch.eager) < batch.can_eager
@@ -160,7 +167,9 @@ def _start_timer(batch: Batch, command: Command) -> None:
     )
     _metadata(event, command)
     run.put_timer(
-        TimerState(attributes.timer_id, event.event_id, batch.tx.now + to_ns(attributes.start_to_fire_timeout))
+        TimerState(
+            attributes.timer_id, event.event_id, batch.tx.now + to_ns(attributes.start_to_fire_timeout)
+        )
     )
 
 
@@ -269,10 +278,11 @@ def _start_child(batch: Batch, command: Command) -> None:
     attributes = command.start_child_workflow_execution_command_attributes
     command_rules.check_start_child(attributes, tx.env.limits, run.state.task_queue)
     _limit(
-        len(run.children), tx.env.limits.pending_children_max,
+        len(run.children),
+        tx.env.limits.pending_children_max,
         F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_CHILD_WORKFLOWS_LIMIT_EXCEEDED,
         "the number of pending child workflow executions, %d, has reached the per-workflow limit of %d",
-    )  # fmt: skip
+    )
     children.initiate(tx, run, command, batch.completed_id)
 
 
@@ -282,9 +292,11 @@ def _signal_external(batch: Batch, command: Command) -> None:
     command_rules.check_signal_external(attributes, tx.env.limits)
     pending = sum(1 for e in run.external.values() if e.kind == 1)
     _limit(
-        pending, tx.env.limits.pending_signals_max, F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_SIGNALS_LIMIT_EXCEEDED,
+        pending,
+        tx.env.limits.pending_signals_max,
+        F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_SIGNALS_LIMIT_EXCEEDED,
         "the number of pending signals to external workflows, %d, has reached the per-workflow limit of %d",
-    )  # fmt: skip
+    )
     children.signal_external(tx, run, command, batch.completed_id)
 
 
@@ -294,10 +306,11 @@ def _cancel_external(batch: Batch, command: Command) -> None:
     command_rules.check_request_cancel_external(attributes, tx.env.limits)
     pending = sum(1 for e in run.external.values() if e.kind == 2)
     _limit(
-        pending, tx.env.limits.pending_cancels_max,
+        pending,
+        tx.env.limits.pending_cancels_max,
         F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED,
         "the number of pending requests to cancel external workflows, %d, has reached the per-workflow limit of %d",
-    )  # fmt: skip
+    )
     children.cancel_external(tx, run, command, batch.completed_id)
 
 
@@ -346,7 +359,10 @@ def merge_memo(run: Run, changed: Memo, limits: EngineLimits | None = None) -> N
     """Values replace values; a null one removes the key."""
     merged = Memo.FromString(run.state.memo)
     for name, payload in changed.fields.items():
-        if payload.data in (b"", b"null") and payload.metadata.get("encoding") in (b"binary/null", b"json/plain"):
+        if payload.data in (b"", b"null") and payload.metadata.get("encoding") in (
+            b"binary/null",
+            b"json/plain",
+        ):
             merged.fields.pop(name, None)
         else:
             merged.fields[name].CopyFrom(payload)
@@ -481,7 +497,10 @@ def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None
         return
     run.state.build_id = known
     points = ResetPoints.FromString(run.state.reset_points)
-    if any((p.binary_checksum and p.binary_checksum == checksum) or (build and p.build_id == build) for p in points.points):
+    if any(
+        (p.binary_checksum and p.binary_checksum == checksum) or (build and p.build_id == build)
+        for p in points.points
+    ):
         return
     point = points.points.add(
         binary_checksum=checksum,
@@ -493,5 +512,3 @@ def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None
     point.create_time.CopyFrom(tx.time)
     del points.points[: -tx.env.limits.reset_points_max]
     run.state.reset_points = points.SerializeToString()
-
-

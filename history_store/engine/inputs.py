@@ -32,16 +32,27 @@ def require_running(run: Run) -> None:
         raise not_running()
 
 
-def signal(tx: Transaction, run: Run, name: str, input: Payloads | None, header: Header | None, identity: str,  # noqa: A002
-           request_id: str, links: Iterable[Link] = (), external: WorkflowExecution | None = None,
-           skip_task: bool = False) -> None:  # fmt: skip
+def signal(
+    tx: Transaction,
+    run: Run,
+    name: str,
+    input: Payloads | None,
+    header: Header | None,
+    identity: str,
+    request_id: str,
+    links: Iterable[Link] = (),
+    external: WorkflowExecution | None = None,
+    skip_task: bool = False,
+) -> None:
     """Record a signal, once a request id."""
     require_running(run)
     if request_id and request_id in run.signal_ids:
         return
     limit = tx.env.limits.signals_max
     if limit and run.state.signal_count >= limit:
-        raise ServiceError(Code.RESOURCE_EXHAUSTED, f"exceeded workflow execution limit for signal events ({limit})")
+        raise ServiceError(
+            Code.RESOURCE_EXHAUSTED, f"exceeded workflow execution limit for signal events ({limit})"
+        )
     if len(run.buffered) >= tx.env.limits.buffered_events_max and run.task_started:
         _too_many_buffered(tx, run)
     run.state.signal_count += 1
@@ -74,8 +85,16 @@ def _too_many_buffered(tx: Transaction, run: Run) -> None:
     workflow_task.fail(tx, run, task, WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND, None, "history-service")
 
 
-def request_cancel(tx: Transaction, run: Run, identity: str, request_id: str, cause: str, links: Iterable[Link] = (),
-                   external: WorkflowExecution | None = None, initiated_id: int = 0) -> None:  # fmt: skip
+def request_cancel(
+    tx: Transaction,
+    run: Run,
+    identity: str,
+    request_id: str,
+    cause: str,
+    links: Iterable[Link] = (),
+    external: WorkflowExecution | None = None,
+    initiated_id: int = 0,
+) -> None:
     """Record a cancel request. Idempotent: a second one, and one for a closed run, succeed and change nothing."""
     state = run.state
     if not run.running or state.cancel_requested:

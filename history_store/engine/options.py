@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 OPTIONS_UPDATED = event_type_pb2.EVENT_TYPE_WORKFLOW_EXECUTION_OPTIONS_UPDATED
 
 
-def attach(tx: Transaction, run: Run, identity: str, request_id: str, callbacks: Sequence[Callback],
-           links: Sequence[Link]) -> None:  # fmt: skip
+def attach(
+    tx: Transaction,
+    run: Run,
+    identity: str,
+    request_id: str,
+    callbacks: Sequence[Callback],
+    links: Sequence[Link],
+) -> None:
     """A start request that found the run open leaves its request id, callbacks and links with it, once."""
     state = run.state
     if request_id in state.request_ids:

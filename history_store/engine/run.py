@@ -63,17 +63,19 @@ DUE_RETENTION = 7
 
 ID_BUFFERED = -1  # "started" of a child whose started event is still buffered
 
-_MOVED_BACK = frozenset((
-    E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
-    E.EVENT_TYPE_ACTIVITY_TASK_FAILED,
-    E.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
-    E.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
-    E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED,
-    E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED,
-    E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_CANCELED,
-    E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT,
-    E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED,
-))
+_MOVED_BACK = frozenset(
+    (
+        E.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
+        E.EVENT_TYPE_ACTIVITY_TASK_FAILED,
+        E.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
+        E.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED,
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED,
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_CANCELED,
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT,
+        E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED,
+    )
+)
 
 # The event types whose attributes carry (scheduled or initiated id, started id) to be wired at the flush.
 _WIRED: dict[int, tuple[str, str]] = {
@@ -82,16 +84,26 @@ _WIRED: dict[int, tuple[str, str]] = {
     E.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: ("activity_task_timed_out_event_attributes", "scheduled_event_id"),
     E.EVENT_TYPE_ACTIVITY_TASK_CANCELED: ("activity_task_canceled_event_attributes", "scheduled_event_id"),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED: (
-        "child_workflow_execution_completed_event_attributes", "initiated_event_id"),
+        "child_workflow_execution_completed_event_attributes",
+        "initiated_event_id",
+    ),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED: (
-        "child_workflow_execution_failed_event_attributes", "initiated_event_id"),
+        "child_workflow_execution_failed_event_attributes",
+        "initiated_event_id",
+    ),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_CANCELED: (
-        "child_workflow_execution_canceled_event_attributes", "initiated_event_id"),
+        "child_workflow_execution_canceled_event_attributes",
+        "initiated_event_id",
+    ),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT: (
-        "child_workflow_execution_timed_out_event_attributes", "initiated_event_id"),
+        "child_workflow_execution_timed_out_event_attributes",
+        "initiated_event_id",
+    ),
     E.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED: (
-        "child_workflow_execution_terminated_event_attributes", "initiated_event_id"),
-}  # fmt: skip
+        "child_workflow_execution_terminated_event_attributes",
+        "initiated_event_id",
+    ),
+}
 
 pack = msgspec.msgpack.Encoder().encode
 
@@ -170,12 +182,42 @@ class Run:
     """One run: decoded rows, deadlines, and the changes of the open transaction."""
 
     __slots__ = (
-        "activities", "activity_ids", "attributes", "batch_first", "buffered", "buffered_rows", "children",
-        "closed_now", "connection_tasks", "current_dirty", "deadlines", "deleted", "dirty", "events",
-        "external", "namespace_raw", "offers", "queries", "raw", "signal_ids", "slot", "speculative",
-        "state", "tail", "tail_bytes", "tail_first", "task_changed", "timers", "tx", "update_waiters",
-        "updates", "updates_state", "visible", "watchers", "withdrawn",
-    )  # fmt: skip
+        "activities",
+        "activity_ids",
+        "attributes",
+        "batch_first",
+        "buffered",
+        "buffered_rows",
+        "children",
+        "closed_now",
+        "connection_tasks",
+        "current_dirty",
+        "deadlines",
+        "deleted",
+        "dirty",
+        "events",
+        "external",
+        "namespace_raw",
+        "offers",
+        "queries",
+        "raw",
+        "signal_ids",
+        "slot",
+        "speculative",
+        "state",
+        "tail",
+        "tail_bytes",
+        "tail_first",
+        "task_changed",
+        "timers",
+        "tx",
+        "update_waiters",
+        "updates",
+        "updates_state",
+        "visible",
+        "watchers",
+        "withdrawn",
+    )
 
     def __init__(self, state: RunState, slot: bytes) -> None:
         self.state = state
@@ -374,8 +416,16 @@ class Run:
 
     # ---- tasks for matching
 
-    def offer(self, kind: int, queue: str, priority: int, ref: int, stamp: int, durable: bool,
-              normal_queue: str = "") -> bytes:  # fmt: skip
+    def offer(
+        self,
+        kind: int,
+        queue: str,
+        priority: int,
+        ref: int,
+        stamp: int,
+        durable: bool,
+        normal_queue: str = "",
+    ) -> bytes:
         """Leave a task for matching behind; returns the key of its row (b"" if it has none)."""
         tx = self.tx
         assert tx is not None
@@ -384,7 +434,9 @@ class Run:
         state = self.state
         if durable:
             key = keys.task(self.namespace_raw, kind, queue, priority, sequence)
-            row = TaskRow(state.namespace_id, state.workflow_id, state.run_id, kind, ref, stamp, tx.now, normal_queue)
+            row = TaskRow(
+                state.namespace_id, state.workflow_id, state.run_id, kind, ref, stamp, tx.now, normal_queue
+            )
             tx.rows.append((key, pack(row)))
         self.offers.append(
             TaskSpec(self, kind, queue, priority, sequence, ref, stamp, durable, key, normal_queue, tx.now)
@@ -468,13 +520,17 @@ class Run:
         if self.dirty:
             prefix = keys.ITEM + self.slot + self.raw
             for suffix, item in self.dirty.items():
-                rows.append((prefix + suffix, None if item is None else item if type(item) is bytes else pack(item)))
+                rows.append(
+                    (prefix + suffix, None if item is None else item if type(item) is bytes else pack(item))
+                )
         due = self.next_due()
         if due and (state.wake == 0 or due < state.wake):
             if state.wake:
                 rows.append((keys.wake(state.wake, self.raw), None))
             state.wake = due
-            rows.append((keys.wake(due, self.raw), pack(WakeRow(state.namespace_id, state.workflow_id, state.run_id))))
+            rows.append(
+                (keys.wake(due, self.raw), pack(WakeRow(state.namespace_id, state.workflow_id, state.run_id)))
+            )
         elif not due and state.wake:
             rows.append((keys.wake(state.wake, self.raw), None))
             state.wake = 0
@@ -482,7 +538,12 @@ class Run:
         rows.append((keys.run(self.slot, self.raw), self._pack_core()))
         if self.current_dirty:
             current = CurrentRun(
-                state.run_id, state.status, state.start_request_id, state.start_time, state.close_time, state.first_run_id
+                state.run_id,
+                state.status,
+                state.start_request_id,
+                state.start_time,
+                state.close_time,
+                state.first_run_id,
             )
             rows.append((keys.current(self.slot, self.namespace_raw, state.workflow_id), pack(current)))
         if self.visible:

@@ -29,7 +29,9 @@ E = event_type_pb2
 Started = history.WorkflowExecutionStartedEventAttributes
 
 
-def attributes_of_request(env: Environment, request: StartWorkflowExecutionRequest, run_id: str, now: int) -> Started:
+def attributes_of_request(
+    env: Environment, request: StartWorkflowExecutionRequest, run_id: str, now: int
+) -> Started:
     """What a client's request says in the started event's form, time-outs defaulted as Temporal does."""
     attributes = Started(
         workflow_type=request.workflow_type,
@@ -43,14 +45,26 @@ def attributes_of_request(env: Environment, request: StartWorkflowExecutionReque
         completion_callbacks=request.completion_callbacks,
     )
     attributes.task_queue.kind = workflow_task.NORMAL_KIND
-    for name in ("input", "memo", "search_attributes", "header", "last_completion_result", "continued_failure",
-                 "retry_policy", "priority", "versioning_override"):  # fmt: skip
+    for name in (
+        "input",
+        "memo",
+        "search_attributes",
+        "header",
+        "last_completion_result",
+        "continued_failure",
+        "retry_policy",
+        "priority",
+        "versioning_override",
+    ):
         if request.HasField(name):  # type: ignore[arg-type]
             getattr(attributes, name).CopyFrom(getattr(request, name))
     set_timeouts(
-        env, attributes, to_ns(request.workflow_execution_timeout), to_ns(request.workflow_run_timeout),
+        env,
+        attributes,
+        to_ns(request.workflow_execution_timeout),
+        to_ns(request.workflow_run_timeout),
         to_ns(request.workflow_task_timeout),
-    )  # fmt: skip
+    )
     backoff = to_ns(request.workflow_start_delay)
     if request.cron_schedule:
         backoff = cron.first_backoff(request.cron_schedule, now)
@@ -75,7 +89,9 @@ def set_timeouts(env: Environment, attributes: Started, execution: int, run: int
     from_ns(task, attributes.workflow_task_timeout)
 
 
-def state_of(namespace_id: str, run_id: str, attributes: Started, now: int, request_id: str, version: int) -> RunState:
+def state_of(
+    namespace_id: str, run_id: str, attributes: Started, now: int, request_id: str, version: int
+) -> RunState:
     """The core row that a started event implies."""
     backoff = to_ns(attributes.first_workflow_task_backoff)
     run_timeout = to_ns(attributes.workflow_run_timeout)
@@ -132,9 +148,18 @@ def state_of(namespace_id: str, run_id: str, attributes: Started, now: int, requ
     return state
 
 
-def create(tx: Transaction, namespace_id: str, run_id: str, attributes: Started, request_id: str,
-           links: Iterable[Link] = (), user_metadata: UserMetadata | None = None,
-           version: int = 0, bypass_matching: bool = False, schedule: bool = True) -> Run:  # fmt: skip
+def create(
+    tx: Transaction,
+    namespace_id: str,
+    run_id: str,
+    attributes: Started,
+    request_id: str,
+    links: Iterable[Link] = (),
+    user_metadata: UserMetadata | None = None,
+    version: int = 0,
+    bypass_matching: bool = False,
+    schedule: bool = True,
+) -> Run:
     """Make the run: WorkflowExecutionStarted, and its first workflow task unless that is to wait."""
     if not attributes.HasField("root_workflow_execution"):
         attributes.root_workflow_execution.workflow_id = attributes.workflow_id

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-
 from temporalio.api.enums.v1 import event_type_pb2, update_pb2
 from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
@@ -59,7 +58,18 @@ CLOSED_BEFORE_COMPLETED = _failure(
 class Update:
     """One update that is under way."""
 
-    __slots__ = ("accepted_id", "completed_id", "error", "id", "listeners", "outcome", "prior", "request", "sent", "stage")
+    __slots__ = (
+        "accepted_id",
+        "completed_id",
+        "error",
+        "id",
+        "listeners",
+        "outcome",
+        "prior",
+        "request",
+        "sent",
+        "stage",
+    )
 
     def __init__(self, update_id: str, request: Request | None, stage: int = ADMITTED) -> None:
         self.id = update_id
@@ -154,7 +164,9 @@ def registry(run: Run) -> UpdateRegistry:
     return run.updates
 
 
-def find(tx_or_env: object, run: Run, update_id: str, load: Callable[[UpdateState], Outcome]) -> Update | None:
+def find(
+    tx_or_env: object, run: Run, update_id: str, load: Callable[[UpdateState], Outcome]
+) -> Update | None:
     """The update by its id: under way, or as history has it."""
     live = registry(run).updates.get(update_id)
     if live is not None:
@@ -175,7 +187,9 @@ def find(tx_or_env: object, run: Run, update_id: str, load: Callable[[UpdateStat
 def admit(tx: Transaction, run: Run, request: Request) -> Update:
     """Make the update known to the leader and see that a workflow task will carry it."""
     if run.state.task_attempt >= FAIL_FAST_ATTEMPT:
-        raise failed_precondition("Unable to perform workflow execution update due to Workflow Task in failed state.")
+        raise failed_precondition(
+            "Unable to perform workflow execution update due to Workflow Task in failed state."
+        )
     if run.state.paused:
         raise failed_precondition("Workflow is paused. Cannot update the workflow.")
     live = registry(run)
@@ -212,7 +226,9 @@ def messages(run: Run) -> list[Message]:
         if update.stage != ADMITTED or update.error is not None or update.request is None:
             continue
         update.sent = task.stamp
-        message = Message(id=f"{update.id}/request", protocol_instance_id=update.id, event_id=task.started_id - 1)
+        message = Message(
+            id=f"{update.id}/request", protocol_instance_id=update.id, event_id=task.started_id - 1
+        )
         message.body.Pack(update.request)
         out.append(message)
     return out
@@ -285,16 +301,24 @@ def accept(run: Run, update: Update, acceptance: Acceptance) -> None:
     update.accepted_id = event.event_id
     run.state.update_count += 1
     run.put_update(
-        UpdateState(update.id, ACCEPTED, event.event_id, run.batch_first, event.event_id,
-                    acceptance.accepted_request_message_id)
-    )  # fmt: skip
+        UpdateState(
+            update.id,
+            ACCEPTED,
+            event.event_id,
+            run.batch_first,
+            event.event_id,
+            acceptance.accepted_request_message_id,
+        )
+    )
     registry(run).note(update)
 
 
 def _reject(run: Run, update: Update, failure: Failure) -> None:
     """No event: the caller alone hears of it."""
     if update.stage != ADMITTED:
-        raise BadMessage(f"invalid state transition attempted for Update {update.id}: received Rejection message")
+        raise BadMessage(
+            f"invalid state transition attempted for Update {update.id}: received Rejection message"
+        )
     update.stage = COMPLETED
     update.outcome = Outcome(failure=failure)
     registry(run).note(update)
@@ -356,6 +380,3 @@ def only_rejections(messages_in: list[Message]) -> bool:
 def outcome_of(event: history.HistoryEvent) -> Outcome:
     """The outcome that an UpdateCompleted event holds."""
     return event.workflow_execution_update_completed_event_attributes.outcome
-
-
-

@@ -63,8 +63,9 @@ def _timeout(tx: Transaction, run: Run, attempt: int) -> int:
     return base + min(limits.workflow_task_retry_first * 2**exponent, limits.workflow_task_retry_max)
 
 
-def schedule(tx: Transaction, run: Run, kind: int = WFT_NORMAL, original_time: int = 0,
-             bypass_matching: bool = False) -> WorkflowTask:  # fmt: skip
+def schedule(
+    tx: Transaction, run: Run, kind: int = WFT_NORMAL, original_time: int = 0, bypass_matching: bool = False
+) -> WorkflowTask:
     """Schedule the workflow task. `bypass_matching`: the caller starts it at once, so no task is offered."""
     state = run.state
     assert state.task is None, "one workflow task at a time"
@@ -103,9 +104,14 @@ def schedule(tx: Transaction, run: Run, kind: int = WFT_NORMAL, original_time: i
 def _offer(tx: Transaction, run: Run, task: WorkflowTask) -> None:
     normal = run.state.task_queue if task.sticky else ""
     task.task_key = run.offer(
-        WORKFLOW_QUEUE, task.queue, priority_key(run), task.scheduled_id, task.stamp,
-        task.kind != WFT_SPECULATIVE, normal,
-    )  # fmt: skip
+        WORKFLOW_QUEUE,
+        task.queue,
+        priority_key(run),
+        task.scheduled_id,
+        task.stamp,
+        task.kind != WFT_SPECULATIVE,
+        normal,
+    )
     if task.schedule_to_start:
         run.wake_at(task.scheduled_time + task.schedule_to_start, DUE_WORKFLOW_TASK)
 
@@ -115,7 +121,9 @@ def _write_scheduled(run: Run, task: WorkflowTask, at: int = 0) -> None:
         task_queue=task_queue_message(run, task), attempt=task.attempt
     )
     from_ns(task.timeout, attributes.start_to_close_timeout)
-    event = run.event(E.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED, workflow_task_scheduled_event_attributes=attributes)
+    event = run.event(
+        E.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED, workflow_task_scheduled_event_attributes=attributes
+    )
     if at:
         event.event_time.FromNanoseconds(at)
     task.scheduled_id = event.event_id
@@ -153,7 +161,9 @@ def reroute(tx: Transaction, run: Run, stamp: int) -> bool:
     return True
 
 
-def start(tx: Transaction, run: Run, request_id: str, identity: str, worker_version: Any = None) -> WorkflowTask:
+def start(
+    tx: Transaction, run: Run, request_id: str, identity: str, worker_version: Any = None
+) -> WorkflowTask:
     """A worker takes the scheduled task."""
     state = run.state
     task = state.task
@@ -270,15 +280,27 @@ def complete(tx: Transaction, run: Run, task: WorkflowTask, request: Any) -> his
         attributes.worker_deployment_name = request.deployment_options.deployment_name
         attributes.deployment_version.deployment_name = request.deployment_options.deployment_name
         attributes.deployment_version.build_id = request.deployment_options.build_id
-    event = run.event(E.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, workflow_task_completed_event_attributes=attributes)
+    event = run.event(
+        E.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, workflow_task_completed_event_attributes=attributes
+    )
     state.last_started_id = task.started_id
     state.last_completed_id = event.event_id
     return event
 
 
-def fail(tx: Transaction, run: Run, task: WorkflowTask, cause: int, failure: Failure | None, identity: str,
-         base_run_id: str = "", new_run_id: str = "", reschedule: bool = True,
-         binary_checksum: str = "", worker_version: Any = None) -> None:  # fmt: skip
+def fail(
+    tx: Transaction,
+    run: Run,
+    task: WorkflowTask,
+    cause: int,
+    failure: Failure | None,
+    identity: str,
+    base_run_id: str = "",
+    new_run_id: str = "",
+    reschedule: bool = True,
+    binary_checksum: str = "",
+    worker_version: Any = None,
+) -> None:
     """The attempt failed. History says so for the first attempt and speculative ones; later ones are silent."""
     state = run.state
     speculative = task.kind == WFT_SPECULATIVE

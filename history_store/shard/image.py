@@ -42,5 +42,7 @@ def decode(data: bytes) -> Image:
     except msgspec.DecodeError as error:
         raise ValueError(f"not a shard transaction: {error}") from error
     if image.version > FORMAT_VERSION:
-        raise ValueError(f"a shard transaction of format {image.version}; this version reads up to {FORMAT_VERSION}")
+        raise ValueError(
+            f"a shard transaction of format {image.version}; this version reads up to {FORMAT_VERSION}"
+        )
     return image

@@ -30,14 +30,24 @@ def _bucket(key: bytes) -> bytes:
 class Rows:
     """Reads through the overlay; collects what a flush has to write."""
 
-    __slots__ = ("_buckets", "_committed", "_prefix", "_storage", "committed_bytes", "group", "visibility_pending")
+    __slots__ = (
+        "_buckets",
+        "_committed",
+        "_prefix",
+        "_storage",
+        "committed_bytes",
+        "group",
+        "visibility_pending",
+    )
 
     def __init__(self, storage: Storage, group: int) -> None:
         self._storage = storage
         self.group = group
         self._prefix = group.to_bytes(4, "big")
         self._buckets: dict[bytes, dict[bytes, tuple[int, bytes | None]]] = {}
-        self._committed: deque[tuple[int, int, list[tuple[bytes, bytes | None]], list[VisibilityOp]]] = deque()
+        self._committed: deque[tuple[int, int, list[tuple[bytes, bytes | None]], list[VisibilityOp]]] = (
+            deque()
+        )
         self.committed_bytes = 0
         self.visibility_pending = 0
 
@@ -112,10 +122,16 @@ class Rows:
                 return held[1]
         return self._storage.get(self._prefix + key)
 
-    def scan(self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order. All of the range lies in one kind."""
         assert start[:1] == end[:1] or end == bytes((start[0] + 1,)), "a scan stays within one kind"
-        bucket = self._buckets.get(_bucket(start), {}) if start[:1] in (ITEM, HISTORY) else self._buckets.get(start[:1], {})
+        bucket = (
+            self._buckets.get(_bucket(start), {})
+            if start[:1] in (ITEM, HISTORY)
+            else self._buckets.get(start[:1], {})
+        )
         over = sorted(((k, v[1]) for k, v in bucket.items() if start <= k < end), reverse=reverse)
         if not over:
             for key, value in self._storage.scan(self._prefix + start, self._prefix + end, limit, reverse):

@@ -99,7 +99,7 @@ def history(rows: Rows, run: Run, first: int, bytes_max: int = 0) -> tuple[bytes
     for key, value in rows.scan(low, high):
         batch_first = int.from_bytes(key[-8:], "big")
         if batch_first < first:
-            value = skip(value, first - batch_first)  # noqa: PLW2901
+            value = skip(value, first - batch_first)
         parts.append(value)
         size += len(value)
         after = max(after, first) + count(value)

@@ -75,12 +75,16 @@ def completed(services: Services, call: Call, request: wire.RespondActivityTaskC
 
 
 @rpc(wire.RespondActivityTaskCompletedByIdRequest)
-def completed_by_id(services: Services, call: Call, request: wire.RespondActivityTaskCompletedByIdRequest) -> None:
+def completed_by_id(
+    services: Services, call: Call, request: wire.RespondActivityTaskCompletedByIdRequest
+) -> None:
     """RespondActivityTaskCompletedById."""
     _complete(services, call, by_id(services, request), request)
 
 
-def _complete(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+def _complete(
+    services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any
+) -> None:
     result = _optional(request, "result")
     _end(services, call, found, lambda tx, run, a: activities.complete(tx, run, a, result, request.identity))
 
@@ -118,12 +122,16 @@ def canceled(services: Services, call: Call, request: wire.RespondActivityTaskCa
 
 
 @rpc(wire.RespondActivityTaskCanceledByIdRequest)
-def canceled_by_id(services: Services, call: Call, request: wire.RespondActivityTaskCanceledByIdRequest) -> None:
+def canceled_by_id(
+    services: Services, call: Call, request: wire.RespondActivityTaskCanceledByIdRequest
+) -> None:
     """RespondActivityTaskCanceledById."""
     _cancel(services, call, by_id(services, request), request)
 
 
-def _cancel(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+def _cancel(
+    services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any
+) -> None:
     details = _optional(request, "details")
     _end(services, call, found, lambda tx, run, a: activities.cancel(tx, run, a, details, request.identity))
 
@@ -134,11 +142,19 @@ def _cancel(services: Services, call: Call, found: tuple[ShardHost, Run, Activit
 @rpc(wire.RecordActivityTaskHeartbeatRequest)
 def heartbeat(services: Services, call: Call, request: wire.RecordActivityTaskHeartbeatRequest) -> None:
     """RecordActivityTaskHeartbeat."""
-    _beat(services, call, by_token(services, request.task_token), request, wire.RecordActivityTaskHeartbeatResponse)
+    _beat(
+        services,
+        call,
+        by_token(services, request.task_token),
+        request,
+        wire.RecordActivityTaskHeartbeatResponse,
+    )
 
 
 @rpc(wire.RecordActivityTaskHeartbeatByIdRequest)
-def heartbeat_by_id(services: Services, call: Call, request: wire.RecordActivityTaskHeartbeatByIdRequest) -> None:
+def heartbeat_by_id(
+    services: Services, call: Call, request: wire.RecordActivityTaskHeartbeatByIdRequest
+) -> None:
     """RecordActivityTaskHeartbeatById."""
     _beat(services, call, by_id(services, request), request, wire.RecordActivityTaskHeartbeatByIdResponse)
 

@@ -7,7 +7,7 @@ keeps the call and answers later (see cluster.frontend.contract). `rpc` register
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WORKFLOW_SERVICE = "temporal.api.workflowservice.v1.WorkflowService"
 OPERATOR_SERVICE = "temporal.api.operatorservice.v1.OperatorService"
 
+Part = TypeVar("Part")
 Method = Callable[["Services", "Call", Any], "bytes | None | Coroutine[Any, Any, bytes]"]
 METHODS: dict[str, tuple[type[Message], Method]] = {}
 
@@ -46,7 +47,11 @@ def _namespaced(name: str, request: type[Message]) -> bool:
     """Whether the request works inside a namespace, which must exist: that error wins over all others."""
     own = name.endswith(("/RegisterNamespace", "/DescribeNamespace", "/UpdateNamespace", "/DeprecateNamespace",
                          "/DeleteNamespace"))  # fmt: skip
-    return not own and name.startswith(f"/{WORKFLOW_SERVICE}") and "namespace" in request.DESCRIPTOR.fields_by_name
+    return (
+        not own
+        and name.startswith(f"/{WORKFLOW_SERVICE}")
+        and "namespace" in request.DESCRIPTOR.fields_by_name
+    )
 
 
 class Services:
@@ -58,6 +63,15 @@ class Services:
         self.loop = node.loop
         self.limits = limits
         self.long_poll_s = long_poll_s
+        self.on_close: list[Callable[[], None]] = []  # called when the server stops
+        self._parts: dict[Any, Any] = {}
+
+    def part(self, kind: Callable[[Services], Part]) -> Part:
+        """What one area of RPCs keeps for itself, made at its first use."""
+        found: Part | None = self._parts.get(kind)
+        if found is None:
+            found = self._parts[kind] = kind(self)
+        return found
 
     def handlers(self) -> dict[str, Handler]:
         """Every RPC by its full name."""
@@ -69,7 +83,7 @@ class Services:
         limits = self.limits
         resolve = self.meta.get if _namespaced(name, request_type) else None
 
-        def handle(call: Call) -> bytes | None | Coroutine[Any, Any, bytes]:
+        def handle(call: Call) -> bytes | Coroutine[Any, Any, bytes] | None:
             try:
                 request = parse(call.request)
             except DecodeError:

@@ -175,7 +175,9 @@ class CloseReader(Reader):
 
 
 @rpc(wire.GetWorkflowExecutionHistoryReverseRequest)
-def get_history_reverse(services: Services, call: Call, request: wire.GetWorkflowExecutionHistoryReverseRequest) -> None:
+def get_history_reverse(
+    services: Services, call: Call, request: wire.GetWorkflowExecutionHistoryReverseRequest
+) -> None:
     """GetWorkflowExecutionHistoryReverse: the newest events first."""
     namespace = services.namespace(request.namespace)
     token = history_token(request.next_page_token) if request.next_page_token else None
@@ -196,5 +198,3 @@ def get_history_reverse(services: Services, call: Call, request: wire.GetWorkflo
         call.finish(with_history(History(events=events).SerializeToString(), next_token))
 
     shard.group.when_committed(read)
-
-

@@ -207,7 +207,15 @@ def poll_update(services: Services, call: Call, request: wire.PollWorkflowExecut
             response.outcome.CopyFrom(outcome)
         call.finish(response.SerializeToString())
 
-    wait = Wait(services, call, run, update, request.wait_policy.lifecycle_stage, answer, lambda error: fail(call, error))
+    wait = Wait(
+        services,
+        call,
+        run,
+        update,
+        request.wait_policy.lifecycle_stage,
+        answer,
+        lambda error: fail(call, error),
+    )
     shard.group.when_committed(lambda error: fail(call, error) if error is not None else wait.look())
 
 
@@ -215,7 +223,9 @@ def poll_update(services: Services, call: Call, request: wire.PollWorkflowExecut
 
 
 @rpc(wire.ExecuteMultiOperationRequest)
-def execute_multi_operation(services: Services, call: Call, request: wire.ExecuteMultiOperationRequest) -> None:
+def execute_multi_operation(
+    services: Services, call: Call, request: wire.ExecuteMultiOperationRequest
+) -> None:
     """ExecuteMultiOperation: one start, then one update of the same workflow."""
     MultiOperation(services, call, request).run()
 

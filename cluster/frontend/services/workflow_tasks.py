@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 EAGER_ACTIVITIES_MAX = 3
 UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
-ATTEMPTS_REPORTED = 1  # later attempts that fail are left to time out, so that a broken worker is not hammered
+ATTEMPTS_REPORTED = (
+    1  # later attempts that fail are left to time out, so that a broken worker is not hammered
+)
 REJECT_NOT_OPEN = query_pb2.QUERY_REJECT_CONDITION_NOT_OPEN
 REJECT_NOT_CLEAN = query_pb2.QUERY_REJECT_CONDITION_NOT_COMPLETED_CLEANLY
 
@@ -126,7 +128,9 @@ class Completed:
         answering(self.call, self.body)(error)
 
 
-def _answers_to_waiting(services: Services, run: Run, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
+def _answers_to_waiting(
+    services: Services, run: Run, request: wire.RespondWorkflowTaskCompletedRequest
+) -> None:
     """Query answers count whatever becomes of the commands."""
     for query_id, result in request.query_results.items():
         query = run.queries.pop(query_id, None)
@@ -202,7 +206,9 @@ def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRe
     status = run.state.status
     condition = request.query_reject_condition
     rejected = (condition == REJECT_NOT_OPEN and not run.running) or (
-        condition == REJECT_NOT_CLEAN and not run.running and status != workflow_pb2.WORKFLOW_EXECUTION_STATUS_COMPLETED
+        condition == REJECT_NOT_CLEAN
+        and not run.running
+        and status != workflow_pb2.WORKFLOW_EXECUTION_STATUS_COMPLETED
     )
     if rejected:
         response = wire.QueryWorkflowResponse()
@@ -210,7 +216,9 @@ def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRe
         return response.SerializeToString()
     if run.state.last_started_id == 0:
         if not run.running:
-            raise failed_precondition("Workflow was closed before its first workflow task completed: cannot query.")
+            raise failed_precondition(
+                "Workflow was closed before its first workflow task completed: cannot query."
+            )
         if run.state.first_backoff_until:
             raise failed_precondition("Workflow has not started yet: its first workflow task is delayed.")
     if run.running and run.state.task_attempt > 3 and run.state.task is not None:

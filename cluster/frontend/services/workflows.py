@@ -84,7 +84,11 @@ def create(services: Services, tx: Transaction, namespace: Namespace, request: w
     """The new run of a start request."""
     run_id = services.node.new_id()
     attributes = start.attributes_of_request(tx.env, request, run_id, tx.now)
-    if request.request_eager_execution and not request.cron_schedule and not request.HasField("workflow_start_delay"):
+    if (
+        request.request_eager_execution
+        and not request.cron_schedule
+        and not request.HasField("workflow_start_delay")
+    ):
         attributes.eager_execution_accepted = True
     return start.create(
         tx, namespace.id, run_id, attributes, request_id, request.links,
@@ -119,7 +123,11 @@ def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHo
     link = started_link(namespace, CurrentRunOf(request.workflow_id, now.run_id))
     if now.start_request_id == request_id:
         response = wire.StartWorkflowExecutionResponse(
-            run_id=now.run_id, started=True, status=now.status, link=link, first_execution_run_id=now.first_run_id  # type: ignore[arg-type]
+            run_id=now.run_id,
+            started=True,
+            status=now.status,
+            link=link,
+            first_execution_run_id=now.first_run_id,  # type: ignore[arg-type]
         )
         shard.group.when_committed(answering(call, response.SerializeToString()))
         return True
@@ -131,7 +139,11 @@ def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHo
     assert run is not None, "the current run is there"
     attached = request_id in run.state.request_ids
     response = wire.StartWorkflowExecutionResponse(
-        run_id=now.run_id, started=False, status=st.RUNNING, link=link, first_execution_run_id=now.first_run_id  # type: ignore[arg-type]
+        run_id=now.run_id,
+        started=False,
+        status=st.RUNNING,
+        link=link,
+        first_execution_run_id=now.first_run_id,  # type: ignore[arg-type]
     )
     wanted = request.on_conflict_options if request.HasField("on_conflict_options") else None
     if wanted is None or not wanted.attach_request_id or attached:
@@ -162,7 +174,9 @@ def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: 
             raise already_started(now, "Workflow execution is already running.")
         run = shard.find(namespace.id, request.workflow_id, now.run_id)
         assert run is not None, "the current run is there"
-        close.terminate(tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE)
+        close.terminate(
+            tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE
+        )
         run.current_dirty = False
         return
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
@@ -194,7 +208,9 @@ def signal_workflow(services: Services, call: Call, request: wire.SignalWorkflow
 
     def change(tx: Transaction) -> bytes:
         signal_run(tx, run, request)
-        return wire.SignalWorkflowExecutionResponse(link=_signal_link(namespace, run, request.request_id)).SerializeToString()
+        return wire.SignalWorkflowExecutionResponse(
+            link=_signal_link(namespace, run, request.request_id)
+        ).SerializeToString()
 
     services.transact(call, shard, change)
 
@@ -223,7 +239,9 @@ def signal_run(tx: Transaction, run: Run, request: Any) -> None:
 
 
 @rpc(wire.SignalWithStartWorkflowExecutionRequest)
-def signal_with_start(services: Services, call: Call, request: wire.SignalWithStartWorkflowExecutionRequest) -> None:
+def signal_with_start(
+    services: Services, call: Call, request: wire.SignalWithStartWorkflowExecutionRequest
+) -> None:
     """SignalWithStartWorkflowExecution: the signal goes to the open run, or to the one this starts."""
     namespace = services.namespace(request.namespace)
     shard = services.node.shard_of(namespace.id, request.workflow_id)
@@ -289,7 +307,9 @@ def _start_of(request: wire.SignalWithStartWorkflowExecutionRequest) -> wire.Sta
 
 
 @rpc(wire.RequestCancelWorkflowExecutionRequest)
-def request_cancel(services: Services, call: Call, request: wire.RequestCancelWorkflowExecutionRequest) -> None:
+def request_cancel(
+    services: Services, call: Call, request: wire.RequestCancelWorkflowExecutionRequest
+) -> None:
     """RequestCancelWorkflowExecution. A run that is closed already needs no cancelling: that is a success."""
     namespace = services.namespace(request.namespace)
     execution = request.workflow_execution
