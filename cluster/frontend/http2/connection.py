@@ -39,6 +39,7 @@ _PREFACE, _SETTINGS, _OPEN = range(3)
 
 _CACHED_HEADS_MAX: Final = 64
 _CACHED_BLOCK_BYTES_MAX: Final = 2048
+_LARGE_BLOCK_BYTES: Final = 4096
 _CONTINUATIONS_MAX: Final = 8
 _LINGER_S: Final = 0.25  # a client that was told to go closes by itself; if not, we do after this
 _GOODBYE_S: Final = 1.0  # for a client that does not answer the ping behind the first GOAWAY
@@ -331,7 +332,7 @@ class Http2Connection(FrameWriter):
             raise ConnectionFault(frames.PROTOCOL_ERROR, "CONTINUATION of nothing")
         block += payload
         self._continuations += 1
-        if len(block) > self.limits.header_bytes_max or self._continuations > _CONTINUATIONS_MAX:
+        if len(block) > self.limits.header_block_bytes_max or self._continuations > _CONTINUATIONS_MAX:
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "header block too large")
         if flags & frames.END_HEADERS:
             self._block = None
@@ -396,9 +397,7 @@ class Http2Connection(FrameWriter):
 
     def _decode(self, block: bytes) -> tuple[Head, float | None]:
         """Decode a block that is not in the first cache, and find or make its head."""
-        if len(block) > self.limits.header_bytes_max:
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "header block too large")
-        if len(block) > self.limits.header_bytes_max >> 2:
+        if len(block) > _LARGE_BLOCK_BYTES:
             self._strike(len(block) / 256)
         try:
             fields = self._decoder.decode(block)

@@ -15,9 +15,12 @@ class Limits:
     # One message, in and out, uncompressed. Temporal's own default is 4 MiB; histories of 50 MiB exist.
     message_bytes_max: int = 64 * _MIB
 
-    # A request's header list as RFC 7541 counts it, and its coded block. Decoding is Python: 16 KiB of
-    # hostile Huffman costs 0.7 ms, so blocks over a quarter of it also count against the peer's calm.
+    # A request's header list as RFC 7541 counts it; a larger one is refused, and the connection lives on.
     header_bytes_max: int = 16 * _KIB
+    # Its coded block; a larger one ends the connection. Decoding is Python: 16 KiB of hostile Huffman code
+    # cost 0.7 ms, so blocks over 4 KiB also count against the peer's calm. The SDKs send the namespace's name
+    # as a header, so an absurdly long one is a user's mistake that must not hurt the other calls.
+    header_block_bytes_max: int = 64 * _KIB
     # Our trailers. gRPC's C core and hyper refuse more than 16 KiB by default; a peer that announces less
     # gets less.
     trailer_bytes_max: int = 15 * _KIB
@@ -62,7 +65,7 @@ class Limits:
         assert self.connection_window_bytes >= self.stream_window_bytes
         assert self.stream_window_bytes >= 2 * 16_384, "a window must hold more than one frame"
         assert self.message_bytes_max >= 16_384, "what fits one frame is not measured again"
-        assert self.header_bytes_max >= 4096
+        assert self.header_block_bytes_max >= self.header_bytes_max >= 4096
         assert self.total_bytes_max >= self.connection_bytes_max
         assert self.gzip_bytes_min >= 1
 
