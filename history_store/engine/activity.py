@@ -161,9 +161,6 @@ def start(tx: Transaction, run: Run, activity: ActivityState, request_id: str, i
     activity.request_id = request_id
     activity.identity = identity
     activity.heartbeat_time = 0
-    if activity.reset_heartbeats:
-        activity.heartbeat_details = b""
-        activity.reset_heartbeats = False
     activity.build_id = ""
     arm(run, activity)
 
@@ -211,8 +208,8 @@ def _write_started(run: Run, activity: ActivityState) -> int:
 # ---- the worker's answers
 
 
-def find(run: Run, scheduled_id: int, activity_id: str, attempt: int) -> ActivityState:
-    """The started activity that a token or id names. NOT_FOUND where it is another attempt or gone."""
+def find(run: Run, scheduled_id: int, activity_id: str, stamp: int | None) -> ActivityState:
+    """The activity that a token or id names (`stamp`: a token's). NOT_FOUND where it is another attempt or gone."""
     if not run.running:
         from history_store.engine.inputs import not_running
 
@@ -225,9 +222,8 @@ def find(run: Run, scheduled_id: int, activity_id: str, attempt: int) -> Activit
                 "check if activity already completed or timed out"
             )
     activity = run.activities.get(scheduled_id)
-    if activity is None or (attempt and activity.attempt != attempt):
-        raise not_found()
-    if attempt and activity.started_id == 0:
+    # The stamp tells attempts apart even after a reset, which counts them from one again.
+    if activity is None or (stamp is not None and (activity.stamp != stamp or activity.started_id == 0)):
         raise not_found()
     return activity
 
@@ -311,13 +307,13 @@ def retry_or(tx: Transaction, run: Run, activity: ActivityState, failure: Failur
     """Schedule the next attempt if the policy permits one. Returns the RetryState (IN_PROGRESS: it does)."""
     if activity.cancel_requested:
         return CANCEL_REQUESTED
-    if activity.activity_reset:
-        # A reset was asked for while the attempt ran: the next one is the first again.
-        activity.activity_reset = False
-        activity.attempt = 0
+    policy = RetryPolicy.FromString(activity.retry_policy) if activity.retry_policy else None
+    if failure.timeout_failure_info.timeout_type in (SCHEDULE_TO_START, SCHEDULE_TO_CLOSE) and policy is not None:
+        return RETRY_TIMEOUT
+    if activity.paused and policy is not None and retry.is_retryable(failure, policy.non_retryable_error_types):
+        # The next attempt waits until it is let go on, whatever the policy says of intervals.
         _next_attempt(tx, run, activity, failure, 0)
         return IN_PROGRESS
-    policy = RetryPolicy.FromString(activity.retry_policy) if activity.retry_policy else None
     interval, state = retry.next_backoff(policy, activity.attempt, tx.now, activity.expiration, failure)
     if interval is None:
         return state
@@ -341,6 +337,11 @@ def _next_attempt(
     activity.retry_interval = interval
     activity.backoff_until = tx.now + interval
     activity.scheduled_time = tx.now + interval
+    activity.activity_reset = False
+    if activity.reset_heartbeats:
+        activity.reset_heartbeats = False
+        activity.heartbeat_details = b""
+        activity.heartbeat_time = 0
     arm(run, activity)
 
 
@@ -421,7 +422,7 @@ def fire(tx: Transaction, run: Run, activity: ActivityState) -> None:
 
 
 def _timed_out(activity: ActivityState, now: int) -> int:
-    if activity.expiration and activity.expiration <= now:
+    if activity.expiration and activity.expiration <= now and not activity.paused:
         return SCHEDULE_TO_CLOSE
     if activity.started_id:
         if activity.start_to_close and activity.started_time + activity.start_to_close <= now:

@@ -18,7 +18,7 @@ def workflow_task_due(task: WorkflowTask | None) -> int:
 
 def activity_due(activity: ActivityState) -> int:
     """The earliest of the activity's retry and time-outs (0: none)."""
-    due = activity.expiration
+    due = 0 if activity.paused else activity.expiration  # as long as it is paused, its time stands still
     if activity.started_id:
         if activity.start_to_close:
             due = _earlier(due, activity.started_time + activity.start_to_close)

@@ -27,7 +27,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import event_type_pb2
 from temporalio.api.history.v1.message_pb2 import HistoryEvent
 
-from history_store.engine import keys
+from history_store.engine import keys, pauses
 from history_store.engine.pending import activity_due, workflow_task_due
 from history_store.engine.state import (
     CLOSED_STATUSES,
@@ -372,6 +372,8 @@ class Run:
         self.attributes.pop(activity.scheduled_id, None)
         self.dirty[keys.ITEM_ACTIVITY + keys.number(activity.scheduled_id)] = None
         self.withdraw_activity_task(activity)
+        if activity.paused:
+            pauses.show(self)
 
     def put_timer(self, timer: TimerState) -> None:
         """Add a pending timer."""

@@ -166,6 +166,7 @@ class ActivityState(msgspec.Struct, array_like=True, gc=False):
     reset_heartbeats: bool = False
     activity_reset: bool = False
     build_id: str = ""
+    pause_request_id: str = ""
 
 
 class TimerState(msgspec.Struct, array_like=True, gc=False):
