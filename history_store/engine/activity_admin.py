@@ -1,8 +1,8 @@
 """A pending activity from the operator's side: paused, let go on, begun anew, given other options.
 
-None of this writes events: the truth about a pending activity is its own row. An attempt that a worker holds
-is never taken away from it; the worker hears of the pause or reset with its next heartbeat, and what was asked
-for counts from the attempt after it. Behaviour: Temporal server, PauseActivity and its siblings.
+None of this writes events: the truth about a pending activity is its own row. An attempt that a worker
+holds is never taken away from it; the worker hears of the pause or reset with its next heartbeat, and what
+was asked for counts from the attempt after it. Behaviour: Temporal server, PauseActivity and its siblings.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _clear_pause(activity: ActivityState) -> None:
 
 
 def _offset(tx: Transaction, jitter: int) -> int:
-    """Somewhere in [0, jitter): the random part of a fresh id, so that the engine needs no dice of its own."""
+    """Somewhere in [0, jitter): the random part of a fresh id, so the engine needs no dice of its own."""
     return int(tx.env.new_id().replace("-", "")[-12:], 16) % jitter if jitter > 0 else 0
 
 

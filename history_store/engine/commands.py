@@ -20,6 +20,7 @@ from history_store.engine.durations import to_ns
 from history_store.engine.state import ActivityState, TimerState
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
     from temporalio.api.command.v1.message_pb2 import Command
     from temporalio.api.protocol.v1.message_pb2 import Message
 
@@ -487,11 +488,14 @@ def _sticky(run: Run, request: Any) -> None:
 
 
 def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None:
+    build = request.worker_version_stamp.build_id or request.deployment_options.build_id
+    reset_point(run, request.binary_checksum, build, event_id, tx.time, tx.env.limits.reset_points_max)
+
+
+def reset_point(run: Run, checksum: str, build: str, event_id: int, now: Timestamp, points_max: int) -> None:
     """Remember the first task that each binary (or build id) completed: where a bad deployment can be undone."""
     from temporalio.api.workflow.v1.message_pb2 import ResetPoints
 
-    checksum = request.binary_checksum
-    build = request.worker_version_stamp.build_id or request.deployment_options.build_id
     known = checksum or build
     if not known or run.state.build_id == known:
         return
@@ -509,6 +513,6 @@ def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None
         first_workflow_task_completed_id=event_id,
         resettable=not (run.children or run.external),
     )
-    point.create_time.CopyFrom(tx.time)
-    del points.points[: -tx.env.limits.reset_points_max]
+    point.create_time.CopyFrom(now)
+    del points.points[:-points_max]
     run.state.reset_points = points.SerializeToString()

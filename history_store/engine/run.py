@@ -346,6 +346,10 @@ class Run:
             if child is not None:
                 child.started_id = event.event_id
                 self.touch_child(child)
+        elif kind == E.EVENT_TYPE_WORKFLOW_EXECUTION_OPTIONS_UPDATED:
+            attached = event.workflow_execution_options_updated_event_attributes.attached_request_id
+            if attached:
+                self.state.request_ids[attached] = (kind, event.event_id)
         elif kind in _WIRED:
             name, ref = _WIRED[kind]
             attributes = getattr(event, name)
