@@ -283,9 +283,9 @@ class Http2Connection(FrameWriter):
                     call.start()
                 else:
                     self._on_data(stream, flags, data, start, end)
-            elif (
-                kind == 1 and flags & 0x2C == 4 and self._phase == _OPEN
-            ):  # complete; no padding, no priority
+            elif kind == 1 and flags & 0xC == 4 and self._phase == _OPEN:  # complete, and without padding
+                if flags & 0x20:
+                    start = self._skip_priority(stream, data, start, end)
                 self._on_block(stream, flags, data[start:end])
             else:
                 self._on_other(kind, flags, stream, data[start:end])
@@ -314,17 +314,21 @@ class Http2Connection(FrameWriter):
             end -= payload[0]
             start = 1
         if flags & frames.PRIORITIZED:
-            if end - start < 5:
-                raise ConnectionFault(frames.FRAME_SIZE_ERROR, "HEADERS too short")
-            if int.from_bytes(payload[start : start + 4], "big") & 0x7FFFFFFF == stream:
-                raise ConnectionFault(frames.PROTOCOL_ERROR, "stream depends on itself")
-            start += 5
+            start = self._skip_priority(stream, payload, start, end)
         if flags & frames.END_HEADERS:
             self._on_block(stream, flags, payload[start:end])
         else:
             self._block = bytearray(payload[start:end])
             self._block_stream, self._block_flags, self._continuations = stream, flags, 0
             self._block_since = self.now
+
+    def _skip_priority(self, stream: int, data: bytes, start: int, end: int) -> int:
+        """Where the block begins behind the five bytes of priority, which mean nothing any more."""
+        if end - start < 5:
+            raise ConnectionFault(frames.FRAME_SIZE_ERROR, "HEADERS too short")
+        if int.from_bytes(data[start : start + 4], "big") & 0x7FFFFFFF == stream:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "stream depends on itself")
+        return start + 5
 
     def _on_continuation(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002 - checked before
         block = self._block
