@@ -87,7 +87,7 @@ class Http2Call:
         self.deadline = None if timeout is None else conn.now + timeout
         self.window_in = conn.limits.stream_window_bytes
         self.window_out = conn.peer_window
-        self.fresh = head.content_length is None  # nothing received yet, and nothing to compare it with
+        self.fresh = True  # nothing of the request has come yet
         self.buffer: bytearray | None = None  # the request so far, prefix included, if it came in pieces
         self.received = 0  # bytes of DATA payload
         self.ended = False  # the peer has ended its side

@@ -272,6 +272,7 @@ class Http2Connection(FrameWriter):
                     flags == 1  # the last frame, without padding
                     and call is not None
                     and call.fresh
+                    and (call.head.content_length is None or call.head.content_length == length)
                     and 5 <= length <= call.window_in
                     and not data[start]  # not compressed
                     and int.from_bytes(data[start + 1 : start + 5], "big") == length - 5

@@ -30,6 +30,7 @@ _ACCEPTS_AT_ONCE: Final = 64  # per loop iteration: a flood of connections must 
 _CHECK_INTERVAL_S: Final = 1.0
 _RESERVED_FILES: Final = 128  # descriptors that are not for clients: logs, databases, peers
 _ACCEPT_PAUSE_S: Final = 0.5  # when the process or the machine has run out of descriptors
+_NO_SUCH_ADDRESS: Final = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 _OUT_OF_FILES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -83,14 +84,20 @@ class Http2Front:
         infos = await self.loop.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        try:
-            for family, kind, protocol, _, address in dict.fromkeys(infos):
-                # All addresses of a name share the port the kernel chose for the first.
-                bound = (address[0], self.port, *address[2:]) if self._sockets and not port else address
+        refusal: OSError | None = None
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            # All addresses of a name share the port the kernel chose for the first.
+            bound = (address[0], self.port, *address[2:]) if self._sockets and not port else address
+            try:
                 self._sockets.append(_listen(family, kind, protocol, bound))
-        except OSError:
+            except OSError as error:
+                refusal = error
+                if error.errno not in _NO_SUCH_ADDRESS:
+                    break
+        # "localhost" also means ::1 on machines that have no IPv6: one address of a name is enough.
+        if refusal is not None and (not self._sockets or refusal.errno not in _NO_SUCH_ADDRESS):
             self._stop_accepting()
-            raise
+            raise refusal
         for listener in self._sockets:
             self.loop.add_reader(listener, self._accept, listener)
         self._tick = self.loop.call_later(_CHECK_INTERVAL_S, self._check)

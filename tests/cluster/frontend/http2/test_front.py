@@ -129,6 +129,25 @@ async def test_garbage_is_closed_at_once(front: Http2Front, open_socket: Open, g
     assert await ask(front) == b"hello"
 
 
+@pytest.mark.parametrize("host", ["localhost", "", "::1"])
+async def test_addresses(host: str) -> None:
+    front = Http2Front({})
+    try:
+        await front.start(host, 0)
+    except OSError as error:
+        if host != "::1":
+            raise
+        pytest.skip(f"no IPv6 here: {error}")
+    reader, writer = await asyncio.open_connection(host or "127.0.0.1", front.port)
+    assert (await get(reader, writer, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == b"ok\n"
+    other = Http2Front({})
+    with pytest.raises(OSError, match="in use"):
+        await other.start(host, front.port)
+    writer.close()
+    await writer.wait_closed()
+    await front.drain(1)
+
+
 async def test_chunked_bodies_are_declined(open_socket: Open) -> None:
     reader, writer = await open_socket()
     head, _ = await get(reader, writer, b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
