@@ -185,6 +185,7 @@ class ShardHost:
         fresh.watchers = run.watchers
         fresh.queries = run.queries
         fresh.tail_first = fresh.state.next_event_id
+        fresh.keep_speculative(run)
         self.keep(fresh)
         return fresh
 
@@ -198,10 +199,7 @@ class ShardHost:
         """The engine refused after it had begun: what is in memory is spoiled."""
         for run in tx.runs:
             if run.state.run_id in self.runs:
-                speculative = run.state.task
                 self.reload(run)
-                if speculative is not None and speculative.kind == 2:
-                    log.debug("a speculative task was dropped with its transaction", run_id=run.state.run_id)
 
     def commit(self, tx: Transaction, waiter: Waiter) -> None:
         """Propose the transaction; `waiter` hears when it is committed. Raises a definite error if refused."""

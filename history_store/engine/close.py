@@ -151,9 +151,11 @@ def continue_as_new(
             getattr(attributes, name).CopyFrom(getattr(command, name))
     run_timeout = to_ns(command.workflow_run_timeout) or state.run_timeout
     task_timeout = to_ns(command.workflow_task_timeout) or state.task_timeout
-    from_ns(run_timeout, attributes.workflow_run_timeout)
+    if run_timeout:
+        from_ns(run_timeout, attributes.workflow_run_timeout)
     from_ns(task_timeout, attributes.workflow_task_timeout)
-    from_ns(backoff, attributes.backoff_start_interval)
+    if backoff:
+        from_ns(backoff, attributes.backoff_start_interval)
     run.event(
         E.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW,
         workflow_execution_continued_as_new_event_attributes=attributes,
@@ -378,7 +380,6 @@ def _create(tx: Transaction, run: Run, successor: str, started: start.Started) -
     # The closed run's pointer must not be written after the successor's: only the newest run is current.
     run.current_dirty = False
     follower = start.create(tx, s.namespace_id, successor, started, tx.env.new_id(), version=s.version)
-    follower.state.user_metadata = s.user_metadata
     follower.state.original_start_time = s.original_start_time
     if s.execution_expiration:
         follower.state.execution_expiration = s.execution_expiration

@@ -441,7 +441,8 @@ def complete_task(tx: Transaction, run: Run, request: Any, can_eager: int) -> Co
         batch = Batch(tx, run, event.event_id, messages, can_eager)
         obey(batch, list(request.commands))
         updates.reject_unprocessed(run, task.stamp)
-        done.eager = batch.eager
+        # What a later command cancelled, or the run's end, does not go back with the answer.
+        done.eager = [pending for pending in batch.eager if pending.scheduled_id in run.activities]
     if run.running and state.task is None:
         return_new = bool(request.return_new_workflow_task)
         original = task.original_scheduled_time if request.force_create_new_workflow_task else 0

@@ -158,6 +158,9 @@ class Transaction:
             assert run.tx is None, "a run is in one transaction at a time"
             run.tx = self
             run.batch_first = run.state.next_event_id
+            task = run.state.task
+            if task is not None and task.kind == 2:
+                run.speculative = msgspec.structs.replace(task)
             self.runs.append(run)
         return run
 
@@ -236,6 +239,7 @@ class Run:
         self.deadlines: list[tuple[int, int, Any]] = []
         # Never written: dies with the leader
         self.updates: UpdateRegistry | None = None
+        self.speculative: WorkflowTask | None = None  # as it was before the transaction
         self.queries: dict[str, Any] = {}
         self.attributes: dict[int, HistoryEvent] = {}  # scheduled events of pending activities
         self.watchers: list[Callable[[], None]] = []  # told after every committed change
@@ -585,8 +589,17 @@ class Run:
             rows.append((keys.wake(state.wake, self.raw), None))
         rows.append((keys.run(self.slot, self.raw), None))
 
+    def keep_speculative(self, spoiled: Run) -> None:
+        """This run was read again after a failed transaction: its speculative task is in no row."""
+        task = spoiled.speculative
+        if task is not None and self.state.task is None and self.running:
+            self.state.task = task
+            self.state.task_stamp = max(self.state.task_stamp, task.stamp)
+            self.wake_at(workflow_task_due(task), DUE_WORKFLOW_TASK)
+
     def committed(self) -> None:
         """The transaction has been proposed: forget its changes."""
+        self.speculative = None
         self._reset_transaction()
 
     def record(self) -> ExecutionRecord:

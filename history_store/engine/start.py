@@ -84,8 +84,10 @@ def set_timeouts(env: Environment, attributes: Started, execution: int, run: int
     task = min(task or env.limits.workflow_task_timeout_default, env.limits.workflow_task_timeout_max)
     if run:
         task = min(task, run)
-    from_ns(execution, attributes.workflow_execution_timeout)
-    from_ns(run, attributes.workflow_run_timeout)
+    if execution:
+        from_ns(execution, attributes.workflow_execution_timeout)
+    if run:
+        from_ns(run, attributes.workflow_run_timeout)
     from_ns(task, attributes.workflow_task_timeout)
 
 
