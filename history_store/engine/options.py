@@ -85,7 +85,7 @@ def current(run: Run) -> WorkflowExecutionOptions:
 def merge(
     into: WorkflowExecutionOptions, wanted: WorkflowExecutionOptions, paths: Iterable[str]
 ) -> WorkflowExecutionOptions:
-    """Copy what the mask names (its paths are checked before). An override is only ever replaced as a whole."""
+    """Copy what the mask names (its paths are checked before). An override is replaced as a whole."""
     named = set(paths)
     if named & OVERRIDE_PATHS:
         if wanted.HasField("versioning_override"):

@@ -13,12 +13,12 @@ written (tests/history_store/engine/test_replay.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from temporalio.api.enums.v1 import event_type_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.history.v1.message_pb2 import History, HistoryEvent
 
-from history_store.engine import commands, keys, options, start, workflow_task
+from history_store.engine import commands, keys, options, start
 from history_store.engine import state as st
 from history_store.engine.durations import to_ns
 from history_store.engine.run import Run
@@ -34,9 +34,6 @@ from history_store.engine.state import (
     WorkflowTask,
 )
 from history_store.engine.updates import ACCEPTED, ADMITTED, COMPLETED
-
-if TYPE_CHECKING:
-    from history_store.engine.limits import CommandLimits
 
 E = event_type_pb2
 STICKY = task_queue_pb2.TASK_QUEUE_KIND_STICKY
@@ -237,7 +234,7 @@ class Replayer:
         self._transient(event, attempt + 1)
 
     def task_timed_out(self, event: HistoryEvent) -> None:
-        """WorkflowTaskTimedOut: after a start the next attempt is transient; a sticky one is offered again."""
+        """WorkflowTaskTimedOut: after a start the next attempt is transient."""
         attributes = event.workflow_task_timed_out_event_attributes
         attempt = self._task(attributes.scheduled_event_id).attempt
         if attributes.timeout_type == SCHEDULE_TO_START:
@@ -297,7 +294,7 @@ class Replayer:
         )
 
     def activity_started(self, event: HistoryEvent) -> None:
-        """ActivityTaskStarted: written with the end of the last attempt, so it is pending within a batch only."""
+        """ActivityTaskStarted: written with the end of the last attempt."""
         attributes = event.activity_task_started_event_attributes
         activity = self._activity(attributes.scheduled_event_id)
         activity.started_id = event.event_id
@@ -354,8 +351,9 @@ class Replayer:
         attributes = event.start_child_workflow_execution_initiated_event_attributes
         self.run.touch_child(
             ChildState(
-                event.event_id, self.batch_id, attributes.namespace, attributes.namespace_id, attributes.workflow_id,
-                attributes.workflow_type.name, attributes.parent_close_policy, self.ids(),
+                event.event_id, self.batch_id, attributes.namespace, attributes.namespace_id,
+                attributes.workflow_id, attributes.workflow_type.name, attributes.parent_close_policy,
+                self.ids(),
             )
         )  # fmt: skip
 
