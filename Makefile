@@ -26,3 +26,27 @@ $(STAMP): pyproject.toml
 	@echo "installing holdfast and its tools into $(VENV) (about a minute the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 120 -m "not live" -q -rfEs --durations=5
+
+sim: $(STAMP)
+	$(BIN)/python -m pytest tests -k simulation --seeds=$(or $(SEEDS),200) -n 2 -q -rf
+
+chaos: $(STAMP)
+	$(BIN)/python -m chaos.live.kill --kills $(or $(KILLS),200)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+compat: $(STAMP)
+	$(BIN)/python -m tests.compat.run
+
+clean:
+	rm -rf $(VENV) build

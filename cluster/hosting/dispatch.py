@@ -57,6 +57,7 @@ class Poll:
 
     def answer(self, body: bytes) -> None:
         """Give the worker its task, or nothing (an empty body)."""
+        self.node.polls.discard(self)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -64,6 +65,7 @@ class Poll:
 
     def gone(self) -> None:
         """The client cancelled or its deadline came."""
+        self.node.polls.discard(self)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -71,7 +73,10 @@ class Poll:
 
     def expire(self) -> None:
         """Answer empty, shortly before the client would give up."""
-        self.timer = None
+        self.node.polls.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         self.node.matching.cancel_poll(self.queue, self)
         self.call.finish(b"")
 

@@ -66,6 +66,7 @@ class Node:
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
         self.holders = Holders()
+        self.polls: set[Poll] = set()  # those that wait
         self.actions = Actions(self)
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -176,7 +177,13 @@ class Node:
         """A worker waits for work."""
         self.watch(poll.connection)
         poll.call.on_cancel = poll.gone
+        self.polls.add(poll)
         self.matching.poll(poll.queue, poll, sticky)
+
+    def end_polls(self) -> None:
+        """The server stops: answer every parked poll with nothing."""
+        for poll in list(self.polls):
+            poll.expire()
 
     def watch(self, connection: Connection) -> None:
         """See to it that a worker's death is noticed."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
-from cluster.hosting import dynamic_config
+from cluster.hosting import dynamic_config, logs
 from cluster.hosting.clock import Clock, Identifiers
 from cluster.hosting.options import SEARCH_ATTRIBUTE_TYPES, ServerOptions
 from history_store.storage.contract import StorageError
@@ -31,23 +31,14 @@ log = structlog.get_logger("server")
 
 DRAIN_S = 2.0  # what open calls get at a stop; long polls are ended at once
 LONG_POLL_S = 60.0
-SWITCH_INTERVAL_S = 0.0005  # the writer thread gets the interpreter back soon after its sync (see decisions)
+SWITCH_INTERVAL_S = 0.0001  # the writer thread gets the interpreter back soon after its sync (see decisions)
 
 
 def serve(options: ServerOptions) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code: 0, or 1 with the reason logged."""
+    """Run until SIGTERM or SIGINT. Returns 0, or 1 if the disk failed. Raises StorageError or OSError at the start."""
+    logs.configure(options.log_level, options.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        return uvloop.run(_serve(options))
-    except StorageError as error:
-        log.critical("the data cannot be used", error=str(error))
-        sys.stderr.write(f"holdfast: {error}\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(
-            f"holdfast: cannot listen on {options.ip}:{options.port}: {error.strerror or error}\n"
-        )
-        return 1
+    return uvloop.run(_serve(options))
 
 
 async def _serve(options: ServerOptions) -> int:
@@ -55,8 +46,8 @@ async def _serve(options: ServerOptions) -> int:
     stop: asyncio.Future[int] = loop.create_future()
     server = Server(options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result(0))
-    await server.start(on_broken=lambda _: stop.done() or stop.set_result(1))
+        loop.add_signal_handler(number, _settle, stop, 0)
+    await server.start(on_broken=lambda _: _settle(stop, 1))
     gc.collect()
     gc.freeze()  # what was made at the start lives for ever: the collector need not look at it again
     gc.set_threshold(50_000, 20, 50)
@@ -65,6 +56,11 @@ async def _serve(options: ServerOptions) -> int:
     code = await stop
     await server.stop(graceful=code == 0)
     return code
+
+
+def _settle(stop: asyncio.Future[int], code: int) -> None:
+    if not stop.done():
+        stop.set_result(code)
 
 
 class Server:
@@ -88,6 +84,8 @@ class Server:
         from cluster.frontend.reflection import Reflection
         from cluster.frontend.services import everything
         from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
+        from cluster.frontend.services.deletion import Deletions
+        from cluster.frontend.services.system import announce
         from cluster.hosting.node import Node
 
         options = self.options
@@ -111,6 +109,13 @@ class Server:
             streaming = self.health.streaming | reflection.streaming
             self.front = _front(options, methods, streaming)
             await self.front.start(options.ip, options.port, _tls(options))
+            if options.metrics_port is not None:
+                from cluster.hosting.metrics import MetricsServer
+
+                self._metrics = MetricsServer(self.node)
+                await self._metrics.start(options.ip, options.metrics_port)
+            self.services.part(Deletions).resume()
+            announce(self.health, True)
         except BaseException:
             storage.close()
             raise
@@ -142,6 +147,9 @@ class Server:
     async def stop(self, *, graceful: bool) -> None:
         """Let calls end, store everything, close."""
         self.health.shut_down()
+        if self._metrics is not None:
+            self._metrics.close()
+        self.node.end_polls()
         await self.front.drain(DRAIN_S if graceful else 0.0)
         for callback in self.services.on_close:
             callback()
