@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from temporalio.api.workflow.v1.message_pb2 import ResetPoints
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from world import NAMESPACE, RETENTION, Player, World, complete_workflow, schedule_activity  # noqa: E402
-
-from history_store.engine import deadlines  # noqa: E402
-from history_store.engine.replay import HistoryBroken, replay  # noqa: E402
-from history_store.engine.run import Run  # noqa: E402
-from history_store.engine.state import WFT_SPECULATIVE, ActivityState, RunState, WorkflowTask  # noqa: E402
-from history_store.shard import runs  # noqa: E402
+from history_store.engine import deadlines
+from history_store.engine.replay import HistoryBroken, replay
+from history_store.engine.run import Run
+from history_store.engine.state import WFT_SPECULATIVE, ActivityState, RunState, WorkflowTask
+from history_store.shard import runs
+from tests.history_store.engine.world import (
+    NAMESPACE,
+    RETENTION,
+    Player,
+    World,
+    complete_workflow,
+    schedule_activity,
+)
 
 STEPS = 150
 
 # What no event tells: counters of attempts and writes, who waits, what was promised to a worker's cache.
 UNWRITTEN = frozenset((
-    "task", "task_stamp", "task_attempt", "task_last_failure", "task_last_cause", "sticky_queue", "sticky_timeout",
-    "cancel_request_id", "buffered_count", "transitions", "wake", "first_backoff_until", "original_start_time",
+    "task", "task_stamp", "task_attempt", "task_last_failure", "task_last_cause", "sticky_queue",
+    "sticky_timeout", "cancel_request_id", "buffered_count", "transitions", "wake", "first_backoff_until",
+    "original_start_time",
 ))  # fmt: skip
 SCHEDULED = (
-    "scheduled_id", "batch_id", "activity_id", "activity_type", "first_scheduled_time", "retry_policy", "priority",
-    "cancel_requested", "cancel_requested_id", "schedule_to_close", "start_to_close", "schedule_to_start",
+    "scheduled_id", "batch_id", "activity_id", "activity_type", "first_scheduled_time", "retry_policy",
+    "priority", "cancel_requested", "cancel_requested_id", "schedule_to_close", "start_to_close", "schedule_to_start",
     "heartbeat_timeout", "task_queue", "expiration",
 )  # fmt: skip
 TASK = ("scheduled_id", "attempt", "started_id", "started_time", "request_id", "identity")
