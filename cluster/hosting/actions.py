@@ -78,15 +78,15 @@ class Actions:
 
     def _after(self, target: ShardHost, shard: ShardHost, key: bytes, action: Action,
                then: Callable[[], None]) -> None:  # fmt: skip
-        """When the target's part is committed, do the rest; if it failed, all of it again."""
+        """When the target's part is committed, do the rest."""
+        target.group.when_committed(lambda _: self._again(shard, key, action, then), patient=True)
 
-        def done(error: ServiceError | None) -> None:
-            if error is None:
-                then()
-            else:
-                self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
-
-        target.group.when_committed(done)
+    def _again(self, shard: ShardHost, key: bytes, action: Action, then: Callable[[], None]) -> None:
+        try:
+            then()
+        except ServiceError as error:
+            log.warning("an action waits", action=action.kind, error=error.message)
+            self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
 
     # ---- children
 
@@ -159,6 +159,9 @@ class Actions:
         """Tell the parent how its child ended."""
         target = self.node.shard_of(action.target_namespace_id, action.target_workflow_id)
         parent = target.find(action.target_namespace_id, action.target_workflow_id, action.target_run_id)
+        while parent is not None and not parent.running and parent.state.reset_run_id:
+            # A reset put another run in its place, which goes on with the child.
+            parent = target.find(action.target_namespace_id, action.target_workflow_id, parent.state.reset_run_id)
         child = parent.children.get(action.event_id) if parent is not None and parent.running else None
         if parent is not None and child is not None and child.run_id in ("", action.request_id):
             tx = target.begin()

@@ -35,6 +35,7 @@ BY_WORKFLOW = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
 BY_RETRY = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
 BY_CRON = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_CRON_SCHEDULE
 ABANDON = workflow_pb2.PARENT_CLOSE_POLICY_ABANDON
+RESETTER = "history-resetter"  # the identity that terminates a run because another takes its place
 
 
 # ---- ends
@@ -147,7 +148,7 @@ def continue_as_new(
         attributes.task_queue.name = state.task_queue
     attributes.task_queue.kind = workflow_task.NORMAL_KIND
     for name in ("input", "failure", "last_completion_result", "header", "memo", "search_attributes"):
-        if command.HasField(name):  # type: ignore[arg-type]
+        if command.HasField(name):
             getattr(attributes, name).CopyFrom(getattr(command, name))
     run_timeout = to_ns(command.workflow_run_timeout) or state.run_timeout
     task_timeout = to_ns(command.workflow_task_timeout) or state.task_timeout
@@ -181,6 +182,15 @@ def continue_as_new(
         from_ns(backoff, started.first_workflow_task_backoff)
     _closed(tx, run, st.CONTINUED_AS_NEW, attributes, successor)
     return _create(tx, run, successor, started)
+
+
+def enforce_history_limits(tx: Transaction, run: Run) -> None:
+    """A history past its limit ends the run: nothing could replay it any more. Temporal's words."""
+    state, limits = run.state, tx.env.limits
+    if limits.history_events_max and state.next_event_id - 1 > limits.history_events_max:
+        terminate(tx, run, "Workflow history count exceeds limit.", None, "history-service")
+    elif limits.history_bytes_max and state.history_size_bytes > limits.history_bytes_max:
+        terminate(tx, run, "Workflow history size exceeds limit.", None, "history-service")
 
 
 # ---- what an end does
@@ -219,14 +229,15 @@ def _closed(tx: Transaction, run: Run, status: int, attributes: Message, success
     state.successor_run_id = successor
     run.visible = run.current_dirty = run.closed_now = True
     updates.abort_all(run, continuing=bool(successor))
-    _release_children(tx, run)
+    by_reset = status == st.TERMINATED and attributes.identity == RESETTER
+    _release_children(tx, run, keep=by_reset and bool(state.reset_run_id))
     for activity in list(run.activities.values()):
         run.drop_activity(activity)
     for timer in list(run.timers.values()):
         run.drop_timer(timer)
     for request in list(run.external.values()):
         run.drop_external(request)
-    if state.parent_workflow_id and not successor:
+    if state.parent_workflow_id and not successor and not by_reset:
         _tell_parent(tx, run, status, attributes)
     due = tx.now + tx.env.retention(state.namespace_id)
     run.deadlines.clear()
@@ -236,10 +247,11 @@ def _closed(tx: Transaction, run: Run, status: int, attributes: Message, success
         state.wake = 0
 
 
-def _release_children(tx: Transaction, run: Run) -> None:
+def _release_children(tx: Transaction, run: Run, keep: bool) -> None:
+    """`keep`: the run that takes this one's place goes on with them."""
     state = run.state
     for child in list(run.children.values()):
-        if child.parent_close_policy != ABANDON:
+        if child.parent_close_policy != ABANDON and not keep:
             tx.act(
                 Action(
                     "close_child",
@@ -321,7 +333,7 @@ def _follow(
     previous = tx.env.load_event(run, 1, 1).workflow_execution_started_event_attributes
     started = _inherit(run, successor, initiator)
     for name in ("input", "header"):
-        if previous.HasField(name):  # type: ignore[arg-type]
+        if previous.HasField(name):
             getattr(started, name).CopyFrom(getattr(previous, name))
     started.workflow_type.CopyFrom(previous.workflow_type)
     started.task_queue.CopyFrom(previous.task_queue)

@@ -419,6 +419,11 @@ class Run:
         self.updates_state[update.update_id] = update
         self.dirty[keys.ITEM_UPDATE + update.update_id.encode()] = update
 
+    def drop_update(self, update_id: str) -> None:
+        """An admitted update was rejected: history holds no more of it than its admission."""
+        del self.updates_state[update_id]
+        self.dirty[keys.ITEM_UPDATE + update_id.encode()] = None
+
     def put_signal_id(self, request_id: str) -> None:
         """Remember a signal's request id, so that the same signal is not recorded twice."""
         self.signal_ids.add(request_id)

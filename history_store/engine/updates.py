@@ -161,6 +161,8 @@ def registry(run: Run) -> UpdateRegistry:
                 update = Update(known.update_id, None, ACCEPTED)
                 update.accepted_id = known.event_id
                 run.updates.updates[known.update_id] = update
+            elif known.stage == ADMITTED:
+                run.updates.updates[known.update_id] = Update(known.update_id, Request.FromString(known.request))
     return run.updates
 
 
@@ -216,13 +218,13 @@ def admit(tx: Transaction, run: Run, request: Request) -> Update:
 
 def messages(run: Run) -> list[Message]:
     """What the workflow task that has just been started carries: a request for every update not yet sent."""
-    if run.updates is None:
+    if run.updates is None and not run.updates_state:
         return []
     task = run.state.task
     assert task is not None
     assert task.started_id
     out = []
-    for update in run.updates.updates.values():
+    for update in registry(run).updates.values():
         if update.stage != ADMITTED or update.error is not None or update.request is None:
             continue
         update.sent = task.stamp
@@ -289,7 +291,9 @@ def accept(run: Run, update: Update, acceptance: Acceptance) -> None:
         accepted_request_message_id=acceptance.accepted_request_message_id,
         accepted_request_sequencing_event_id=acceptance.accepted_request_sequencing_event_id,
     )
-    if request is not None:
+    known = run.updates_state.get(update.id)
+    if request is not None and (known is None or known.stage != ADMITTED):
+        # What a reset admitted is in history already.
         attributes.accepted_request.CopyFrom(request)
     links = list(request.links) if request is not None else []
     event = run.event(
@@ -321,6 +325,8 @@ def _reject(run: Run, update: Update, failure: Failure) -> None:
         )
     update.stage = COMPLETED
     update.outcome = Outcome(failure=failure)
+    if update.id in run.updates_state:
+        run.drop_update(update.id)  # a reset had admitted it
     registry(run).note(update)
 
 
