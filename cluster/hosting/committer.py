@@ -52,7 +52,7 @@ class Group:
         self.rows = Rows(storage, group)
         config = Config(node_id=1, voters=(1,))
         self.raft = RawNode(config, rng.randrange, found)
-        self._waiters: deque[tuple[int, Waiter]] = deque()
+        self._waiters: deque[tuple[int, Waiter, bool]] = deque()
         self._written: dict[int, tuple[list[tuple[bytes, bytes | None]], list[VisibilityOp]]] = {}
         self.proposed = 0
         self.committed = 0
@@ -91,12 +91,16 @@ class Group:
         self.committer.mark(self)
         return index
 
-    def when_committed(self, waiter: Waiter) -> None:
-        """Call back when everything proposed so far is committed (at once if it is)."""
+    def when_committed(self, waiter: Waiter, *, patient: bool = False) -> None:
+        """Call back when everything proposed so far is committed (at once if it is).
+
+        While the disk takes no writes a waiter hears an indefinite error, since a client must not hang; a
+        patient one (the node's own doings) waits until it is true.
+        """
         if self.committed >= self.proposed:
             waiter(None)
         else:
-            self._waiters.append((self.proposed, waiter))
+            self._waiters.append((self.proposed, waiter, patient))
 
     def applied(self, entries: list[Entry]) -> None:
         """These entries are committed: rows may be stored, waiters hear of it."""
@@ -113,10 +117,13 @@ class Group:
             waiters.popleft()[1](None)
 
     def fail_waiters(self, error: ServiceError) -> None:
-        """The round cannot be written now: whoever waits hears that it may or may not happen."""
+        """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
         waiters, self._waiters = self._waiters, deque()
-        for _, waiter in waiters:
-            waiter(error)
+        for index, waiter, patient in waiters:
+            if patient:
+                self._waiters.append((index, waiter, True))
+            else:
+                waiter(error)
 
 
 def collect(batch: Round, group: Group, ready: Ready) -> None:
@@ -328,8 +335,8 @@ class Committer:
     async def close(self) -> None:
         """Store everything committed, then stop the thread."""
         if not self._stopped and self.refusal is None:
-            done = self.loop.create_future()
-            self.flush(lambda error: done.done() or done.set_result(error))
+            done: asyncio.Future[ServiceError | None] = self.loop.create_future()
+            self.flush(done.set_result)
             await done
         self._stopped = True
         if self._thread is not None:

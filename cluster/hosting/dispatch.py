@@ -132,9 +132,9 @@ class ShardTask:
         tx.open(run)
         workflow_task.start(tx, run, shard.new_id(), poller.identity)
         delivery = Delivery(shard, run, WORKFLOW, task.stamp, poller)
-        shard.commit(tx, delivery.committed)
+        shard.commit(tx, delivery.committed, patient=True)
         delivery.body = answers.workflow_task_answer(
-            shard, run, sticky, node.queries.take(run), node.matching_backlog(self.queue)
+            shard, run, sticky, node.queries.take(run), node.backlog_hint(self.queue)
         )
         return True
 
@@ -148,7 +148,7 @@ class ShardTask:
         activities.start(tx, run, activity, shard.new_id(), poller.identity)
         delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
         delivery.body = answers.activity_answer(shard, tx, run, activity)
-        shard.commit(tx, delivery.committed)
+        shard.commit(tx, delivery.committed, patient=True)
         return True
 
     def reroute(self) -> None:
@@ -180,10 +180,9 @@ class Delivery:
 
     def committed(self, error: ServiceError | None) -> None:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
+        assert error is None, "a delivery waits patiently"
         poll = self.poll
-        if error is not None:
-            poll.call.fail(int(error.code), error.message)
-        elif poll.open:
+        if poll.open:
             poll.answer(self.body)
             if self.kind == WORKFLOW:
                 poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -46,6 +47,6 @@ class _Named(structlog.PrintLogger):
         self.name = name
 
 
-def _name(logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _name(logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     event["room"] = getattr(logger, "name", "")
     return event

@@ -65,6 +65,7 @@ class Node:
         self.matching = Matching(_Source(self), clock)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
+        self._backlogs: dict[QueueKey, int] = {}
         self.holders = Holders()
         self.polls: set[Poll] = set()  # those that wait
         self.actions = Actions(self)
@@ -85,6 +86,7 @@ class Node:
 
     def _forget_queues(self) -> None:
         self.matching.forget_idle(self.clock.now_ns())
+        self._backlogs = {queue: count for queue, count in self._backlogs.items() if count}
         self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
 
     async def close(self) -> None:
@@ -156,6 +158,8 @@ class Node:
         """A new task."""
         state = spec.run.state
         queue = QueueKey(state.namespace_id, spec.kind, spec.queue)
+        if spec.durable and queue in self._backlogs:
+            self._backlogs[queue] += 1
         task = ShardTask(
             shard, queue, state.workflow_id, state.run_id, spec.ref, spec.stamp, spec.priority, spec.sequence,
             spec.created, spec.durable, spec.normal_queue, spec.key,
@@ -167,11 +171,21 @@ class Node:
             self.matching.offer(task)
 
     def withdrawn(self, namespace_id: str, kind: int, queue: str, sequence: int) -> None:
-        """A waiting task is void; matching finds out when it tries to start it."""
+        """A waiting task is started or void; matching finds out when it tries to start it."""
+        key = QueueKey(namespace_id, kind, queue)
+        if key in self._backlogs:
+            self._backlogs[key] -= 1
 
-    def matching_backlog(self, queue: QueueKey) -> int:
-        """A hint of how much waits in a queue."""
-        return 0
+    def backlog(self, queue: QueueKey) -> int:
+        """How many tasks wait in a queue: counted once, then kept up to date."""
+        known = self._backlogs.get(queue)
+        if known is None:
+            known = self._backlogs[queue] = sum(shard.count_tasks(queue) for shard in self.shards)
+        return known
+
+    def backlog_hint(self, queue: QueueKey) -> int:
+        """A cheap hint for a poll's answer: what is known without counting."""
+        return min(self._backlogs.get(queue, 0), BACKLOG_HINT_MAX)
 
     def poll(self, poll: Poll, sticky: bool) -> None:
         """A worker waits for work."""
@@ -217,7 +231,7 @@ class _Source:
 
     def count(self, queue: QueueKey) -> int:
         """How many wait."""
-        return sum(shard.count_tasks(queue) for shard in self._node.shards)
+        return self._node.backlog(queue)
 
 
 def _nobody(error: ServiceError | None) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from history_store.engine import deadlines, keys
+from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
 from history_store.engine.state import Action, CurrentRun, TaskRow, WakeRow
@@ -201,8 +201,11 @@ class ShardHost:
             if run.state.run_id in self.runs:
                 self.reload(run)
 
-    def commit(self, tx: Transaction, waiter: Waiter) -> None:
+    def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
         """Propose the transaction; `waiter` hears when it is committed. Raises a definite error if refused."""
+        for run in tx.runs:
+            if run.running:
+                close.enforce_history_limits(tx, run)
         tx.seal()
         data = image.encode(tx.rows, tx.visibility)
         try:
@@ -233,12 +236,12 @@ class ShardHost:
             run.committed()
             if run.tail_bytes > TAIL_BYTES_MAX:
                 trim(run)
-        self.group.when_committed(waiter)
+        self.group.when_committed(waiter, patient=patient)
         if settle:
-            self.group.when_committed(lambda error: tell(settle, error))
+            self.group.when_committed(lambda _: tell(settle), patient=True)
         if tx.actions:
             actions = tx.actions
-            self.group.when_committed(lambda error: error is None and self._act(actions))
+            self.group.when_committed(lambda _: self._act(actions), patient=True)
         for spec in offers:
             self.node.offered(self, spec)
 
@@ -371,10 +374,8 @@ def _pinned(run: Run) -> bool:
     )
 
 
-def tell(settled: Iterable[tuple[Run, list[Update]]], error: ServiceError | None) -> None:
+def tell(settled: Iterable[tuple[Run, list[Update]]]) -> None:
     """A commit is done: watchers of these runs look again, waiters of updates hear."""
-    if error is not None:
-        return
     for run, changed in settled:
         watchers, run.watchers = run.watchers, []
         watcher: Callable[[], None]

@@ -77,7 +77,7 @@ def initiate(tx: Transaction, run: Run, command: Command, completed_id: int) -> 
         "priority",
         "versioning_override",
     ):
-        if wanted.HasField(field):  # type: ignore[arg-type]
+        if wanted.HasField(field):
             getattr(attributes, field).CopyFrom(getattr(wanted, field))
     if attributes.HasField("retry_policy"):
         retry.fill_defaults(attributes.retry_policy)
@@ -169,7 +169,7 @@ def child_attributes(
         "priority",
         "versioning_override",
     ):
-        if wanted.HasField(field):  # type: ignore[arg-type]
+        if wanted.HasField(field):
             getattr(attributes, field).CopyFrom(getattr(wanted, field))
     if not attributes.HasField("priority") and p.priority:
         attributes.priority.ParseFromString(p.priority)
@@ -321,7 +321,7 @@ def signal_external(tx: Transaction, run: Run, command: Command, completed_id: i
         child_workflow_only=wanted.child_workflow_only,
     )
     for field in ("input", "header"):
-        if wanted.HasField(field):  # type: ignore[arg-type]
+        if wanted.HasField(field):
             getattr(attributes, field).CopyFrom(getattr(wanted, field))
     event = run.event(
         E.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED,

@@ -56,7 +56,7 @@ def attributes_of_request(
         "priority",
         "versioning_override",
     ):
-        if request.HasField(name):  # type: ignore[arg-type]
+        if request.HasField(name):
             getattr(attributes, name).CopyFrom(getattr(request, name))
     set_timeouts(
         env,

@@ -60,7 +60,8 @@ def _timeout(tx: Transaction, run: Run, attempt: int) -> int:
         return base
     limits = tx.env.limits
     exponent = min(attempt - RETRY_ATTEMPTS_MIN - 1, 20)
-    return base + min(limits.workflow_task_retry_first * 2**exponent, limits.workflow_task_retry_max)
+    grown: int = limits.workflow_task_retry_first << exponent
+    return base + min(grown, limits.workflow_task_retry_max)
 
 
 def schedule(

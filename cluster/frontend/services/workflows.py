@@ -11,9 +11,10 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, rpc, workflow_not_found
 from cluster.hosting import answers
+from cluster.hosting.meta import REGISTERED
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st
-from history_store.engine.errors import Code, ServiceError, invalid
+from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
@@ -38,6 +39,14 @@ def start_workflow(services: Services, call: Call, request: wire.StartWorkflowEx
     start_or_join(services, call, namespace, shard, request)
 
 
+def require_registered(namespace: Namespace) -> None:
+    """A deprecated namespace finishes what runs in it and takes nothing new."""
+    if namespace.state != REGISTERED:
+        raise failed_precondition(
+            f"Namespace has invalid state: Deprecated. Must be Registered. Namespace: {namespace.name}"
+        )
+
+
 def start_or_join(services: Services, call: Call, namespace: Namespace, shard: ShardHost,
                   request: wire.StartWorkflowExecutionRequest) -> None:  # fmt: skip
     """Start a run, or answer with the one that is there, as the policies say."""
@@ -45,6 +54,7 @@ def start_or_join(services: Services, call: Call, namespace: Namespace, shard: S
     now = shard.current(namespace.id, request.workflow_id)
     if now is not None and _joined(services, call, namespace, shard, request, request_id, now):
         return
+    require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
     tx = shard.begin()
     try:
@@ -125,9 +135,9 @@ def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHo
         response = wire.StartWorkflowExecutionResponse(
             run_id=now.run_id,
             started=True,
-            status=now.status,
+            status=now.status,  # type: ignore[arg-type]
             link=link,
-            first_execution_run_id=now.first_run_id,  # type: ignore[arg-type]
+            first_execution_run_id=now.first_run_id,
         )
         shard.group.when_committed(answering(call, response.SerializeToString()))
         return True
@@ -141,9 +151,9 @@ def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHo
     response = wire.StartWorkflowExecutionResponse(
         run_id=now.run_id,
         started=False,
-        status=st.RUNNING,
+        status=st.RUNNING,  # type: ignore[arg-type]
         link=link,
-        first_execution_run_id=now.first_run_id,  # type: ignore[arg-type]
+        first_execution_run_id=now.first_run_id,
     )
     wanted = request.on_conflict_options if request.HasField("on_conflict_options") else None
     if wanted is None or not wanted.attach_request_id or attached:
@@ -265,6 +275,7 @@ def signal_with_start(
 
         services.transact(call, shard, signal)
         return
+    require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
 
     def begin(tx: Transaction) -> bytes:
