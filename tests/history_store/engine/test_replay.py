@@ -14,10 +14,10 @@ from history_store.engine.replay import HistoryBroken, replay
 from history_store.engine.run import Run
 from history_store.engine.state import WFT_SPECULATIVE, ActivityState, RunState, WorkflowTask
 from history_store.shard import runs
+from tests.history_store.engine.player import Player
 from tests.history_store.engine.world import (
     NAMESPACE,
     RETENTION,
-    Player,
     World,
     complete_workflow,
     schedule_activity,
@@ -33,8 +33,8 @@ UNWRITTEN = frozenset((
 ))  # fmt: skip
 SCHEDULED = (
     "scheduled_id", "batch_id", "activity_id", "activity_type", "first_scheduled_time", "retry_policy",
-    "priority", "cancel_requested", "cancel_requested_id", "schedule_to_close", "start_to_close", "schedule_to_start",
-    "heartbeat_timeout", "task_queue", "expiration",
+    "priority", "cancel_requested", "cancel_requested_id", "schedule_to_close", "start_to_close",
+    "schedule_to_start", "heartbeat_timeout", "task_queue", "expiration",
 )  # fmt: skip
 TASK = ("scheduled_id", "attempt", "started_id", "started_time", "request_id", "identity")
 
@@ -121,7 +121,7 @@ def check_history(world: World, run: Run) -> None:
     events = world.events(run)
     assert [e.event_id for e in events] == list(range(1, run.state.next_event_id))
     for event in events:
-        attributes = getattr(event, event.WhichOneof("attributes"))
+        attributes = getattr(event, str(event.WhichOneof("attributes")))
         for name in ("scheduled_event_id", "started_event_id", "initiated_event_id", "accepted_event_id"):
             reference = getattr(attributes, name, 0)
             assert 0 <= reference < event.event_id, f"{name} of event {event.event_id}"
@@ -137,7 +137,11 @@ def test_what_is_written_is_what_was_known(seed: int, admin: bool) -> None:
             check_rows(world, run)
     for run in world.every_run():
         check_history(world, run)
-        if not admin:
+        if admin:
+            replayed(
+                world, run
+            )  # what operators do is not all in the history, but the history holds together
+        else:
             check_replay(world, run)
 
 
