@@ -253,8 +253,6 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
         return
     tx = shard.begin()
     tx.open(run)
-    if run.updates is not None:
-        run.updates.unsend()
     workflow_task.time_out(tx, run)
     shard.commit(tx, _nobody)
 

@@ -138,12 +138,11 @@ class UpdateRegistry:
             update.settle()
 
     def roll_back(self) -> None:
-        """Undo what the present transaction did; what was sent will be sent again."""
+        """Undo what the present transaction did."""
         changed, self.changed = self.changed, []
         for update in changed:
             update.error = None
             update.roll_back()
-        self.unsend()
 
     def unsend(self) -> None:
         """The workflow task that carried them ended without an answer: the next one carries them again."""

@@ -304,6 +304,7 @@ def fail(
 ) -> None:
     """The attempt failed. History says so for the first attempt and speculative ones; later ones are silent."""
     state = run.state
+    _unsend_updates(run)
     speculative = task.kind == WFT_SPECULATIVE
     if speculative:
         materialize(run, task)
@@ -333,11 +334,18 @@ def fail(
         schedule(tx, run)
 
 
+def _unsend_updates(run: Run) -> None:
+    """The task ends without an answer: the next one carries its updates again."""
+    if run.updates is not None:
+        run.updates.unsend()
+
+
 def time_out(tx: Transaction, run: Run) -> None:
     """The pending task ran out of time: started ones count as failed attempts, sticky ones go back to normal."""
     state = run.state
     task = state.task
     assert task is not None
+    _unsend_updates(run)
     if task.started_id == 0:
         if task.kind == WFT_SPECULATIVE:
             _write_scheduled(run, task, task.scheduled_time)

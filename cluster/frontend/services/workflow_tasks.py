@@ -182,8 +182,6 @@ def failed(services: Services, call: Call, request: wire.RespondWorkflowTaskFail
 
     def change(tx: Transaction) -> bytes:
         tx.open(run)
-        if run.updates is not None:
-            run.updates.unsend()
         workflow_task.fail(
             tx, run, task, request.cause, request.failure if request.HasField("failure") else None, request.identity,
             binary_checksum=request.binary_checksum,
