@@ -91,14 +91,16 @@ class Group:
         self.committer.mark(self)
         return index
 
-    def when_committed(self, waiter: Waiter, *, patient: bool = False) -> None:
-        """Call back when everything proposed so far is committed (at once if it is).
+    def when_committed(self, waiter: Waiter, *, patient: bool = False, index: int | None = None) -> None:
+        """Call back when everything proposed so far is committed (at once if it is, or if `index` is).
 
         While the disk takes no writes a waiter hears an indefinite error, since a client must not hang; a
         patient one (the node's own doings) waits until it is true.
         """
-        if self.committed >= self.proposed:
+        if self.committed >= (self.proposed if index is None else index):
             waiter(None)
+        elif self.committer.refusal is not None and not patient:
+            waiter(Indefinite(f"this waits for the disk: {self.committer.refusal.message}"))
         else:
             self._waiters.append((self.proposed, waiter, patient))
 

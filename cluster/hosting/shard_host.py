@@ -162,7 +162,7 @@ class ShardHost:
         if len(cached) > RUNS_CACHED_MAX:
             for _ in range(8):
                 run_id, oldest = next(iter(cached.items()))
-                if _pinned(oldest):
+                if oldest.proposed > self.group.committed or _pinned(oldest):
                     cached.move_to_end(run_id)
                     continue
                 del cached[run_id]
@@ -182,12 +182,20 @@ class ShardHost:
         fresh.updates = run.updates
         if fresh.updates is not None:
             fresh.updates.roll_back()
+        fresh.proposed = run.proposed
         fresh.watchers = run.watchers
         fresh.queries = run.queries
         fresh.tail_first = fresh.state.next_event_id
         fresh.keep_speculative(run)
         self.keep(fresh)
         return fresh
+
+    def when_seen(self, run: Run, waiter: Waiter) -> None:
+        """Call back when all that is known of the run now is committed, and may be shown.
+
+        Others' changes are not waited for: while the disk is full, runs that did not change can be read.
+        """
+        self.group.when_committed(waiter, index=run.proposed)
 
     # ---- transactions
 
@@ -209,7 +217,7 @@ class ShardHost:
         tx.seal()
         data = image.encode(tx.rows, tx.visibility)
         try:
-            self.group.propose(data, tx.rows, tx.visibility)
+            index = self.group.propose(data, tx.rows, tx.visibility)
         except RaftError as error:
             self.abort(tx)
             raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
@@ -219,6 +227,7 @@ class ShardHost:
         settle: list[tuple[Run, list[Update]]] = []
         offers: list[TaskSpec] = []
         for run in tx.runs:
+            run.proposed = index
             if run.deleted:
                 self.forget(run)
             else:

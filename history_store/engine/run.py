@@ -202,6 +202,7 @@ class Run:
         "external",
         "namespace_raw",
         "offers",
+        "proposed",
         "queries",
         "raw",
         "signal_ids",
@@ -245,6 +246,7 @@ class Run:
         self.watchers: list[Callable[[], None]] = []  # told after every committed change
         self.update_waiters: list[Any] = []
         self.connection_tasks: Any = None
+        self.proposed = 0  # the log's index of its latest change; until that is committed nobody may see it
         # The newest events, kept so that a poll's answer need not read the disk
         self.tail: list[tuple[int, int, bytes]] = []  # (first id, next id, framed events)
         self.tail_first = state.next_event_id

@@ -34,7 +34,7 @@ def describe_workflow(services: Services, call: Call, request: wire.DescribeWork
     namespace = services.namespace(request.namespace)
     shard, run = services.run(namespace.id, request.execution.workflow_id, request.execution.run_id)
     body = description(run, services.node.clock.now_ns()).SerializeToString()
-    shard.group.when_committed(answering(call, body))
+    shard.when_seen(run, answering(call, body))
 
 
 def description(run: Run, now: int) -> wire.DescribeWorkflowExecutionResponse:

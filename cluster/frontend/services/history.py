@@ -67,10 +67,22 @@ class Reader:
         self.token: HistoryToken | None = None
         self.timer: object = None
         self.parked = False
+        self.end = 0  # what there was when we looked: later events may not be committed when we read
+        self.running = True
 
     def look(self) -> None:
         """Read when everything proposed so far is committed: nobody sees what is not."""
-        self.shard.group.when_committed(self.read)
+        run = self.found()
+        if run is None:
+            self.shard.group.when_committed(self.read)
+            return
+        self.end, self.running = run.state.next_event_id, run.running
+        self.shard.when_seen(run, self.read)
+
+    def found(self) -> Run | None:
+        """The run; the object may be another one after a transaction failed."""
+        state = self.run.state
+        return self.shard.find(state.namespace_id, state.workflow_id, state.run_id)
 
     def read(self, error: ServiceError | None) -> None:
         """Answer, or wait for a change."""
@@ -81,7 +93,7 @@ class Reader:
             self.unpark()
             fail(self.call, error)
             return
-        run = self.shard.find(self.run.state.namespace_id, self.run.state.workflow_id, self.run.state.run_id)
+        run = self.found()
         if run is None:
             self.finish(b"", b"")
             return
@@ -92,8 +104,8 @@ class Reader:
         """All events: the next page, or wait at the end."""
         token = self.token
         first = token.next_id if token is not None else 1
-        end = token.end_id if token is not None and token.end_id else run.state.next_event_id
-        if first >= end and self.wait and run.running:
+        end = token.end_id if token is not None and token.end_id else self.end
+        if first >= end and self.wait and self.running:
             self.park(run, first)
             return
         data, after = runs.history(self.shard.rows, run, first, PAGE_BYTES_MAX)
@@ -108,7 +120,7 @@ class Reader:
         if after < end:
             keep_end = token.end_id if token is not None else 0
             next_token = encode(HistoryToken(run.state.run_id, after, self.wait, keep_end, transient))
-        elif self.wait and run.running:
+        elif self.wait and self.running:
             next_token = encode(HistoryToken(run.state.run_id, after, True))
         elif transient and run.state.task is not None and run.state.task.stamp == transient:
             data += History(events=workflow_task.transient_events(run)).SerializeToString()
@@ -123,6 +135,9 @@ class Reader:
 
     def park(self, run: Run, next_id: int) -> None:
         """Look again after the run's next commit."""
+        if run.proposed > self.shard.group.committed:
+            self.look()  # it has changed since: that commit told no watcher of ours
+            return
         run.watchers.append(self.changed)
         if self.parked:
             return
@@ -162,16 +177,12 @@ class CloseReader(Reader):
 
     def answer(self, run: Run) -> None:
         """The last event, when there is one that closes the run."""
-        last = run.state.next_event_id - 1
-        if run.running:
-            if self.wait:
-                self.park(run, last)
-                return
-            data, _ = runs.history(self.shard.rows, run, last)
-            self.finish(data, b"")
+        last = self.end - 1
+        if self.running and self.wait:
+            self.park(run, last)
             return
-        data, _ = runs.history(self.shard.rows, run, last)
-        self.finish(data, b"")
+        data, after = runs.history(self.shard.rows, run, last)
+        self.finish(runs.cut(data, 1) if after > self.end else data, b"")
 
 
 @rpc(wire.GetWorkflowExecutionHistoryReverseRequest)
@@ -184,12 +195,12 @@ def get_history_reverse(
     run_id = token.run_id if token is not None else request.execution.run_id
     shard, run = services.run(namespace.id, request.execution.workflow_id, run_id)
     page = min(request.maximum_page_size or PAGE_EVENTS_MAX, PAGE_EVENTS_MAX)
+    end = token.next_id if token is not None else run.state.next_event_id
 
     def read(error: ServiceError | None) -> None:
         if error is not None:
             fail(call, error)
             return
-        end = token.next_id if token is not None else run.state.next_event_id
         first = max(1, end - page)
         data, _ = runs.history(shard.rows, run, first)
         events = list(History.FromString(runs.cut(data, end - first)).events)
@@ -197,4 +208,4 @@ def get_history_reverse(
         next_token = encode(HistoryToken(run.state.run_id, first)) if first > 1 else b""
         call.finish(with_history(History(events=events).SerializeToString(), next_token))
 
-    shard.group.when_committed(read)
+    shard.when_seen(run, read)
