@@ -5,7 +5,7 @@ Deliberately not an SDK: an SDK tries again by itself, which would hide from the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
 from typing import TypeVar, cast
 
 import grpc
@@ -36,20 +36,18 @@ ALARMING = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.St
 Answer = TypeVar("Answer", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
 class Refused(Exception):
     """A call that was not answered with success."""
 
-    code: grpc.StatusCode
-    message: str
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
 
     @property
     def outcome(self) -> Outcome:
         """Whether it may have happened."""
         return Outcome.FAIL if self.code in DEFINITE else Outcome.INDEFINITE
-
-    def __str__(self) -> str:
-        return f"{self.code.name}: {self.message}"
 
 
 class Client:
@@ -57,6 +55,7 @@ class Client:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self._closed = False
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -82,7 +81,15 @@ class Client:
             return cast("Answer", await made(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             raise Refused(error.code(), error.details() or "") from None
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            # grpcio cancels whoever waits for a call on a channel that is closed
+            raise Refused(grpc.StatusCode.CANCELLED, "the connection was closed") from None
+        except grpc.aio.UsageError:
+            raise Refused(grpc.StatusCode.CANCELLED, "the connection was closed") from None
 
     async def close(self) -> None:
         """Close the connection; open calls end."""
+        self._closed = True
         await self._channel.close(None)

@@ -122,6 +122,7 @@ class Suite:
             await self.workload.stop()
             await self.server.kill()
         self._report.problems += self.server.complaints()
+        self._report.doubts += self.workload.failures
         self._report.operations = recorded.counts(self.history.operations)
         self._report.recovery_ms = _spread(self.server.ready_ms)
 

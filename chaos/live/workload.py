@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Coroutine
 from contextlib import suppress
 
 import grpc
@@ -49,6 +50,9 @@ class Workload:
         self._client: Client | None = None
         self._attached = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.failures: list[
+            str
+        ] = []  # of clients and workers themselves: nobody knows what they would have found
         self._stopping = False
 
     # ---- the server's lives
@@ -67,22 +71,36 @@ class Workload:
 
     def start(self) -> None:
         """Begin."""
-        for number in range(CLIENTS):
-            self._tasks.append(asyncio.ensure_future(self._talk(random.Random(self._rng.random() + number))))
+        for _ in range(CLIENTS):
+            self._begin(self._talk(random.Random(self._rng.random())))
         for number in range(POLLS):
-            self._tasks.append(asyncio.ensure_future(self._work_workflows("")))
-            self._tasks.append(asyncio.ensure_future(self._work_workflows(f"{self.queue}-sticky-{number}")))
-            self._tasks.append(asyncio.ensure_future(self._work_activities()))
+            self._begin(self._work_workflows(""))
+            self._begin(self._work_workflows(f"{self.queue}-sticky-{number}"))
+            self._begin(self._work_activities())
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if not self._stopping:
+                self.failures.append("a client or worker was cancelled by nobody")
+        elif (error := task.exception()) is not None:
+            self.failures.append(f"a client or worker failed: {error!r}")
 
     async def stop(self) -> None:
         """End everything."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        self._tasks.clear()
+        self._stopping = True
+        await self._cancel(self._tasks)
         await self.detach()
+
+    async def _cancel(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()
 
     # ---- calls
 
@@ -344,8 +362,8 @@ class Workload:
         """
         clients, self._tasks = self._tasks[:CLIENTS], self._tasks[CLIENTS:]
         for task in clients:
-            task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+            task.remove_done_callback(self._ended)
+        await self._cancel(clients)
         deadline = asyncio.get_running_loop().time() + SETTLE_S_MAX
         await self._until(deadline, self._unfinished, "waits for what does not come")
         client = await self._server()

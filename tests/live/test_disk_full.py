@@ -1,0 +1,177 @@
+"""A disk that fills up under a working server: it refuses writes, serves reads, loses nothing, and recovers.
+
+The disk is a small tmpfs of the server's own mount namespace, reached from outside through /proc/PID/root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from temporalio.api.common.v1.message_pb2 import WorkflowExecution, WorkflowType
+from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from chaos.live.checker import Verdict, judge
+from chaos.live.client import Client, Refused
+from chaos.live.history import History, Kind, Outcome
+from chaos.live.program import payloads
+from chaos.live.readback import read_everything, read_history, read_list
+from chaos.live.server import PROGRAM, Server
+
+DISK_BYTES = 24 << 20
+RECOVERY_S_MAX = 5.0
+MOUNT = 'mount -t tmpfs -o size=$1 tmpfs "$2" && shift 2 && exec "$@"'
+
+
+def can_mount() -> bool:
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+pytestmark = [pytest.mark.live, pytest.mark.skipif(not can_mount(), reason="needs unshare and mount")]
+
+
+class Disk:
+    """A server on a small disk, and a client that records what it was told."""
+
+    def __init__(self, directory: Path) -> None:
+        mounted = directory / "disk"
+        mounted.mkdir()
+        wrapped = ("unshare", "-rm", "sh", "-c", MOUNT, "sh", str(DISK_BYTES), str(mounted), *PROGRAM)
+        self.server = Server(mounted / "data.db", wrapped)
+        self.server.log = directory / "stderr"
+        self.history = History()
+        self.client: Client
+        self._numbers = 0
+
+    @property
+    def filler(self) -> Path:
+        return Path(f"/proc/{self.server.pid}/root{self.server.database.parent}/filler")
+
+    def fill(self) -> None:
+        """Take all space that is left."""
+        with self.filler.open("ab", buffering=0) as file:
+            for size in (1 << 20, 4096):
+                while True:
+                    try:
+                        if file.write(bytes(size)) < size:
+                            break
+                    except OSError:
+                        break
+
+    async def start_workflow(self, size: int = 100) -> Outcome:
+        self._numbers += 1
+        name = f"start-{self._numbers}"
+        operation = self.history.invoke(name, Kind.START, f"workflow-{self._numbers}")
+        request = wire.StartWorkflowExecutionRequest(
+            namespace="default", workflow_id=operation.workflow_id, workflow_type=WorkflowType(name="x"),
+            task_queue=TaskQueue(name="nobody"), identity=name, request_id=name, input=payloads(bytes(size)),
+        )  # fmt: skip
+        try:
+            answer = await self.client.call(
+                "StartWorkflowExecution", request, wire.StartWorkflowExecutionResponse, 2.0
+            )
+        except Refused as refused:
+            if refused.code not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+                pytest.fail(f"a full disk was reported as {refused}")
+            self.history.end(operation, refused.outcome, str(refused))
+            return refused.outcome
+        operation.run_id = answer.run_id
+        self.history.end(operation, Outcome.OK)
+        return Outcome.OK
+
+    async def until(self, wanted: Outcome, size: int = 100) -> None:
+        deadline = time.monotonic() + RECOVERY_S_MAX
+        while await self.start_workflow(size) is not wanted:
+            assert time.monotonic() < deadline, f"no start was {wanted} within {RECOVERY_S_MAX} s"
+
+    async def judged(self) -> None:
+        final = await read_everything(self.client, self.history)
+        found = judge(self.history, final)
+        assert found.verdict is Verdict.OK, found
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
+    made = Disk(tmp_path)
+    made.client = Client(await made.server.start())
+    yield made
+    await made.client.close()
+    await made.server.kill()
+
+
+async def test_it_refuses_reads_and_recovers(disk: Disk) -> None:
+    for _ in range(20):
+        assert await disk.start_workflow() is Outcome.OK
+    before = {workflow_id for workflow_id, _, _ in await read_list(disk.client)}
+    assert len(before) == 20
+    disk.fill()
+    # several at a time, so that some are under way when the space ends
+    while Outcome.FAIL not in await asyncio.gather(*(disk.start_workflow(20_000) for _ in range(8))):
+        pass
+    for _ in range(10):
+        assert await disk.start_workflow() is Outcome.FAIL, "while the disk is full every write is refused"
+    refusal = disk.history.operations[-1].error
+    assert "RESOURCE_EXHAUSTED" in refusal
+    assert "no space left" in refusal
+    for operation in disk.history.operations:
+        if operation.acknowledged:
+            await read_one(disk, operation.workflow_id)
+    # List shows what the disk has: at least what it showed before
+    assert before <= {workflow_id for workflow_id, _, _ in await read_list(disk.client)}
+    disk.filler.unlink()
+    await disk.until(Outcome.OK)
+    for _ in range(20):
+        assert await disk.start_workflow() is Outcome.OK
+    await disk.judged()
+    assert await disk.server.stop() == 0, disk.server.said()
+
+
+async def read_one(disk: Disk, workflow_id: str) -> None:
+    execution = WorkflowExecution(workflow_id=workflow_id)
+    request = wire.DescribeWorkflowExecutionRequest(namespace="default", execution=execution)
+    await disk.client.call("DescribeWorkflowExecution", request, wire.DescribeWorkflowExecutionResponse)
+    assert len(await read_history(disk.client, workflow_id)) == 2
+
+
+async def test_a_stop_while_it_is_full_is_clean_and_loses_nothing(disk: Disk, tmp_path: Path) -> None:
+    for _ in range(20):
+        assert await disk.start_workflow() is Outcome.OK
+    disk.fill()
+    while Outcome.FAIL not in await asyncio.gather(*(disk.start_workflow(20_000) for _ in range(8))):
+        pass
+    disk.server.freeze()  # its disk dies with it, so what is on it has to be taken while it is there
+    for suffix in ("", "-wal", "-shm"):
+        there = disk.filler.with_name(f"data.db{suffix}")
+        (tmp_path / f"data.db{suffix}").write_bytes(there.read_bytes())
+    disk.server.thaw()
+    await disk.client.close()
+    assert await disk.server.stop() == 0, disk.server.said()
+    elsewhere = Server(tmp_path / "data.db")
+    disk.client = Client(await elsewhere.start())
+    try:
+        await disk.judged()
+    finally:
+        assert await elsewhere.stop() == 0, elsewhere.said()
+
+
+async def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    command = ["unshare", "-rm", "sh", "-c", MOUNT, "sh", "4096", str(mounted), *PROGRAM]
+    command += ["server", "start-dev", "--port", "0", "--db-filename", str(mounted / "data.db")]
+    began = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1, result.stderr
+    assert time.monotonic() - began < 5.0
+    assert "no space left" in result.stderr
+    assert "Traceback" not in result.stderr
