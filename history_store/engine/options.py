@@ -50,6 +50,7 @@ def attach(
             attached_request_id=request_id, attached_completion_callbacks=callbacks, identity=identity
         ),
         links=links,
+        worker_may_ignore=True,  # SDKs fail on an event they do not know, but for this
     )
     apply(run, event)
 
@@ -124,7 +125,11 @@ def update(
         attributes.priority.CopyFrom(after.priority)
     elif before.HasField("priority"):
         attributes.priority.CopyFrom(Priority())
-    event = run.outside_event(OPTIONS_UPDATED, workflow_execution_options_updated_event_attributes=attributes)
+    event = run.outside_event(
+        OPTIONS_UPDATED,
+        workflow_execution_options_updated_event_attributes=attributes,
+        worker_may_ignore=True,
+    )
     apply(run, event)
     return after, True
 

@@ -393,16 +393,8 @@ class Replayer:
 
     def update_admitted(self, event: HistoryEvent) -> None:
         """WorkflowExecutionUpdateAdmitted: written by a reset for what it carries over."""
-        request = event.workflow_execution_update_admitted_event_attributes.request
-        self.run.put_update(
-            UpdateState(
-                request.meta.update_id,
-                ADMITTED,
-                event.event_id,
-                self.batch_id,
-                request=request.SerializeToString(),
-            )
-        )
+        update_id = event.workflow_execution_update_admitted_event_attributes.request.meta.update_id
+        self.run.put_update(UpdateState(update_id, ADMITTED, event.event_id, self.batch_id))
 
     def update_accepted(self, event: HistoryEvent) -> None:
         """WorkflowExecutionUpdateAccepted."""

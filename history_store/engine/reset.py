@@ -291,7 +291,10 @@ def _reapply(tx: Transaction, run: Run, event: history.HistoryEvent, excluded: f
         changed = event.workflow_execution_options_updated_event_attributes
         if changed.attached_request_id not in run.state.request_ids:
             again = run.event(
-                kind, workflow_execution_options_updated_event_attributes=changed, links=event.links
+                kind,
+                workflow_execution_options_updated_event_attributes=changed,
+                links=event.links,
+                worker_may_ignore=True,
             )
             options.apply(run, again)
     elif kind in CHILD_EVENTS:
@@ -310,11 +313,7 @@ def _admit(run: Run, request: Request, origin: int, event: history.HistoryEvent)
         ),
         links=event.links,
     )
-    run.put_update(
-        UpdateState(
-            update_id, updates.ADMITTED, again.event_id, run.batch_first, request=request.SerializeToString()
-        )
-    )
+    run.put_update(UpdateState(update_id, updates.ADMITTED, again.event_id, run.batch_first))
 
 
 CHILD_EVENTS = frozenset(

@@ -210,7 +210,6 @@ class UpdateState(msgspec.Struct, array_like=True, gc=False):
     batch_id: int
     accepted_id: int = 0
     request_message_id: str = ""
-    request: bytes = b""  # of an admitted one: what the worker is still to be sent
 
 
 EXTERNAL_SIGNAL = 1

@@ -118,7 +118,10 @@ class UpdateRegistry:
 
     def has_unsent(self) -> bool:
         """Whether a worker has yet to see one."""
-        return any(u.stage == ADMITTED and not u.sent and u.error is None for u in self.updates.values())
+        return any(
+            u.stage == ADMITTED and u.request is not None and not u.sent and u.error is None
+            for u in self.updates.values()
+        )
 
     def note(self, update: Update) -> None:
         """This one changed in the present transaction."""
@@ -161,7 +164,8 @@ def registry(run: Run) -> UpdateRegistry:
                 update.accepted_id = known.event_id
                 run.updates.updates[known.update_id] = update
             elif known.stage == ADMITTED:
-                run.updates.updates[known.update_id] = Update(known.update_id, Request.FromString(known.request))
+                # Its request is in history, where the worker reads it: it is not sent.
+                run.updates.updates[known.update_id] = Update(known.update_id, None)
     return run.updates
 
 

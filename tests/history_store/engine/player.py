@@ -45,6 +45,7 @@ from tests.history_store.engine.world import (
     response_message,
     schedule_activity,
     seconds,
+    sent_request,
     signal_external,
     start_child,
     start_timer,
@@ -124,6 +125,9 @@ class Player:
             return
         dice = self.dice
         sent = self.sent.pop(run.state.run_id, [])
+        # What a reset admitted is not sent: the worker reads it in the history.
+        admitted = [u.update_id for u in run.updates_state.values() if u.stage == updates.ADMITTED]
+        sent += [sent_request(update_id) for update_id in admitted]
         answers: list[Message] = []
         wanted: list[Command] = []
         for message in sent:

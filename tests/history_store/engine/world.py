@@ -389,6 +389,13 @@ def admit(world: World, run: Run, update_id: str) -> None:
     world.transact(lambda tx: updates.admit(tx, tx.open(run), update_request(update_id)))
 
 
+def sent_request(update_id: str) -> Message:
+    """The message that a worker makes of an admitted update in its history."""
+    message = Message(id=f"{update_id}/request", protocol_instance_id=update_id)
+    message.body.Pack(update_request(update_id))
+    return message
+
+
 def accept_message(message: Message) -> Message:
     """The worker's acceptance of an update it was sent."""
     body = Acceptance(
