@@ -229,7 +229,7 @@ def _closed(tx: Transaction, run: Run, status: int, attributes: Message, success
     state.successor_run_id = successor
     run.visible = run.current_dirty = run.closed_now = True
     updates.abort_all(run, continuing=bool(successor))
-    by_reset = status == st.TERMINATED and attributes.identity == RESETTER
+    by_reset = status == st.TERMINATED and getattr(attributes, "identity", "") == RESETTER
     _release_children(tx, run, keep=by_reset and bool(state.reset_run_id))
     for activity in list(run.activities.values()):
         run.drop_activity(activity)

@@ -44,7 +44,8 @@ def by_id(services: Services, request: Any) -> tuple[ShardHost, Run, ActivitySta
 
 def _found(services: Services, token: TaskToken, activity_id: str) -> tuple[ShardHost, Run, ActivityState]:
     shard, run = services.run(token.namespace_id, token.workflow_id, token.run_id)
-    activity = activities.find(run, token.scheduled_id, activity_id, token.stamp if token.scheduled_id else None)
+    stamp = token.stamp if token.scheduled_id else None
+    activity = activities.find(run, token.scheduled_id, activity_id, stamp)
     return shard, run, activity
 
 
