@@ -115,10 +115,6 @@ def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere" / "data.db", "does not exist")
 
 
-def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
-    refused(tmp_path)
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 async def test_a_file_without_write_permission(database: Path) -> None:
     database.chmod(0o444)
