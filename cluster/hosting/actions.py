@@ -76,8 +76,9 @@ class Actions:
         run = shard.find(action.namespace_id, action.workflow_id, action.run_id)
         return run if run is not None and run.running else None
 
-    def _after(self, target: ShardHost, shard: ShardHost, key: bytes, action: Action,
-               then: Callable[[], None]) -> None:  # fmt: skip
+    def _after(
+        self, target: ShardHost, shard: ShardHost, key: bytes, action: Action, then: Callable[[], None]
+    ) -> None:
         """When the target's part is committed, do the rest."""
         target.group.when_committed(lambda _: self._again(shard, key, action, then), patient=True)
 
@@ -114,8 +115,15 @@ class Actions:
         run_id = self.node.new_id()
         started = children.child_attributes(tx, parent, initiated, run_id)
         metadata = initiated.user_metadata if initiated.HasField("user_metadata") else None
-        start.create(tx, action.target_namespace_id, run_id, started, action.request_id, user_metadata=metadata,
-                     version=self.node.version_of(action.target_namespace_id))  # fmt: skip
+        start.create(
+            tx,
+            action.target_namespace_id,
+            run_id,
+            started,
+            action.request_id,
+            user_metadata=metadata,
+            version=self.node.version_of(action.target_namespace_id),
+        )
         target.commit(tx, _ignore)
         self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, run_id))
 
@@ -161,7 +169,9 @@ class Actions:
         parent = target.find(action.target_namespace_id, action.target_workflow_id, action.target_run_id)
         while parent is not None and not parent.running and parent.state.reset_run_id:
             # A reset put another run in its place, which goes on with the child.
-            parent = target.find(action.target_namespace_id, action.target_workflow_id, parent.state.reset_run_id)
+            parent = target.find(
+                action.target_namespace_id, action.target_workflow_id, parent.state.reset_run_id
+            )
         child = parent.children.get(action.event_id) if parent is not None and parent.running else None
         if parent is not None and child is not None and child.run_id in ("", action.request_id):
             tx = target.begin()
@@ -175,9 +185,14 @@ class Actions:
         """The parent closed: its policy says what becomes of the child."""
         target = self.node.shard_of(action.target_namespace_id, action.target_workflow_id)
         now = target.current(action.target_namespace_id, action.target_workflow_id)
-        ours = now is not None and now.status == st.RUNNING and (
-            now.start_request_id == action.request_id or (action.target_run_id != "" and now.first_run_id == action.target_run_id)
-        )  # fmt: skip
+        ours = (
+            now is not None
+            and now.status == st.RUNNING
+            and (
+                now.start_request_id == action.request_id
+                or (action.target_run_id != "" and now.first_run_id == action.target_run_id)
+            )
+        )
         if now is not None and ours:
             run = target.find(action.target_namespace_id, action.target_workflow_id, now.run_id)
             assert run is not None, "the current run is there"
@@ -187,8 +202,15 @@ class Actions:
                 close.terminate(tx, run, "by parent close policy", None, HISTORY_SERVICE)
             else:
                 parent = WorkflowExecution(workflow_id=action.workflow_id, run_id=action.run_id)
-                inputs.request_cancel(tx, run, HISTORY_SERVICE, action.request_id, "by parent close policy",
-                                      external=parent, initiated_id=action.event_id)  # fmt: skip
+                inputs.request_cancel(
+                    tx,
+                    run,
+                    HISTORY_SERVICE,
+                    action.request_id,
+                    "by parent close policy",
+                    external=parent,
+                    initiated_id=action.event_id,
+                )
             target.commit(tx, _ignore)
         self._after(target, shard, key, action, lambda: self._finish(shard, key))
 
@@ -200,8 +222,14 @@ class Actions:
     def _cancel(self, shard: ShardHost, key: bytes, action: Action) -> None:
         self._external(shard, key, action, self._send_cancel, CANCEL_NOT_FOUND)
 
-    def _external(self, shard: ShardHost, key: bytes, action: Action,
-                  send: Callable[[ShardHost, ShardHost, Run, Run, Action], int], missing: int) -> None:  # fmt: skip
+    def _external(
+        self,
+        shard: ShardHost,
+        key: bytes,
+        action: Action,
+        send: Callable[[ShardHost, ShardHost, Run, Run, Action], int],
+        missing: int,
+    ) -> None:
         source = shard.find(action.namespace_id, action.workflow_id, action.run_id)
         if source is None:
             self._finish(shard, key)
@@ -230,10 +258,15 @@ class Actions:
         tx.open(run)
         try:
             inputs.signal(
-                tx, run, asked.signal_name, asked.input if asked.HasField("input") else None,
-                asked.header if asked.HasField("header") else None, HISTORY_SERVICE, action.request_id,
+                tx,
+                run,
+                asked.signal_name,
+                asked.input if asked.HasField("input") else None,
+                asked.header if asked.HasField("header") else None,
+                HISTORY_SERVICE,
+                action.request_id,
                 external=WorkflowExecution(workflow_id=source.state.workflow_id, run_id=source.state.run_id),
-            )  # fmt: skip
+            )
         except ServiceError as error:
             target.abort(tx)
             return SIGNAL_LIMIT if error.code == Code.RESOURCE_EXHAUSTED else SIGNAL_NOT_FOUND
@@ -249,10 +282,14 @@ class Actions:
             return 0
         tx = target.begin()
         inputs.request_cancel(
-            tx, tx.open(run), HISTORY_SERVICE, action.request_id, asked.reason,
+            tx,
+            tx.open(run),
+            HISTORY_SERVICE,
+            action.request_id,
+            asked.reason,
             external=WorkflowExecution(workflow_id=source.state.workflow_id, run_id=source.state.run_id),
             initiated_id=action.event_id,
-        )  # fmt: skip
+        )
         target.commit(tx, _ignore)
         return 0
 

@@ -43,8 +43,13 @@ def with_history(answer: wire.PollWorkflowTaskQueueResponse, history: bytes) -> 
     return answer.SerializeToString() + HISTORY_FIELD + varint(len(history)) + history
 
 
-def workflow_task_answer(shard: ShardHost, run: Run, sticky: bool, queries: Mapping[str, WorkflowQuery] | None = None,
-                         backlog: int = 0) -> bytes:  # fmt: skip
+def workflow_task_answer(
+    shard: ShardHost,
+    run: Run,
+    sticky: bool,
+    queries: Mapping[str, WorkflowQuery] | None = None,
+    backlog: int = 0,
+) -> bytes:
     """The started workflow task of a run. `sticky`: the worker has the history up to its last task."""
     state = run.state
     task = state.task
@@ -116,15 +121,24 @@ def activity_answer(shard: ShardHost, tx: Transaction, run: Run, activity: Activ
     return activity_message(shard, tx, run, activity).SerializeToString()
 
 
-def activity_message(shard: ShardHost, tx: Transaction, run: Run, activity: ActivityState
-                     ) -> wire.PollActivityTaskQueueResponse:  # fmt: skip
+def activity_message(
+    shard: ShardHost, tx: Transaction, run: Run, activity: ActivityState
+) -> wire.PollActivityTaskQueueResponse:
     """The same, as a message (eager activities ride in another answer)."""
     state = run.state
     scheduled = activities.scheduled_attributes(tx, run, activity)
     answer = wire.PollActivityTaskQueueResponse(
         task_token=encode(
-            TaskToken(2, state.namespace_id, state.workflow_id, state.run_id, activity.scheduled_id,
-                      activity.attempt, activity.stamp, activity.activity_id)
+            TaskToken(
+                2,
+                state.namespace_id,
+                state.workflow_id,
+                state.run_id,
+                activity.scheduled_id,
+                activity.attempt,
+                activity.stamp,
+                activity.activity_id,
+            )
         ),
         workflow_namespace=shard.namespace_name_of(state.namespace_id),
         workflow_type=WorkflowType(name=state.workflow_type),
@@ -132,7 +146,7 @@ def activity_message(shard: ShardHost, tx: Transaction, run: Run, activity: Acti
         activity_type=scheduled.activity_type,
         activity_id=activity.activity_id,
         attempt=activity.attempt,
-    )  # fmt: skip
+    )
     if scheduled.HasField("header"):
         answer.header.CopyFrom(scheduled.header)
     if scheduled.HasField("input"):

@@ -45,8 +45,9 @@ Waiter = Callable[[ServiceError | None], None]
 class Group:
     """One Raft group on this node: its replica, its rows, and who waits for its entries."""
 
-    def __init__(self, committer: Committer, group: int, storage: Storage, found: GroupLog | None,
-                 rng: random.Random) -> None:  # fmt: skip
+    def __init__(
+        self, committer: Committer, group: int, storage: Storage, found: GroupLog | None, rng: random.Random
+    ) -> None:
         self.id = group
         self.committer = committer
         self.rows = Rows(storage, group)
@@ -139,8 +140,13 @@ def collect(batch: Round, group: Group, ready: Ready) -> None:
 class Committer:
     """All groups of a node, and its one writer thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, storage: Storage, inline: bool,
-                 on_broken: Callable[[BaseException], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        storage: Storage,
+        inline: bool,
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
         self.loop = loop
         self.storage = storage
         self.groups: dict[int, Group] = {}
@@ -264,8 +270,14 @@ class Committer:
             if maintain is not None and error is None:
                 maintain()
 
-    def _written(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Any], told: list[Waiter],
-                 error: BaseException | None) -> None:  # fmt: skip
+    def _written(
+        self,
+        batch: Round,
+        readies: list[tuple[Group, Ready]],
+        flushed: list[Any],
+        told: list[Waiter],
+        error: BaseException | None,
+    ) -> None:
         if error is not None:
             self._write_failed(batch, readies, flushed, told, error)
             return
@@ -302,8 +314,14 @@ class Committer:
         self._flush_wanted = True
         self._schedule()
 
-    def _write_failed(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Any],
-                      told: list[Waiter], error: BaseException) -> None:  # fmt: skip
+    def _write_failed(
+        self,
+        batch: Round,
+        readies: list[tuple[Group, Ready]],
+        flushed: list[Any],
+        told: list[Waiter],
+        error: BaseException,
+    ) -> None:
         if not isinstance(error, StorageFull | StorageReadOnly):
             log.critical(
                 "the disk failed; stopping, so that the log decides at the next start", error=str(error)

@@ -35,8 +35,18 @@ ACTIVITY = 2
 class Poll:
     """One open poll call; what matching knows as a poller."""
 
-    __slots__ = ("call", "connection", "identity", "node", "queue", "rate_per_second", "request", "timer", "versioning",
-                 "worker_instance_key")  # fmt: skip
+    __slots__ = (
+        "call",
+        "connection",
+        "identity",
+        "node",
+        "queue",
+        "rate_per_second",
+        "request",
+        "timer",
+        "versioning",
+        "worker_instance_key",
+    )
 
     def __init__(self, node: Node, call: Call, queue: QueueKey, request: Any) -> None:
         self.node = node
@@ -84,11 +94,36 @@ class Poll:
 class ShardTask:
     """A workflow or activity task that waits; what matching knows as a task."""
 
-    __slots__ = ("created_ns", "durable", "key", "normal_queue", "priority", "queue", "ref", "run_id", "sequence", "shard",
-                 "stamp", "workflow_id")  # fmt: skip
+    __slots__ = (
+        "created_ns",
+        "durable",
+        "key",
+        "normal_queue",
+        "priority",
+        "queue",
+        "ref",
+        "run_id",
+        "sequence",
+        "shard",
+        "stamp",
+        "workflow_id",
+    )
 
-    def __init__(self, shard: ShardHost, queue: QueueKey, workflow_id: str, run_id: str, ref: int, stamp: int,
-                 priority: int, sequence: int, created: int, durable: bool, normal_queue: str, key: bytes) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shard: ShardHost,
+        queue: QueueKey,
+        workflow_id: str,
+        run_id: str,
+        ref: int,
+        stamp: int,
+        priority: int,
+        sequence: int,
+        created: int,
+        durable: bool,
+        normal_queue: str,
+        key: bytes,
+    ) -> None:
         self.shard = shard
         self.queue = queue
         self.workflow_id = workflow_id
@@ -260,9 +295,19 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
 def task_of_row(shard: ShardHost, queue: QueueKey, key: bytes, row: TaskRow) -> ShardTask:
     """A waiting task from its row."""
     return ShardTask(
-        shard, queue, row.workflow_id, row.run_id, row.ref, row.stamp, key[-9], int.from_bytes(key[-8:], "big"),
-        row.created, True, row.normal_queue, key,
-    )  # fmt: skip
+        shard,
+        queue,
+        row.workflow_id,
+        row.run_id,
+        row.ref,
+        row.stamp,
+        key[-9],
+        int.from_bytes(key[-8:], "big"),
+        row.created,
+        True,
+        row.normal_queue,
+        key,
+    )
 
 
 def _nobody(error: ServiceError | None) -> None:

@@ -34,19 +34,21 @@ _NUMBERS: dict[str, tuple[str, str]] = {
 }
 
 # Switches of Temporal's that are always on here.
-_ALWAYS_ON = frozenset((
-    "system.forceSearchAttributesCacheRefreshOnRead",
-    "system.enableEagerWorkflowStart",
-    "system.enableActivityEagerExecution",
-    "frontend.enableExecuteMultiOperation",
-    "frontend.enableUpdateWorkflowExecution",
-    "frontend.enableUpdateWorkflowExecutionAsyncAccepted",
-    "frontend.enableCancelWorkerPollsOnShutdown",
-    "frontend.activityAPIsEnabled",
-    "frontend.workerHeartbeatsEnabled",
-    "frontend.listWorkersEnabled",
-    "history.enableRequestIdRefLinks",
-))  # fmt: skip
+_ALWAYS_ON = frozenset(
+    (
+        "system.forceSearchAttributesCacheRefreshOnRead",
+        "system.enableEagerWorkflowStart",
+        "system.enableActivityEagerExecution",
+        "frontend.enableExecuteMultiOperation",
+        "frontend.enableUpdateWorkflowExecution",
+        "frontend.enableUpdateWorkflowExecutionAsyncAccepted",
+        "frontend.enableCancelWorkerPollsOnShutdown",
+        "frontend.activityAPIsEnabled",
+        "frontend.workerHeartbeatsEnabled",
+        "frontend.listWorkersEnabled",
+        "history.enableRequestIdRefLinks",
+    )
+)
 
 
 def read(config: Mapping[str, object]) -> tuple[EngineLimits, Limits]:

@@ -36,7 +36,9 @@ def configure(level: str, form: str) -> None:
         logger_factory=_Named,
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=number, format="%(asctime)s [%(levelname)s] %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=number, format="%(asctime)s [%(levelname)s] %(name)s %(message)s", stream=sys.stderr
+    )
 
 
 class _Named(structlog.PrintLogger):

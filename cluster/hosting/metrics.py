@@ -24,22 +24,34 @@ class NodeCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Every metric family."""
         committer = self._node.committer
-        yield CounterMetricFamily("holdfast_rounds", "Durable writes (one fsync each)", value=committer.rounds)
+        yield CounterMetricFamily(
+            "holdfast_rounds", "Durable writes (one fsync each)", value=committer.rounds
+        )
         yield CounterMetricFamily(
             "holdfast_entries", "Transactions committed through the Raft logs", value=committer.entries
         )
         yield GaugeMetricFamily(
-            "holdfast_write_refused", "1 while the disk takes no writes", value=int(committer.refusal is not None)
+            "holdfast_write_refused",
+            "1 while the disk takes no writes",
+            value=int(committer.refusal is not None),
         )
         yield GaugeMetricFamily(
             "holdfast_storage_bytes", "Size of the data file", value=self._node.storage.size_bytes()
         )
-        yield GaugeMetricFamily("holdfast_task_queues", "Task queues in memory", value=len(self._node.matching))
-        yield GaugeMetricFamily("holdfast_open_queries", "Queries not yet answered", value=len(self._node.queries.open))
-        pending = GaugeMetricFamily(
-            "holdfast_shard_unstored_entries", "Committed entries whose rows are not stored yet", labels=["shard"]
+        yield GaugeMetricFamily(
+            "holdfast_task_queues", "Task queues in memory", value=len(self._node.matching)
         )
-        cached = GaugeMetricFamily("holdfast_shard_runs_cached", "Runs held decoded in memory", labels=["shard"])
+        yield GaugeMetricFamily(
+            "holdfast_open_queries", "Queries not yet answered", value=len(self._node.queries.open)
+        )
+        pending = GaugeMetricFamily(
+            "holdfast_shard_unstored_entries",
+            "Committed entries whose rows are not stored yet",
+            labels=["shard"],
+        )
+        cached = GaugeMetricFamily(
+            "holdfast_shard_runs_cached", "Runs held decoded in memory", labels=["shard"]
+        )
         for shard in self._node.shards:
             pending.add_metric([str(shard.group.id)], shard.rows.pending_entries)
             cached.add_metric([str(shard.group.id)], len(shard.runs))
@@ -71,8 +83,12 @@ class MetricsServer:
             body = self.text() if found else b"only /metrics is here\n"
             writer.write(
                 b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-                % (b"200 OK" if found else b"404 Not Found",
-                   CONTENT_TYPE_LATEST.encode() if found else b"text/plain", len(body), body)
+                % (
+                    b"200 OK" if found else b"404 Not Found",
+                    CONTENT_TYPE_LATEST.encode() if found else b"text/plain",
+                    len(body),
+                    body,
+                )
             )
             await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):

@@ -43,9 +43,20 @@ BACKLOG_HINT_MAX = 10
 class Node:
     """One process's share of the cluster; here, all of it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, storage: Storage, clock: Clock, ids: Identifiers,
-                 rng: random.Random, limits: EngineLimits, *, inline: bool, shards: int, cluster_id: str,
-                 on_broken: Callable[[BaseException], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        storage: Storage,
+        clock: Clock,
+        ids: Identifiers,
+        rng: random.Random,
+        limits: EngineLimits,
+        *,
+        inline: bool,
+        shards: int,
+        cluster_id: str,
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
         self.loop = loop
         self.storage = storage
         self.clock = clock
@@ -161,9 +172,19 @@ class Node:
         if spec.durable and queue in self._backlogs:
             self._backlogs[queue] += 1
         task = ShardTask(
-            shard, queue, state.workflow_id, state.run_id, spec.ref, spec.stamp, spec.priority, spec.sequence,
-            spec.created, spec.durable, spec.normal_queue, spec.key,
-        )  # fmt: skip
+            shard,
+            queue,
+            state.workflow_id,
+            state.run_id,
+            spec.ref,
+            spec.stamp,
+            spec.priority,
+            spec.sequence,
+            spec.created,
+            spec.durable,
+            spec.normal_queue,
+            spec.key,
+        )
         if spec.normal_queue and not self.matching.has_live_poller(queue):
             # The sticky worker is gone: do not wait for the sticky time-out.
             task.reroute()

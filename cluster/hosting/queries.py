@@ -31,8 +31,21 @@ ANSWERED = query_pb2.QUERY_RESULT_TYPE_ANSWERED
 class Query:
     """One question; what matching knows as a task while it is asked directly."""
 
-    __slots__ = ("attached", "call", "connection", "created_ns", "durable", "id", "node", "priority", "query", "queue",
-                 "run_key", "sequence", "shard")  # fmt: skip
+    __slots__ = (
+        "attached",
+        "call",
+        "connection",
+        "created_ns",
+        "durable",
+        "id",
+        "node",
+        "priority",
+        "query",
+        "queue",
+        "run_key",
+        "sequence",
+        "shard",
+    )
 
     def __init__(self, node: Node, call: Call, shard: ShardHost, run: Run, query: WorkflowQuery) -> None:
         self.node = node

@@ -96,9 +96,17 @@ class Server:
         storage = _open(options)
         try:
             self.node = Node(
-                loop, storage, clock, Identifiers(clock, rng), rng, engine_limits, inline=options.db_path is None,
-                shards=options.shards, cluster_id=Identifiers(clock, rng).new(), on_broken=on_broken,
-            )  # fmt: skip
+                loop,
+                storage,
+                clock,
+                Identifiers(clock, rng),
+                rng,
+                engine_limits,
+                inline=options.db_path is None,
+                shards=options.shards,
+                cluster_id=Identifiers(clock, rng).new(),
+                on_broken=on_broken,
+            )
             self.node.start()
             await self._namespaces()
             self.services = Services(self.node, limits, LONG_POLL_S)
@@ -158,8 +166,14 @@ class Server:
 
 
 _INDEXED_VALUE_TYPES = {
-    "Text": 1, "Keyword": 2, "Int": 3, "Double": 4, "Bool": 5, "Datetime": 6, "KeywordList": 7,
-}  # fmt: skip
+    "Text": 1,
+    "Keyword": 2,
+    "Int": 3,
+    "Double": 4,
+    "Bool": 5,
+    "Datetime": 6,
+    "KeywordList": 7,
+}
 
 
 def _open(options: ServerOptions) -> Storage:

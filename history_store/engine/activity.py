@@ -308,9 +308,16 @@ def retry_or(tx: Transaction, run: Run, activity: ActivityState, failure: Failur
     if activity.cancel_requested:
         return CANCEL_REQUESTED
     policy = RetryPolicy.FromString(activity.retry_policy) if activity.retry_policy else None
-    if failure.timeout_failure_info.timeout_type in (SCHEDULE_TO_START, SCHEDULE_TO_CLOSE) and policy is not None:
+    if (
+        failure.timeout_failure_info.timeout_type in (SCHEDULE_TO_START, SCHEDULE_TO_CLOSE)
+        and policy is not None
+    ):
         return RETRY_TIMEOUT
-    if activity.paused and policy is not None and retry.is_retryable(failure, policy.non_retryable_error_types):
+    if (
+        activity.paused
+        and policy is not None
+        and retry.is_retryable(failure, policy.non_retryable_error_types)
+    ):
         # The next attempt waits until it is let go on, whatever the policy says of intervals.
         _next_attempt(tx, run, activity, failure, 0)
         return IN_PROGRESS

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 NO_SUCH = "Can't find pending activity with such ID. Invalid activityID or activity already completed"
 TIMEOUTS = (
-    "schedule_to_close_timeout", "schedule_to_start_timeout", "start_to_close_timeout", "heartbeat_timeout",
-)  # fmt: skip
+    "schedule_to_close_timeout",
+    "schedule_to_start_timeout",
+    "start_to_close_timeout",
+    "heartbeat_timeout",
+)
 # The parts of a priority and of a retry policy that a mask can name one by one.
 PARTS = {
     "priority": ("priority_key", "fairness_key", "fairness_weight"),
@@ -79,8 +82,14 @@ def pause(
     pauses.show(run)
 
 
-def unpause(tx: Transaction, run: Run, activity: ActivityState, reset_attempts: bool = False,
-            reset_heartbeat: bool = False, jitter: int = 0) -> None:  # fmt: skip
+def unpause(
+    tx: Transaction,
+    run: Run,
+    activity: ActivityState,
+    reset_attempts: bool = False,
+    reset_heartbeat: bool = False,
+    jitter: int = 0,
+) -> None:
     """Let it go on: at once, or within `jitter`. One that is not paused stays as it is."""
     if not activity.paused:
         return
@@ -126,8 +135,15 @@ def _dispatch(run: Run, activity: ActivityState, now: int, at: int) -> None:
 # ---- reset
 
 
-def reset(tx: Transaction, run: Run, activity: ActivityState, reset_heartbeat: bool = False,
-          keep_paused: bool = False, restore_options: bool = False, jitter: int = 0) -> None:  # fmt: skip
+def reset(
+    tx: Transaction,
+    run: Run,
+    activity: ActivityState,
+    reset_heartbeat: bool = False,
+    keep_paused: bool = False,
+    restore_options: bool = False,
+    jitter: int = 0,
+) -> None:
     """Count attempts from one again. A waiting attempt begins at once; one that runs is told to stop."""
     activity.attempt = 1
     activity.activity_reset = True
@@ -219,8 +235,9 @@ def _copy(into: Any, wanted: Any, name: str) -> None:
         into.ClearField(name)
 
 
-def update_options(tx: Transaction, run: Run, activity: ActivityState, wanted: ActivityOptions,
-                   paths: Iterable[str]) -> ActivityOptions:  # fmt: skip
+def update_options(
+    tx: Transaction, run: Run, activity: ActivityState, wanted: ActivityOptions, paths: Iterable[str]
+) -> ActivityOptions:
     """Change what the mask names; the options as they are then. INVALID_ARGUMENT if they do not fit."""
     options = current_options(activity)
     if merge(options, wanted, paths):

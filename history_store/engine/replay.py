@@ -44,8 +44,14 @@ class HistoryBroken(Exception):
     """The events do not follow from one another: this is no history, or a part of it is missing."""
 
 
-def replay(namespace_id: str, run_id: str, batches: Iterable[bytes], request_id: str, ids: Callable[[], str],
-           reset_points_max: int = 20) -> Run:  # fmt: skip
+def replay(
+    namespace_id: str,
+    run_id: str,
+    batches: Iterable[bytes],
+    request_id: str,
+    ids: Callable[[], str],
+    reset_points_max: int = 20,
+) -> Run:
     """The run that these batches of framed events make. Its rows are all marked as changed."""
     replayer = Replayer(namespace_id, run_id, request_id, ids, reset_points_max)
     for data in batches:
@@ -56,8 +62,14 @@ def replay(namespace_id: str, run_id: str, batches: Iterable[bytes], request_id:
 class Replayer:
     """One replay under way."""
 
-    def __init__(self, namespace_id: str, run_id: str, request_id: str, ids: Callable[[], str],
-                 reset_points_max: int = 20) -> None:  # fmt: skip
+    def __init__(
+        self,
+        namespace_id: str,
+        run_id: str,
+        request_id: str,
+        ids: Callable[[], str],
+        reset_points_max: int = 20,
+    ) -> None:
         self.namespace_id = namespace_id
         self.run_id = run_id
         self.request_id = request_id
@@ -351,11 +363,16 @@ class Replayer:
         attributes = event.start_child_workflow_execution_initiated_event_attributes
         self.run.touch_child(
             ChildState(
-                event.event_id, self.batch_id, attributes.namespace, attributes.namespace_id,
-                attributes.workflow_id, attributes.workflow_type.name, attributes.parent_close_policy,
+                event.event_id,
+                self.batch_id,
+                attributes.namespace,
+                attributes.namespace_id,
+                attributes.workflow_id,
+                attributes.workflow_type.name,
+                attributes.parent_close_policy,
                 self.ids(),
             )
-        )  # fmt: skip
+        )
 
     def child_started(self, event: HistoryEvent) -> None:
         """ChildWorkflowExecutionStarted."""
@@ -402,10 +419,14 @@ class Replayer:
         self.run.state.update_count += 1
         self.run.put_update(
             UpdateState(
-                attributes.protocol_instance_id, ACCEPTED, event.event_id, self.batch_id, event.event_id,
+                attributes.protocol_instance_id,
+                ACCEPTED,
+                event.event_id,
+                self.batch_id,
+                event.event_id,
                 attributes.accepted_request_message_id,
             )
-        )  # fmt: skip
+        )
 
     def update_completed(self, event: HistoryEvent) -> None:
         """WorkflowExecutionUpdateCompleted."""

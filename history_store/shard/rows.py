@@ -61,8 +61,14 @@ class Rows:
                 bucket = buckets[name] = {}
             bucket[key] = (index, value)
 
-    def commit(self, index: int, term: int, rows: list[tuple[bytes, bytes | None]], visibility: list[VisibilityOp],
-               size: int) -> None:  # fmt: skip
+    def commit(
+        self,
+        index: int,
+        term: int,
+        rows: list[tuple[bytes, bytes | None]],
+        visibility: list[VisibilityOp],
+        size: int,
+    ) -> None:
         """The entry at `index` is committed: its rows may be stored."""
         self._committed.append((index, term, rows, visibility))
         self.committed_bytes += size
@@ -141,8 +147,9 @@ class Rows:
         yield from _merge(over, under, limit, reverse)
 
 
-def _merge(over: list[tuple[bytes, bytes | None]], under: Iterator[tuple[bytes, bytes]], limit: int,
-           reverse: bool) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
+def _merge(
+    over: list[tuple[bytes, bytes | None]], under: Iterator[tuple[bytes, bytes]], limit: int, reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
     count = 0
     position = 0
     below = next(under, None)

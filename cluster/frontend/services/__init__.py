@@ -5,9 +5,23 @@ from __future__ import annotations
 import importlib
 
 AREAS = (
-    "workflows", "workflow_tasks", "activity_tasks", "history", "updates", "describe", "visibility", "namespaces",
-    "operator", "system", "task_queues", "workers", "reset", "activity_options", "workflow_options", "unimplemented",
-)  # fmt: skip
+    "workflows",
+    "workflow_tasks",
+    "activity_tasks",
+    "history",
+    "updates",
+    "describe",
+    "visibility",
+    "namespaces",
+    "operator",
+    "system",
+    "task_queues",
+    "workers",
+    "reset",
+    "activity_options",
+    "workflow_options",
+    "unimplemented",
+)
 
 
 def everything() -> None:

@@ -22,8 +22,9 @@ EVERYTHING = frozenset(("match_all", "unpause_all"))
 Change = Callable[["Transaction", "Run", "ActivityState"], None]
 
 
-def _each(services: Services, call: Call, request: Any, change: Change,
-          answer: Callable[[], bytes] = lambda: b"") -> None:  # fmt: skip
+def _each(
+    services: Services, call: Call, request: Any, change: Change, answer: Callable[[], bytes] = lambda: b""
+) -> None:
     """Do it to every activity that the request means, in one transaction."""
     namespace = services.namespace(request.namespace)
     execution = request.execution
@@ -98,6 +99,9 @@ def update_options(services: Services, call: Call, request: wire.UpdateActivityO
         options.CopyFrom(now)
 
     _each(
-        services, call, request, change,
+        services,
+        call,
+        request,
+        change,
         lambda: wire.UpdateActivityOptionsResponse(activity_options=options).SerializeToString(),
-    )  # fmt: skip
+    )

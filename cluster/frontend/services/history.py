@@ -56,8 +56,14 @@ def with_history(history: bytes, token: bytes) -> bytes:
 class Reader:
     """One request for events, which may wait for more of them."""
 
-    def __init__(self, services: Services, call: Call, shard: ShardHost, run: Run,
-                 request: wire.GetWorkflowExecutionHistoryRequest) -> None:  # fmt: skip
+    def __init__(
+        self,
+        services: Services,
+        call: Call,
+        shard: ShardHost,
+        run: Run,
+        request: wire.GetWorkflowExecutionHistoryRequest,
+    ) -> None:
         self.services = services
         self.call = call
         self.shard = shard

@@ -60,8 +60,9 @@ def describe_queue(services: Services, _call: Call, request: wire.DescribeTaskQu
     return response.SerializeToString()
 
 
-def _enhanced(services: Services, namespace_id: str, request: wire.DescribeTaskQueueRequest
-              ) -> wire.DescribeTaskQueueResponse:  # fmt: skip
+def _enhanced(
+    services: Services, namespace_id: str, request: wire.DescribeTaskQueueRequest
+) -> wire.DescribeTaskQueueResponse:
     """The form by build ids, of which only "" (unversioned) has workers and tasks."""
     response = wire.DescribeTaskQueueResponse()
     wanted = set(request.versions.build_ids)

@@ -33,8 +33,16 @@ RESTARTS_MAX = 10  # how often an update follows a chain of runs that continue a
 class Wait:
     """A caller who waits for a stage of an update."""
 
-    def __init__(self, services: Services, call: Call, run: Run, update: updates.Update, stage: int,
-                 answer: Callable[[int, Outcome | None], None], refuse: Callable[[ServiceError], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        services: Services,
+        call: Call,
+        run: Run,
+        update: updates.Update,
+        stage: int,
+        answer: Callable[[int, Outcome | None], None],
+        refuse: Callable[[ServiceError], None],
+    ) -> None:
         self.services = services
         self.call = call
         self.run = run
@@ -107,8 +115,9 @@ def update_workflow(services: Services, call: Call, request: wire.UpdateWorkflow
     submit(services, call, namespace, request, answer, lambda error: fail(call, error))
 
 
-def response_of(run: Run, request: wire.UpdateWorkflowExecutionRequest, stage: int, outcome: Outcome | None
-                ) -> wire.UpdateWorkflowExecutionResponse:  # fmt: skip
+def response_of(
+    run: Run, request: wire.UpdateWorkflowExecutionRequest, stage: int, outcome: Outcome | None
+) -> wire.UpdateWorkflowExecutionResponse:
     """UpdateWorkflowExecutionResponse."""
     response = wire.UpdateWorkflowExecutionResponse(stage=stage)  # type: ignore[arg-type]
     response.update_ref.workflow_execution.workflow_id = run.state.workflow_id
@@ -119,9 +128,15 @@ def response_of(run: Run, request: wire.UpdateWorkflowExecutionRequest, stage: i
     return response
 
 
-def submit(services: Services, call: Call, namespace: Namespace, request: wire.UpdateWorkflowExecutionRequest,
-           answer: Callable[[Run, int, Outcome | None], None], refuse: Callable[[ServiceError], None],
-           tries: int = 0) -> None:  # fmt: skip
+def submit(
+    services: Services,
+    call: Call,
+    namespace: Namespace,
+    request: wire.UpdateWorkflowExecutionRequest,
+    answer: Callable[[Run, int, Outcome | None], None],
+    refuse: Callable[[ServiceError], None],
+    tries: int = 0,
+) -> None:
     """Admit the update (or find it) and wait for its stage. Follows a run that continues as new."""
     execution = request.workflow_execution
     if not request.request.meta.update_id:
@@ -152,8 +167,15 @@ def submit(services: Services, call: Call, namespace: Namespace, request: wire.U
             refuse(error)
 
     found = run
-    wait = Wait(services, call, run, update, request.wait_policy.lifecycle_stage,
-                lambda stage, outcome: answer(found, stage, outcome), refused)  # fmt: skip
+    wait = Wait(
+        services,
+        call,
+        run,
+        update,
+        request.wait_policy.lifecycle_stage,
+        lambda stage, outcome: answer(found, stage, outcome),
+        refused,
+    )
     shard.group.when_committed(lambda error: refuse(error) if error is not None else wait.look())
 
 

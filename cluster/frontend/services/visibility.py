@@ -156,8 +156,14 @@ def execution(record: ExecutionRecord) -> bytes:
         info.history_length = record.history_length
         info.history_size_bytes = record.history_size_bytes
         info.state_transition_count = record.state_transition_count
-    return b"".join((
-        info.SerializeToString(),
-        MEMO_FIELD, varint(len(record.memo)), record.memo,
-        ATTRIBUTES_FIELD, varint(len(record.search_attributes)), record.search_attributes,
-    ))  # fmt: skip
+    return b"".join(
+        (
+            info.SerializeToString(),
+            MEMO_FIELD,
+            varint(len(record.memo)),
+            record.memo,
+            ATTRIBUTES_FIELD,
+            varint(len(record.search_attributes)),
+            record.search_attributes,
+        )
+    )

@@ -47,8 +47,13 @@ def require_registered(namespace: Namespace) -> None:
         )
 
 
-def start_or_join(services: Services, call: Call, namespace: Namespace, shard: ShardHost,
-                  request: wire.StartWorkflowExecutionRequest) -> None:  # fmt: skip
+def start_or_join(
+    services: Services,
+    call: Call,
+    namespace: Namespace,
+    shard: ShardHost,
+    request: wire.StartWorkflowExecutionRequest,
+) -> None:
     """Start a run, or answer with the one that is there, as the policies say."""
     request_id = request.request_id or services.node.new_id()
     now = shard.current(namespace.id, request.workflow_id)
@@ -68,9 +73,12 @@ def start_or_join(services: Services, call: Call, namespace: Namespace, shard: S
         shard.abort(tx)
         raise
     response = wire.StartWorkflowExecutionResponse(
-        run_id=run.state.run_id, started=True, status=st.RUNNING, link=started_link(namespace, run.state),  # type: ignore[arg-type]
+        run_id=run.state.run_id,
+        started=True,
+        status=st.RUNNING,  # type: ignore[arg-type]
+        link=started_link(namespace, run.state),
         first_execution_run_id=run.state.first_run_id,
-    )  # fmt: skip
+    )
     body = response.SerializeToString()
     if not eager:
         shard.commit(tx, answering(call, body))
@@ -89,8 +97,14 @@ def start_or_join(services: Services, call: Call, namespace: Namespace, shard: S
     whole = body + b"\x12" + answers.varint(len(task_bytes)) + task_bytes  # eager_workflow_task = 2
 
 
-def create(services: Services, tx: Transaction, namespace: Namespace, request: wire.StartWorkflowExecutionRequest,
-           request_id: str, schedule: bool = True) -> Run:  # fmt: skip
+def create(
+    services: Services,
+    tx: Transaction,
+    namespace: Namespace,
+    request: wire.StartWorkflowExecutionRequest,
+    request_id: str,
+    schedule: bool = True,
+) -> Run:
     """The new run of a start request."""
     run_id = services.node.new_id()
     attributes = start.attributes_of_request(tx.env, request, run_id, tx.now)
@@ -101,10 +115,17 @@ def create(services: Services, tx: Transaction, namespace: Namespace, request: w
     ):
         attributes.eager_execution_accepted = True
     return start.create(
-        tx, namespace.id, run_id, attributes, request_id, request.links,
+        tx,
+        namespace.id,
+        run_id,
+        attributes,
+        request_id,
+        request.links,
         request.user_metadata if request.HasField("user_metadata") else None,
-        version=namespace.version, bypass_matching=attributes.eager_execution_accepted, schedule=schedule,
-    )  # fmt: skip
+        version=namespace.version,
+        bypass_matching=attributes.eager_execution_accepted,
+        schedule=schedule,
+    )
 
 
 def started_link(namespace: Namespace, state: st.RunState | CurrentRunOf) -> Link:
@@ -127,8 +148,15 @@ class CurrentRunOf:
         self.run_id = run_id
 
 
-def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHost,
-            request: wire.StartWorkflowExecutionRequest, request_id: str, now: CurrentRun) -> bool:  # fmt: skip
+def _joined(
+    services: Services,
+    call: Call,
+    namespace: Namespace,
+    shard: ShardHost,
+    request: wire.StartWorkflowExecutionRequest,
+    request_id: str,
+    now: CurrentRun,
+) -> bool:
     """Whether the request is answered by the run that is there: the same request again, or USE_EXISTING."""
     link = started_link(namespace, CurrentRunOf(request.workflow_id, now.run_id))
     if now.start_request_id == request_id:
@@ -163,10 +191,13 @@ def _joined(services: Services, call: Call, namespace: Namespace, shard: ShardHo
     def change(tx: Transaction) -> bytes:
         tx.open(run)
         options.attach(
-            tx, run, request.identity, request_id,
+            tx,
+            run,
+            request.identity,
+            request_id,
             list(request.completion_callbacks) if wanted.attach_completion_callbacks else [],
             list(request.links) if wanted.attach_links else [],
-        )  # fmt: skip
+        )
         return response.SerializeToString()
 
     services.transact(call, shard, change)
@@ -190,20 +221,27 @@ def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: 
         run.current_dirty = False
         return
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
-        raise already_started(now, "Workflow execution already finished. WorkflowId: %s, RunId: %s. Workflow Id reuse "
-                              "policy: reject duplicate workflow Id." % (request.workflow_id, now.run_id))  # fmt: skip
+        raise already_started(
+            now,
+            "Workflow execution already finished. WorkflowId: %s, RunId: %s. Workflow Id reuse "
+            "policy: reject duplicate workflow Id." % (request.workflow_id, now.run_id),
+        )
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY and now.status == st.COMPLETED:
-        raise already_started(now, "Workflow execution already finished successfully. WorkflowId: %s, RunId: %s. "
-                              "Workflow Id reuse policy: allow duplicate workflow Id if last run failed."
-                              % (request.workflow_id, now.run_id))  # fmt: skip
+        raise already_started(
+            now,
+            "Workflow execution already finished successfully. WorkflowId: %s, RunId: %s. "
+            "Workflow Id reuse policy: allow duplicate workflow Id if last run failed."
+            % (request.workflow_id, now.run_id),
+        )
 
 
 def already_started(now: CurrentRun, message: str) -> ServiceError:
     """ALREADY_EXISTS in the form SDKs look for."""
     return ServiceError(
-        Code.ALREADY_EXISTS, message,
+        Code.ALREADY_EXISTS,
+        message,
         WorkflowExecutionAlreadyStartedFailure(start_request_id=now.start_request_id, run_id=now.run_id),
-    )  # fmt: skip
+    )
 
 
 # ---- signals
@@ -243,9 +281,15 @@ def signal_run(tx: Transaction, run: Run, request: Any) -> None:
     if request.request_id and request.request_id in run.signal_ids:
         return
     inputs.signal(
-        tx, tx.open(run), request.signal_name, input if request.HasField(field) else None,
-        request.header if request.HasField("header") else None, request.identity, request.request_id, request.links,
-    )  # fmt: skip
+        tx,
+        tx.open(run),
+        request.signal_name,
+        input if request.HasField(field) else None,
+        request.header if request.HasField("header") else None,
+        request.identity,
+        request.request_id,
+        request.links,
+    )
 
 
 @rpc(wire.SignalWithStartWorkflowExecutionRequest)
@@ -283,10 +327,16 @@ def signal_with_start(
             make_room(shard, tx, namespace, request, now)
         run = create(services, tx, namespace, _start_of(request), request.request_id, schedule=False)
         inputs.signal(
-            tx, run, request.signal_name, request.signal_input if request.HasField("signal_input") else None,
-            request.header if request.HasField("header") else None, request.identity, request.request_id, request.links,
+            tx,
+            run,
+            request.signal_name,
+            request.signal_input if request.HasField("signal_input") else None,
+            request.header if request.HasField("header") else None,
+            request.identity,
+            request.request_id,
+            request.links,
             skip_task=True,
-        )  # fmt: skip
+        )
         workflow_task.ensure(tx, run)
         return _signaled(namespace, run, request.request_id, True)
 
@@ -295,9 +345,11 @@ def signal_with_start(
 
 def _signaled(namespace: Namespace, run: Run, request_id: str, started: bool) -> bytes:
     return wire.SignalWithStartWorkflowExecutionResponse(
-        run_id=run.state.run_id, started=started, signal_link=_signal_link(namespace, run, request_id),
+        run_id=run.state.run_id,
+        started=started,
+        signal_link=_signal_link(namespace, run, request_id),
         first_execution_run_id=run.state.first_run_id,
-    ).SerializeToString()  # fmt: skip
+    ).SerializeToString()
 
 
 def _start_of(request: wire.SignalWithStartWorkflowExecutionRequest) -> wire.StartWorkflowExecutionRequest:
