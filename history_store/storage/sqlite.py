@@ -527,6 +527,10 @@ class SqliteStorage:
             return self._corrupt(f"{error} (while {doing})")  # Python's binding could not decode a text
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         name = getattr(error, "sqlite_errorname", type(error).__name__)
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
+            # The write-ahead log's index could not grow. A round that met this may be whole in the log, but
+            # is not part of it until the index says so: the same round, tried again, takes its place.
+            code = sqlite3.SQLITE_FULL
         match code:
             case sqlite3.SQLITE_FULL:
                 return StorageFull(
