@@ -1,4 +1,4 @@
-"""A disk that fills up under a working server: it refuses writes, serves reads, loses nothing, and recovers.
+"""A disk that fills up or fails under a working server: it says so, loses nothing, and goes on when it can.
 
 The disk is a small tmpfs of the server's own mount namespace, reached from outside through /proc/PID/root.
 """
@@ -6,6 +6,7 @@ The disk is a small tmpfs of the server's own mount namespace, reached from outs
 from __future__ import annotations
 
 import asyncio
+import resource
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -37,17 +38,18 @@ def can_mount() -> bool:
         return False
 
 
-pytestmark = [pytest.mark.live, pytest.mark.skipif(not can_mount(), reason="needs unshare and mount")]
+pytestmark = pytest.mark.live
+needs_mount = pytest.mark.skipif(not can_mount(), reason="needs unshare and mount")
 
 
 class Disk:
     """A server on a small disk, and a client that records what it was told."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, small: bool = True) -> None:
         mounted = directory / "disk"
         mounted.mkdir()
-        wrapped = ("unshare", "-rm", "sh", "-c", MOUNT, "sh", str(DISK_BYTES), str(mounted), *PROGRAM)
-        self.server = Server(mounted / "data.db", wrapped)
+        wrapper = ("unshare", "-rm", "sh", "-c", MOUNT, "sh", str(DISK_BYTES), str(mounted)) if small else ()
+        self.server = Server(mounted / "data.db", (*wrapper, *PROGRAM))
         self.server.log = directory / "stderr"
         self.history = History()
         self.client: Client
@@ -109,6 +111,7 @@ async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
     await made.server.kill()
 
 
+@needs_mount
 async def test_it_refuses_reads_and_recovers(disk: Disk) -> None:
     for _ in range(20):
         assert await disk.start_workflow() is Outcome.OK
@@ -143,6 +146,7 @@ async def read_one(disk: Disk, workflow_id: str) -> None:
     assert len(await read_history(disk.client, workflow_id)) == 2
 
 
+@needs_mount
 async def test_a_stop_while_it_is_full_is_clean_and_loses_nothing(disk: Disk, tmp_path: Path) -> None:
     for _ in range(20):
         assert await disk.start_workflow() is Outcome.OK
@@ -164,6 +168,7 @@ async def test_a_stop_while_it_is_full_is_clean_and_loses_nothing(disk: Disk, tm
         assert await elsewhere.stop() == 0, elsewhere.said()
 
 
+@needs_mount
 async def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
     mounted = tmp_path / "disk"
     mounted.mkdir()
@@ -175,3 +180,45 @@ async def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5.0
     assert "no space left" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@needs_mount
+async def test_a_restart_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    whole = Server(tmp_path / "whole.db")
+    await whole.start()
+    assert await whole.stop() == 0, whole.said()
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    filled = MOUNT.replace("shift 2", 'cp "$3" "$2"/data.db; dd if=/dev/zero of="$2"/filler 2>&-; shift 3')
+    command = ["unshare", "-rm", "sh", "-c", filled, "sh", "8m", str(mounted), str(whole.database), *PROGRAM]
+    command += ["server", "start-dev", "--port", "0", "--db-filename", str(mounted / "data.db")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "no space left" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+async def test_a_disk_error_ends_it_and_the_log_decides(tmp_path: Path) -> None:
+    """A write that fails for another reason than space: the next start finds out what is on the disk."""
+    disk = Disk(tmp_path, small=False)
+    disk.client = Client(await disk.server.start())
+    try:
+        for _ in range(20):
+            assert await disk.start_workflow() is Outcome.OK
+        # the kernel fails writes beyond this size with EFBIG, which SQLite reports as an I/O error
+        size = disk.server.database.with_name("data.db-wal").stat().st_size
+        resource.prlimit(disk.server.pid, resource.RLIMIT_FSIZE, (size + 50_000, resource.RLIM_INFINITY))
+        assert disk.server.process is not None
+        async with asyncio.timeout(5.0):
+            while disk.server.running:
+                await disk.start_workflow(20_000)
+            assert await disk.server.process.wait() == 1
+        assert "whether it was written is not known" in disk.server.said()
+        await disk.client.close()
+        disk.client = Client(await disk.server.start())
+        assert await disk.start_workflow() is Outcome.OK
+        await disk.judged()
+        assert await disk.server.stop() == 0, disk.server.said()
+    finally:
+        await disk.client.close()
+        await disk.server.kill()
