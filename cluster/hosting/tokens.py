@@ -9,6 +9,8 @@ import msgspec
 
 from history_store.engine.errors import invalid
 
+EVENT_ID_END = 1 << 62  # no history comes near; what is beyond it is no event id
+
 
 class TaskToken(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Which attempt of which task a worker holds."""
@@ -56,6 +58,9 @@ def task_token(data: bytes) -> TaskToken:
 def history_token(data: bytes) -> HistoryToken:
     """INVALID_ARGUMENT if it is no page token."""
     try:
-        return _history(data)
+        token = _history(data)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
         raise invalid("Invalid NextPageToken.") from None
+    if not (0 < token.next_id < EVENT_ID_END and 0 <= token.end_id < EVENT_ID_END):
+        raise invalid("Invalid NextPageToken.")
+    return token

@@ -4,7 +4,7 @@
     r  slot  run                                   a run's core row
     i  slot  run  item kind  item id               its pending things, one row each
     h  slot  run  branch  first event id           history: one batch of events a row
-    q  namespace  type  queue 0 priority sequence  a task that waits for a poller, in order
+    q  namespace  type  queue ff priority sequence a task that waits for a poller, in order
     t  due  run                                    when a run wants to be looked at
     x  sequence                                    an action on another run, not yet done
 
@@ -78,7 +78,7 @@ def history(slot: bytes, run: bytes, branch: int, first_event_id: int) -> bytes:
 
 def task_queue(namespace: bytes, kind: int, queue: str) -> bytes:
     """Prefix of a queue's tasks."""
-    return TASK + namespace + bytes((kind,)) + queue.encode() + b"\0"
+    return TASK + namespace + bytes((kind,)) + queue.encode() + b"\xff"
 
 
 def task(namespace: bytes, kind: int, queue: str, priority: int, sequence: int) -> bytes:

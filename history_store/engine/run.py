@@ -476,7 +476,7 @@ class Run:
         tx = self.tx
         assert tx is not None
         tx.rows.append((key, None))
-        # q namespace(16) kind(1) queue 0 priority(1) sequence(8)
+        # q namespace(16) kind(1) queue ff priority(1) sequence(8)
         self.withdrawn.append((key[17], key[18:-10].decode(), int.from_bytes(key[-8:], "big")))
 
     # ---- deadlines

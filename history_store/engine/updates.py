@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
 from temporalio.api.enums.v1 import event_type_pb2, update_pb2
 from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
@@ -244,6 +245,13 @@ def messages(run: Run) -> list[Message]:
 
 def handle(tx: Transaction, run: Run, message: Message) -> None:
     """One protocol message of a completed workflow task. BadMessage where it does not fit."""
+    try:
+        _handle(run, message)
+    except DecodeError:
+        raise BadMessage(f"the body of message {message.id} is not a {message.body.TypeName()}") from None
+
+
+def _handle(run: Run, message: Message) -> None:
     live = registry(run)
     update = live.updates.get(message.protocol_instance_id)
     body = message.body

@@ -46,8 +46,8 @@ def load(rows: Rows, namespace_id: str, workflow_id: str, run_id: str, retention
     if data is None:
         return None
     state = _core(data)
-    if state.workflow_id != workflow_id or state.namespace_id != namespace_id:
-        return None
+    if state.workflow_id != workflow_id or state.namespace_id != namespace_id or state.run_id != run_id:
+        return None  # an id written otherwise (in capitals, say) is another name, else one run had two copies
     run = Run(state, slot)
     prefix = keys.items(slot, raw)
     for key, value in rows.scan(prefix, keys.prefix_end(prefix)):

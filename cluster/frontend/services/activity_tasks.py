@@ -10,7 +10,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import Services, rpc
 from cluster.frontend.services.polls import wait_for_task
 from cluster.hosting.dispatch import ACTIVITY
-from cluster.hosting.tokens import TaskToken, task_token
+from cluster.hosting.tokens import TaskToken
 from history_store.engine import activity as activities
 from history_store.engine.errors import invalid
 
@@ -27,9 +27,9 @@ def poll(services: Services, call: Call, request: wire.PollActivityTaskQueueRequ
     return wait_for_task(services, call, request, ACTIVITY)
 
 
-def by_token(services: Services, data: bytes) -> tuple[ShardHost, Run, ActivityState]:
+def by_token(services: Services, request: Any) -> tuple[ShardHost, Run, ActivityState]:
     """The started attempt that a token names. NOT_FOUND if it is over."""
-    token = task_token(data)
+    token = services.task_token(request)
     if token.kind != 2:
         raise invalid("Error deserializing task token.")
     return _found(services, token, "")
@@ -70,7 +70,7 @@ def _end(services: Services, call: Call, found: tuple[ShardHost, Run, ActivitySt
 @rpc(wire.RespondActivityTaskCompletedRequest)
 def completed(services: Services, call: Call, request: wire.RespondActivityTaskCompletedRequest) -> None:
     """RespondActivityTaskCompleted."""
-    _complete(services, call, by_token(services, request.task_token), request)
+    _complete(services, call, by_token(services, request), request)
 
 
 @rpc(wire.RespondActivityTaskCompletedByIdRequest)
@@ -94,7 +94,7 @@ def _complete(
 @rpc(wire.RespondActivityTaskFailedRequest)
 def failed(services: Services, call: Call, request: wire.RespondActivityTaskFailedRequest) -> None:
     """RespondActivityTaskFailed."""
-    _fail(services, call, by_token(services, request.task_token), request)
+    _fail(services, call, by_token(services, request), request)
 
 
 @rpc(wire.RespondActivityTaskFailedByIdRequest)
@@ -117,7 +117,7 @@ def _fail(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityS
 @rpc(wire.RespondActivityTaskCanceledRequest)
 def canceled(services: Services, call: Call, request: wire.RespondActivityTaskCanceledRequest) -> None:
     """RespondActivityTaskCanceled."""
-    _cancel(services, call, by_token(services, request.task_token), request)
+    _cancel(services, call, by_token(services, request), request)
 
 
 @rpc(wire.RespondActivityTaskCanceledByIdRequest)
@@ -144,7 +144,7 @@ def heartbeat(services: Services, call: Call, request: wire.RecordActivityTaskHe
     _beat(
         services,
         call,
-        by_token(services, request.task_token),
+        by_token(services, request),
         request,
         wire.RecordActivityTaskHeartbeatResponse,
     )

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cluster.frontend.status import status_details
 from cluster.frontend.validate import CHECKS
+from cluster.hosting.tokens import TaskToken, task_token
 from history_store.engine.errors import Code, ServiceError, invalid
 from history_store.engine.inputs import not_running
 
@@ -97,6 +98,16 @@ class Services:
         return handle
 
     # ---- namespaces and runs
+
+    def task_token(self, request: Any) -> TaskToken:
+        """The token of a request, which must be of the request's namespace."""
+        token = task_token(request.task_token)
+        namespace = self.meta.by_id.get(token.namespace_id)
+        if namespace is None:
+            raise invalid("Error deserializing task token.")
+        if namespace.name != request.namespace:
+            raise invalid("Operation requested with a token from a different namespace.")
+        return token
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of a request."""

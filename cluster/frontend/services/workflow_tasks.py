@@ -13,7 +13,7 @@ from cluster.frontend.services.polls import wait_for_task
 from cluster.hosting import answers
 from cluster.hosting.dispatch import WORKFLOW
 from cluster.hosting.queries import ANSWERED, Query
-from cluster.hosting.tokens import TaskToken, task_token
+from cluster.hosting.tokens import TaskToken
 from history_store.engine import activity as activities
 from history_store.engine import close, commands, workflow_task
 from history_store.engine.command_rules import BadCommand, check_sequence
@@ -58,7 +58,7 @@ def held_task(services: Services, token: TaskToken) -> tuple[ShardHost, Run, Wor
 @rpc(wire.RespondWorkflowTaskCompletedRequest)
 def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
     """RespondWorkflowTaskCompleted."""
-    token = task_token(request.task_token)
+    token = services.task_token(request)
     shard, run, task = held_task(services, token)
     check_sequence(request.commands)
     _answers_to_waiting(services, run, request)
@@ -177,7 +177,7 @@ def _fail_bad_command(services: Services, call: Call, shard: ShardHost, token: T
 @rpc(wire.RespondWorkflowTaskFailedRequest)
 def failed(services: Services, call: Call, request: wire.RespondWorkflowTaskFailedRequest) -> None:
     """RespondWorkflowTaskFailed."""
-    token = task_token(request.task_token)
+    token = services.task_token(request)
     shard, run, task = held_task(services, token)
 
     def change(tx: Transaction) -> bytes:
@@ -228,7 +228,7 @@ def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRe
 @rpc(wire.RespondQueryTaskCompletedRequest)
 def query_completed(services: Services, call: Call, request: wire.RespondQueryTaskCompletedRequest) -> bytes:
     """RespondQueryTaskCompleted."""
-    token = task_token(request.task_token)
+    token = services.task_token(request)
     if token.kind != 3:
         raise invalid("Error deserializing task token.")
     query: Any = services.node.queries.open.get(token.ref)

@@ -25,7 +25,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 
 from cluster.frontend.validate import fields
-from history_store.engine.errors import Code, ServiceError, invalid
+from history_store.engine.errors import invalid
 from history_store.engine.field_rules import check_priority, check_versioning_override, too_long
 from history_store.engine.limits import Limits
 
@@ -88,7 +88,7 @@ def check_reset(request: ResetWorkflowExecutionRequest, limits: Limits) -> None:
     fields.check_request_id(request.request_id, limits)
     fields.check_execution(request.workflow_execution, present=request.HasField("workflow_execution"))
     if request.reset_reapply_type not in _REAPPLY_TYPES:
-        raise ServiceError(Code.INTERNAL, f"unknown reset reapply type: {request.reset_reapply_type}")
+        raise invalid(f"unknown reset reapply type: {request.reset_reapply_type}")
     if request.workflow_task_finish_event_id <= 1:
         raise invalid("Workflow task finish ID must be > 1 && <= workflow last event ID.")
     for operation in request.post_reset_operations:

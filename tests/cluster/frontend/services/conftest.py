@@ -230,13 +230,17 @@ class Harness:
         assert isinstance(task, wire.PollWorkflowTaskQueueResponse)
         return task
 
-    async def complete(self, token: bytes, *commands: Command, **fields: Any) -> None:
+    async def complete(
+        self, token: bytes, *commands: Command, namespace: str = "default", **fields: Any
+    ) -> wire.RespondWorkflowTaskCompletedResponse:
         """End a workflow task."""
-        await self.call(
+        answer = await self.call(
             wire.RespondWorkflowTaskCompletedRequest(
-                namespace="default", task_token=token, identity="worker", commands=commands, **fields
+                namespace=namespace, task_token=token, identity="worker", commands=commands, **fields
             )
         )
+        assert isinstance(answer, wire.RespondWorkflowTaskCompletedResponse)
+        return answer
 
     async def turn(self) -> None:
         """Let the loop do what is due now."""

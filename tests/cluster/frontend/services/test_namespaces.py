@@ -182,7 +182,7 @@ async def fill(harness: Harness, name: str) -> None:
         elif number == 2:
             command = Command(command_type=command_type_pb2.COMMAND_TYPE_COMPLETE_WORKFLOW_EXECUTION)
             command.complete_workflow_execution_command_attributes.SetInParent()
-        await harness.complete(task.task_token, command)
+        await harness.complete(task.task_token, command, namespace=name)
 
 
 async def test_delete_takes_everything_and_nothing_else(harness: Harness) -> None:

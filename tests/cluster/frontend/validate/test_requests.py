@@ -648,7 +648,7 @@ def test_other_codes() -> None:
     assert refusal(START, spoil(START, {"time_skipping_config": {}})).code is Code.UNIMPLEMENTED
     assert refusal(START, spoil(START, {"completion_callbacks": [Callback()]})).code is Code.UNIMPLEMENTED
     reset = spoil("ResetWorkflowExecution", {"reset_reapply_type": 99})
-    assert refusal("ResetWorkflowExecution", reset).code is Code.INTERNAL
+    assert refusal("ResetWorkflowExecution", reset).code is Code.INVALID_ARGUMENT
 
 
 def test_the_archive_is_not_there() -> None:
