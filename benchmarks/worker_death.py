@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -46,13 +47,18 @@ TASKS_MAX = 50
 _numbers = itertools.count()
 
 
+def say(word: str) -> None:
+    """Tell the parent, a line at once: many threads speak."""
+    os.write(1, f"{word}\n".encode())
+
+
 @workflow.defn
 class Hold:
     """Keeps its worker busy, so that its first workflow task stays unanswered."""
 
     @workflow.run
     async def run(self) -> None:
-        print("holding", flush=True)
+        say("holding")
         time.sleep(HOLD_S)
 
 
@@ -65,7 +71,7 @@ class Wait:
 
     @workflow.run
     async def run(self) -> None:
-        print("waiting", flush=True)
+        say("waiting")
         await workflow.wait_condition(lambda: self._told)
 
     @workflow.signal
@@ -86,7 +92,7 @@ async def work(address: str, queue: str) -> None:
         max_concurrent_workflow_tasks=TASKS_MAX,
     )
     async with worker:
-        print("ready", flush=True)
+        say("ready")
         await asyncio.Event().wait()
 
 
