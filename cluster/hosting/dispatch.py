@@ -1,8 +1,8 @@
 """Between matching and the shards: waiting tasks, open polls, and workers that die.
 
 A task is started by its shard when matching hands it a poll: one transaction, and the poll is answered when
-that is committed. A poll whose client went away meanwhile gives its task back at once. A connection that closes
-takes its worker with it: what that worker held is handed to another without waiting for time-outs.
+that is committed. A poll whose client went away meanwhile gives its task back at once. A connection that
+closes takes its worker with it: what that worker held is handed to another without waiting for time-outs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cluster.hosting import answers
+from cluster.hosting.committer import nobody
 from cluster.matching.contract import QueueKey
 from history_store.engine import activity as activities
 from history_store.engine import workflow_task
@@ -67,28 +68,24 @@ class Poll:
 
     def answer(self, body: bytes) -> None:
         """Give the worker its task, or nothing (an empty body)."""
-        self.node.polls.discard(self)
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self._stop_waiting()
         self.call.finish(body)
 
     def gone(self) -> None:
         """The client cancelled or its deadline came."""
-        self.node.polls.discard(self)
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self._stop_waiting()
         self.node.matching.cancel_poll(self.queue, self)
 
     def expire(self) -> None:
         """Answer empty, shortly before the client would give up."""
+        self.gone()
+        self.call.finish(b"")
+
+    def _stop_waiting(self) -> None:
         self.node.polls.discard(self)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.node.matching.cancel_poll(self.queue, self)
-        self.call.finish(b"")
 
 
 class ShardTask:
@@ -154,7 +151,7 @@ class ShardTask:
         if self.durable and self.shard.rows.get(self.key) is not None:
             tx = self.shard.begin()
             tx.rows.append((self.key, None))
-            self.shard.commit(tx, _nobody)
+            self.shard.commit(tx, nobody)
         return False
 
     def _start_workflow_task(self, run: Run, poller: Poll) -> bool:
@@ -194,7 +191,7 @@ class ShardTask:
         tx = self.shard.begin()
         tx.open(run)
         if workflow_task.reroute(tx, run, self.stamp):
-            self.shard.commit(tx, _nobody)
+            self.shard.commit(tx, nobody)
         else:
             run.committed()
 
@@ -237,16 +234,17 @@ class Delivery:
         tx = self.shard.begin()
         tx.open(run)
         activities.unstart(run, activity)
-        self.shard.commit(tx, _nobody)
+        self.shard.commit(tx, nobody)
 
 
 class Holders:
     """Which connection's worker holds which workflow tasks."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_holder")
 
     def __init__(self) -> None:
-        self._held: dict[Connection, dict[str, tuple[ShardHost, Run, int]]] = {}
+        self._held: dict[Connection, dict[str, tuple[ShardHost, Run, int]]] = {}  # by run id
+        self._holder: dict[str, Connection] = {}  # run id -> who holds its task
 
     def watch(self, connection: Connection) -> bool:
         """Begin to watch a connection; False if it is watched already."""
@@ -262,17 +260,21 @@ class Holders:
             if connection.closed:
                 release(shard, run, stamp)
             return
-        held[run.state.run_id] = (shard, run, stamp)
+        run_id = run.state.run_id
+        self.done(run_id)
+        held[run_id] = (shard, run, stamp)
+        self._holder[run_id] = connection
 
-    def done(self, connection: Connection, run_id: str) -> None:
-        """The task was answered."""
-        held = self._held.get(connection)
-        if held is not None:
-            held.pop(run_id, None)
+    def done(self, run_id: str) -> None:
+        """The task was answered (perhaps on another connection of the same worker)."""
+        connection = self._holder.pop(run_id, None)
+        if connection is not None:
+            self._held[connection].pop(run_id, None)
 
     def closed(self, connection: Connection) -> None:
         """The connection is gone: whoever held tasks there will not answer."""
         for shard, run, stamp in self._held.pop(connection, {}).values():
+            self._holder.pop(run.state.run_id, None)
             found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
             if found is not None:
                 try:
@@ -289,7 +291,7 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
     tx = shard.begin()
     tx.open(run)
     workflow_task.time_out(tx, run)
-    shard.commit(tx, _nobody)
+    shard.commit(tx, nobody)
 
 
 def task_of_row(shard: ShardHost, queue: QueueKey, key: bytes, row: TaskRow) -> ShardTask:
@@ -308,7 +310,3 @@ def task_of_row(shard: ShardHost, queue: QueueKey, key: bytes, row: TaskRow) -> 
         row.normal_queue,
         key,
     )
-
-
-def _nobody(error: ServiceError | None) -> None:
-    """Nobody waits for this commit."""

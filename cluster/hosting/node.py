@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cluster.hosting.actions import Actions
-from cluster.hosting.committer import Committer
+from cluster.hosting.committer import Committer, nobody
 from cluster.hosting.dispatch import Holders, Poll, ShardTask, task_of_row
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.queries import Queries
@@ -67,7 +67,7 @@ class Node:
         found = storage.load()
         self.meta = Meta(self.committer.add(META_GROUP, found.get(META_GROUP), rng))
         if self.meta.settings is None:
-            self.meta.write_settings(Settings(shards, cluster_id), _nobody)
+            self.meta.write_settings(Settings(shards, cluster_id), nobody)
         assert self.meta.settings is not None
         self.shards = [
             ShardHost(self, self.committer.add(number + 1, found.get(number + 1), rng), clock, loop)
@@ -163,6 +163,10 @@ class Node:
         """An action is committed: do it."""
         self.actions.do(shard, key, action)
 
+    def run_closed(self, run_id: str) -> None:
+        """No worker holds a task of this run any more."""
+        self.holders.done(run_id)
+
     # ---- task queues
 
     def offered(self, shard: ShardHost, spec: TaskSpec) -> None:
@@ -191,7 +195,7 @@ class Node:
         else:
             self.matching.offer(task)
 
-    def withdrawn(self, namespace_id: str, kind: int, queue: str, sequence: int) -> None:
+    def withdrawn(self, namespace_id: str, kind: int, queue: str) -> None:
         """A waiting task is started or void; matching finds out when it tries to start it."""
         key = QueueKey(namespace_id, kind, queue)
         if key in self._backlogs:
@@ -253,7 +257,3 @@ class _Source:
     def count(self, queue: QueueKey) -> int:
         """How many wait."""
         return self._node.backlog(queue)
-
-
-def _nobody(error: ServiceError | None) -> None:
-    """Nobody waits for this commit."""

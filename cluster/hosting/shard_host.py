@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
+from cluster.hosting.committer import nobody
 from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
@@ -74,11 +75,14 @@ class Outside(Protocol):
     def offered(self, shard: ShardHost, spec: TaskSpec) -> None:
         """A task for matching."""
 
-    def withdrawn(self, namespace_id: str, kind: int, queue: str, sequence: int) -> None:
+    def withdrawn(self, namespace_id: str, kind: int, queue: str) -> None:
         """A waiting task became void."""
 
     def acted(self, shard: ShardHost, key: bytes, action: Action) -> None:
         """An action is committed: do it."""
+
+    def run_closed(self, run_id: str) -> None:
+        """No worker holds a task of this run any more."""
 
 
 class ShardHost:
@@ -96,7 +100,6 @@ class ShardHost:
         self._horizon = 0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._wake_at = 0
-        self._later: list[tuple[int, bytes]] = []
 
     # ---- engine.Environment
 
@@ -210,7 +213,7 @@ class ShardHost:
                 self.reload(run)
 
     def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
-        """Propose the transaction; `waiter` hears when it is committed. Raises a definite error if refused."""
+        """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused."""
         for run in tx.runs:
             if run.running:
                 close.enforce_history_limits(tx, run)
@@ -228,6 +231,8 @@ class ShardHost:
         offers: list[TaskSpec] = []
         for run in tx.runs:
             run.proposed = index
+            if run.closed_now:
+                self.node.run_closed(run.state.run_id)
             if run.deleted:
                 self.forget(run)
             else:
@@ -236,8 +241,8 @@ class ShardHost:
                 if wake and wake <= self._horizon:
                     self._note(wake, run.raw)
             offers.extend(run.offers)
-            for kind, queue, sequence in run.withdrawn:
-                self.node.withdrawn(run.state.namespace_id, kind, queue, sequence)
+            for kind, queue in run.withdrawn:
+                self.node.withdrawn(run.state.namespace_id, kind, queue)
             if run.updates is not None and run.updates.changed:
                 settle.append((run, run.updates.take_changed()))
             elif run.watchers:
@@ -301,6 +306,9 @@ class ShardHost:
 
     def _refill_wakes(self) -> None:
         """Read the wake rows of the near future."""
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
         horizon = self.clock.now_ns() + WAKE_WINDOW_NS
         found = list(self.rows.scan(keys.WAKE, keys.WAKE + keys.number(horizon), WAKES_MAX))
         if len(found) == WAKES_MAX:
@@ -324,13 +332,15 @@ class ShardHost:
             try:
                 self._wake(due, raw, _wake_row(value))
             except ServiceError as error:
-                log.warning("a run could not be woken; trying again", error=error.message)
-                self._later.append((due, raw))
-                break
-        if self._later:
-            self.loop.call_later(RETRY_S, self._refill_wakes)
-            self._later.clear()
-        if now >= self._horizon:
+                log.warning("runs could not be woken; trying again", error=error.message)
+                self._wake_at = now + int(RETRY_S * 1e9)
+                if self._wake_timer is not None:
+                    self._wake_timer.cancel()
+                self._wake_timer = self.loop.call_later(RETRY_S, self._refill_wakes)
+                return
+            except Exception:  # one run that cannot be woken must not stop the clock of all others
+                log.exception("a run could not be woken; it is left alone for a while", run=raw.hex())
+        if now >= self._horizon and not (wakes and wakes[0][0] <= now):
             self._refill_wakes()
         else:
             self._arm()
@@ -341,13 +351,17 @@ class ShardHost:
         if run is None:
             tx.rows.append((keys.wake(due, raw), None))
         else:
-            tx.open(run)
-            if run.state.wake != due:
-                tx.rows.append((keys.wake(due, raw), None))
-            deadlines.fire(tx, run)
-            if run.deleted:
-                self.delete_rows(tx, run)
-        self.commit(tx, _ignore)
+            try:
+                tx.open(run)
+                if run.state.wake != due:
+                    tx.rows.append((keys.wake(due, raw), None))
+                deadlines.fire(tx, run)
+                if run.deleted:
+                    self.delete_rows(tx, run)
+            except BaseException:
+                self.abort(tx)
+                raise
+        self.commit(tx, nobody)
 
     def delete_rows(self, tx: Transaction, run: Run) -> None:
         """Everything of the run but its core row, which the seal takes."""
@@ -365,10 +379,6 @@ class ShardHost:
         """Stop the clockwork."""
         if self._wake_timer is not None:
             self._wake_timer.cancel()
-
-
-def _ignore(error: ServiceError | None) -> None:
-    """Nobody waits for this one."""
 
 
 def _pinned(run: Run) -> bool:

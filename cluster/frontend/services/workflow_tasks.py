@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 EAGER_ACTIVITIES_MAX = 3
 UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
-ATTEMPTS_REPORTED = (
-    1  # later attempts that fail are left to time out, so that a broken worker is not hammered
-)
+ATTEMPTS_REPORTED = 1  # later attempts that fail are left to time out: a broken worker is not hammered
 REJECT_NOT_OPEN = query_pb2.QUERY_REJECT_CONDITION_NOT_OPEN
 REJECT_NOT_CLEAN = query_pb2.QUERY_REJECT_CONDITION_NOT_COMPLETED_CLEANLY
 
@@ -59,9 +57,9 @@ def held_task(services: Services, token: TaskToken) -> tuple[ShardHost, Run, Wor
 def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
     """RespondWorkflowTaskCompleted."""
     token = services.task_token(request)
-    shard, run, task = held_task(services, token)
+    shard, run, _ = held_task(services, token)
     check_sequence(request.commands)
-    _answers_to_waiting(services, run, request)
+    services.node.queries.answered(run, request.query_results)  # they count whatever becomes of the commands
     tx = shard.begin()
     try:
         tx.open(run)
@@ -79,8 +77,14 @@ def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCo
 class Completed:
     """A completion on its way to the log, and its answer."""
 
-    def __init__(self, services: Services, call: Call, shard: ShardHost, run: Run,
-                 request: wire.RespondWorkflowTaskCompletedRequest) -> None:  # fmt: skip
+    def __init__(
+        self,
+        services: Services,
+        call: Call,
+        shard: ShardHost,
+        run: Run,
+        request: wire.RespondWorkflowTaskCompletedRequest,
+    ) -> None:
         self.services = services
         self.call = call
         self.shard = shard
@@ -100,10 +104,10 @@ class Completed:
             workflow_task.start(tx, run, tx.env.new_id(), request.identity)
             assert run.state.task is not None
             self.stamp = run.state.task.stamp
-        services.node.holders.done(self.call.connection, run.state.run_id)
+        services.node.holders.done(run.state.run_id)
         self.body = response.SerializeToString()
         if done.dropped and not done.new_task and not run.events and run.state.task is None:
-            self._forget(tx)
+            self._forget()
         else:
             self.shard.commit(tx, self._committed)
         if done.new_task:
@@ -111,9 +115,9 @@ class Completed:
                 self.shard, run, request.HasField("sticky_attributes"), services.node.queries.take(run)
             )
             self.body += b"\x0a" + answers.varint(len(task)) + task
-        services.node.queries.settle(run, request.query_results)
+        services.node.queries.settle(run)
 
-    def _forget(self, tx: Transaction) -> None:
+    def _forget(self) -> None:
         """A speculative task whose updates were all rejected: nothing to write, only callers to tell."""
         run = self.run
         run.committed()
@@ -128,22 +132,14 @@ class Completed:
         answering(self.call, self.body)(error)
 
 
-def _answers_to_waiting(
-    services: Services, run: Run, request: wire.RespondWorkflowTaskCompletedRequest
+def _fail_bad_command(
+    services: Services,
+    call: Call,
+    shard: ShardHost,
+    token: TaskToken,
+    bad: BadCommand,
+    request: wire.RespondWorkflowTaskCompletedRequest,
 ) -> None:
-    """Query answers count whatever becomes of the commands."""
-    for query_id, result in request.query_results.items():
-        query = run.queries.pop(query_id, None)
-        if query is None:
-            continue
-        if result.result_type == ANSWERED:
-            query.succeed(result.answer if result.HasField("answer") else None)
-        else:
-            query.fail(Code.INVALID_ARGUMENT, result.error_message, result.failure)
-
-
-def _fail_bad_command(services: Services, call: Call, shard: ShardHost, token: TaskToken, bad: BadCommand,
-                      request: wire.RespondWorkflowTaskCompletedRequest) -> None:  # fmt: skip
     """The commands do not fit: fail the task instead, and tell the worker why."""
     run = shard.find(token.namespace_id, token.workflow_id, token.run_id)
     assert run is not None, "the run was there a moment ago"
@@ -158,17 +154,23 @@ def _fail_bad_command(services: Services, call: Call, shard: ShardHost, token: T
     failure = Failure(message=bad.text, source="Server")
     failure.server_failure_info.non_retryable = True
     workflow_task.fail(
-        tx, run, task, bad.cause, failure if not unhandled else None, request.identity,
-        reschedule=not bad.terminate, binary_checksum=request.binary_checksum,
-    )  # fmt: skip
+        tx,
+        run,
+        task,
+        bad.cause,
+        failure if not unhandled else None,
+        request.identity,
+        reschedule=not bad.terminate,
+        binary_checksum=request.binary_checksum,
+    )
     if unhandled:
         # The worker did nothing wrong: it had not seen everything. Its next attempt is a first one.
         run.state.task_attempt = 1
     if bad.terminate:
         close.terminate(tx, run, bad.text, None, "history-service")
-    services.node.holders.done(call.connection, run.state.run_id)
+    services.node.holders.done(run.state.run_id)
     shard.commit(tx, lambda error: fail(call, error or refusal))
-    services.node.queries.settle(run, {})
+    services.node.queries.settle(run)
 
 
 # ---- failed
@@ -183,13 +185,18 @@ def failed(services: Services, call: Call, request: wire.RespondWorkflowTaskFail
     def change(tx: Transaction) -> bytes:
         tx.open(run)
         workflow_task.fail(
-            tx, run, task, request.cause, request.failure if request.HasField("failure") else None, request.identity,
+            tx,
+            run,
+            task,
+            request.cause,
+            request.failure if request.HasField("failure") else None,
+            request.identity,
             binary_checksum=request.binary_checksum,
             worker_version=request.worker_version if request.HasField("worker_version") else None,
-        )  # fmt: skip
+        )
         return b""
 
-    services.node.holders.done(call.connection, run.state.run_id)
+    services.node.holders.done(run.state.run_id)
     services.transact(call, shard, change)
 
 
@@ -226,7 +233,7 @@ def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRe
 
 
 @rpc(wire.RespondQueryTaskCompletedRequest)
-def query_completed(services: Services, call: Call, request: wire.RespondQueryTaskCompletedRequest) -> bytes:
+def query_completed(services: Services, _call: Call, request: wire.RespondQueryTaskCompletedRequest) -> bytes:
     """RespondQueryTaskCompleted."""
     token = services.task_token(request)
     if token.kind != 3:
