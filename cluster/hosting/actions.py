@@ -1,7 +1,8 @@
 """Actions: what one run asks of another, done after its commit, at least once, to the same end.
 
-The target deduplicates by the request id that the asking run drew, so an action that is done twice (a node died
-between) finds what it did the first time. An action's row goes in the transaction that records its outcome.
+The target deduplicates by the request id that the asking run drew, so an action that is done twice (a node
+died between) finds what it did the first time. An action's row goes in the transaction that records its
+outcome.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import structlog
 from temporalio.api.common.v1.message_pb2 import WorkflowExecution
 from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
 
-from cluster.hosting.shard_host import _ignore
+from cluster.hosting.committer import nobody
 from history_store.engine import children, close, inputs, start
 from history_store.engine import state as st
 from history_store.engine.errors import Code, ServiceError
@@ -70,7 +71,7 @@ class Actions:
             shard.abort(tx)
             raise
         tx.action_done(key)
-        shard.commit(tx, _ignore)
+        shard.commit(tx, nobody)
 
     def _source(self, shard: ShardHost, action: Action) -> Run | None:
         run = shard.find(action.namespace_id, action.workflow_id, action.run_id)
@@ -124,7 +125,7 @@ class Actions:
             user_metadata=metadata,
             version=self.node.version_of(action.target_namespace_id),
         )
-        target.commit(tx, _ignore)
+        target.commit(tx, nobody)
         self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, run_id))
 
     def _make_room(
@@ -178,7 +179,7 @@ class Actions:
             children.child_closed(
                 tx, tx.open(parent), child, action.policy, action.payload, action.request_id
             )
-            target.commit(tx, _ignore)
+            target.commit(tx, nobody)
         self._after(target, shard, key, action, lambda: self._finish(shard, key))
 
     def _close_child(self, shard: ShardHost, key: bytes, action: Action) -> None:
@@ -211,7 +212,7 @@ class Actions:
                     external=parent,
                     initiated_id=action.event_id,
                 )
-            target.commit(tx, _ignore)
+            target.commit(tx, nobody)
         self._after(target, shard, key, action, lambda: self._finish(shard, key))
 
     # ---- signals and cancel requests
@@ -270,7 +271,7 @@ class Actions:
         except ServiceError as error:
             target.abort(tx)
             return SIGNAL_LIMIT if error.code == Code.RESOURCE_EXHAUSTED else SIGNAL_NOT_FOUND
-        target.commit(tx, _ignore)
+        target.commit(tx, nobody)
         return 0
 
     def _send_cancel(self, shard: ShardHost, target: ShardHost, source: Run, run: Run, action: Action) -> int:
@@ -290,7 +291,7 @@ class Actions:
             external=WorkflowExecution(workflow_id=source.state.workflow_id, run_id=source.state.run_id),
             initiated_id=action.event_id,
         )
-        target.commit(tx, _ignore)
+        target.commit(tx, nobody)
         return 0
 
 

@@ -1,12 +1,13 @@
 """Rounds: one durable write serves every group that has something to say.
 
-A round takes a Ready from each dirty group, writes them all with one `Storage.write` on the writer thread, then
-advances the groups and tells who waited. While a round syncs the next one forms. Rows of committed entries are
-written later, many at once, riding on a round's sync (or on a round of their own when it is quiet).
+A round takes a Ready from each dirty group, writes them all with one `Storage.write` on the writer thread,
+then advances the groups and tells who waited. While a round syncs the next one forms. Rows of committed
+entries are written later, many at once, riding on a round's sync (or on a round of their own when it is
+quiet).
 
-When the disk is full the round stays as it is and is tried again until there is space: what is in it was never
-acknowledged. New writes are refused meanwhile (`full`). Any other write error has an unknown outcome, so the
-node stops and lets the log decide at its next start.
+When the disk is full the round stays as it is and is tried again until there is space: what is in it was
+never acknowledged. New writes are refused meanwhile (`refusal`). Any other write error has an unknown
+outcome, so the node stops and lets the log decide at its next start.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ log = structlog.get_logger("storage")
 FLUSH_AGE_S = 0.5  # rows lag the log by about this; replay at start is bounded by it and the next limit
 FLUSH_BYTES_MAX = 8 << 20
 FULL_RETRY_S = 0.25
-LOG_BACKLOG_BYTES_MAX = 48 << 20  # committed but not stored as rows: beyond it the next round flushes at once
 
 Waiter = Callable[[ServiceError | None], None]
+
+
+def nobody(error: ServiceError | None) -> None:
+    """The waiter of a commit that nobody waits for."""
 
 
 class Group:
@@ -117,7 +121,10 @@ class Group:
         """Call the waiters whose entries are committed."""
         waiters, committed = self._waiters, self.committed
         while waiters and waiters[0][0] <= committed:
-            waiters.popleft()[1](None)
+            try:
+                waiters.popleft()[1](None)
+            except Exception:  # whatever is wrong with one, the others are to hear
+                log.exception("somebody who waited for a commit could not be told", group=self.id)
 
     def fail_waiters(self, error: ServiceError) -> None:
         """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
@@ -327,6 +334,9 @@ class Committer:
                 "the disk failed; stopping, so that the log decides at the next start", error=str(error)
             )
             self._stopped = True
+            self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
+            for group in self.groups.values():
+                group.fail_waiters(self.refusal)
             self._on_broken(error)
             return
         if self.refusal is None:

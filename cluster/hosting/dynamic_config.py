@@ -1,4 +1,4 @@
-"""Temporal's dynamic config keys that mean something here, read into limits. Others are accepted and ignored."""
+"""Temporal's dynamic config keys that mean something here, read into limits. Others are ignored."""
 
 from __future__ import annotations
 

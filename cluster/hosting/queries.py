@@ -12,13 +12,16 @@ from temporalio.api.enums.v1 import query_pb2
 from temporalio.api.errordetails.v1.message_pb2 import QueryFailedFailure
 from temporalio.api.workflowservice.v1.request_response_pb2 import QueryWorkflowResponse
 
+from cluster.frontend.status import status_details
 from cluster.hosting import answers
 from cluster.hosting.dispatch import WORKFLOW
 from cluster.matching.contract import QueueKey
 from history_store.engine.errors import Code, ServiceError
 
 if TYPE_CHECKING:
-    from temporalio.api.query.v1.message_pb2 import WorkflowQuery
+    from collections.abc import Mapping
+
+    from temporalio.api.query.v1.message_pb2 import WorkflowQuery, WorkflowQueryResult
 
     from cluster.frontend.contract import Call, Connection
     from cluster.hosting.node import Node
@@ -120,8 +123,6 @@ class Query:
     def fail(self, code: int, message: str, failure: Any = None) -> None:
         """The worker could not answer."""
         self.node.queries.drop(self)
-        from cluster.frontend.status import status_details
-
         detail = QueryFailedFailure()
         if failure is not None and failure.ByteSize():
             detail.failure.CopyFrom(failure)
@@ -152,8 +153,8 @@ class Queries:
             query.attached = True
         return {query_id: query.query for query_id, query in run.queries.items()}
 
-    def settle(self, run: Run, results: Any) -> None:
-        """A workflow task is over: take its answers; ask what is left directly if no task follows."""
+    def answered(self, run: Run, results: Mapping[str, WorkflowQueryResult]) -> None:
+        """Take the answers that came with a workflow task, by query id."""
         for query_id, result in results.items():
             query = run.queries.pop(query_id, None)
             if query is None:
@@ -162,6 +163,9 @@ class Queries:
                 query.succeed(result.answer if result.HasField("answer") else None)
             else:
                 query.fail(Code.INVALID_ARGUMENT, result.error_message, result.failure)
+
+    def settle(self, run: Run) -> None:
+        """A workflow task is over: ask what is left directly if no other follows."""
         if run.queries and (run.state.task is None or not run.running):
             waiting, run.queries = run.queries, {}
             for query in waiting.values():
@@ -172,14 +176,9 @@ class Queries:
         """It is answered or abandoned."""
         self.open.pop(query.id, None)
         if query.attached or query.connection is None:
-            run = self.node_run(query)
+            run = query.shard.runs.get(query.run_key[2])  # if it is not in memory, it holds no question
             if run is not None:
                 run.queries.pop(query.id, None)
-
-    @staticmethod
-    def node_run(query: Query) -> Run | None:
-        """The run as memory has it."""
-        return query.shard.runs.get(query.run_key[2])
 
     def closed(self, connection: Connection) -> None:
         """A worker died: what it was asked is asked again elsewhere."""

@@ -14,15 +14,25 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
+from cluster.frontend.health import Health
+from cluster.frontend.http2.front import Http2Front
+from cluster.frontend.http2.limits import Limits
+from cluster.frontend.reflection import Reflection
+from cluster.frontend.services import everything
+from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
+from cluster.frontend.services.deletion import Deletions
+from cluster.frontend.services.system import announce
 from cluster.hosting import dynamic_config, logs
 from cluster.hosting.clock import Clock, Identifiers
+from cluster.hosting.meta import REGISTERED, Namespace
+from cluster.hosting.node import Node
 from cluster.hosting.options import SEARCH_ATTRIBUTE_TYPES, ServerOptions
 from history_store.storage.contract import StorageError
+from history_store.storage.memory import MemoryStorage
+from history_store.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Front
-    from cluster.frontend.services.base import Services
-    from cluster.hosting.node import Node
     from history_store.storage.contract import Storage
 
 __all__ = ["Server", "ServerOptions", "serve"]
@@ -35,7 +45,10 @@ SWITCH_INTERVAL_S = 0.0001  # the writer thread gets the interpreter back soon a
 
 
 def serve(options: ServerOptions) -> int:
-    """Run until SIGTERM or SIGINT. Returns 0, or 1 if the disk failed. Raises StorageError or OSError at the start."""
+    """Run until SIGTERM or SIGINT. Returns 0, or 1 if the disk failed.
+
+    Raises StorageError or OSError if it cannot start.
+    """
     logs.configure(options.log_level, options.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return uvloop.run(_serve(options))
@@ -80,14 +93,6 @@ class Server:
 
     async def start(self, on_broken: Any) -> None:
         """Open, recover, listen. OSError, StorageError."""
-        from cluster.frontend.health import Health
-        from cluster.frontend.reflection import Reflection
-        from cluster.frontend.services import everything
-        from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
-        from cluster.frontend.services.deletion import Deletions
-        from cluster.frontend.services.system import announce
-        from cluster.hosting.node import Node
-
         options = self.options
         loop = asyncio.get_running_loop()
         engine_limits, limits = dynamic_config.read(options.dynamic_config)
@@ -118,7 +123,7 @@ class Server:
             self.front = _front(options, methods, streaming)
             await self.front.start(options.ip, options.port, _tls(options))
             if options.metrics_port is not None:
-                from cluster.hosting.metrics import MetricsServer
+                from cluster.hosting.metrics import MetricsServer  # costs memory, so only if asked for
 
                 self._metrics = MetricsServer(self.node)
                 await self._metrics.start(options.ip, options.metrics_port)
@@ -130,8 +135,6 @@ class Server:
 
     async def _namespaces(self) -> None:
         """Make sure that the namespaces and search attributes of the options exist."""
-        from cluster.hosting.meta import REGISTERED, Namespace
-
         meta = self.node.meta
         wanted = {
             name: SEARCH_ATTRIBUTE_TYPES.index(kind) for name, kind in self.options.search_attributes.items()
@@ -178,22 +181,15 @@ _INDEXED_VALUE_TYPES = {
 
 def _open(options: ServerOptions) -> Storage:
     if options.db_path is None:
-        from history_store.storage.memory import MemoryStorage
-
         return MemoryStorage()
-    from history_store.storage.sqlite import SqliteStorage
-
     return SqliteStorage(options.db_path)
 
 
 def _front(options: ServerOptions, methods: Any, streaming: Any) -> Front:
     if options.front == "grpcio":
-        from cluster.frontend.grpcio_front import GrpcioFront
+        from cluster.frontend.grpcio_front import GrpcioFront  # grpcio is optional
 
         return GrpcioFront(methods, streaming)
-    from cluster.frontend.http2.front import Http2Front
-    from cluster.frontend.http2.limits import Limits
-
     return Http2Front(methods, streaming, limits=Limits(message_bytes_max=options.message_bytes_max))
 
 

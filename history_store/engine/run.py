@@ -259,7 +259,7 @@ class Run:
         self.events: list[HistoryEvent] = []
         self.dirty: dict[bytes, Any] = {}
         self.offers: list[TaskSpec] = []
-        self.withdrawn: list[tuple[int, str, int]] = []
+        self.withdrawn: list[tuple[int, str]] = []
         self.current_dirty = False
         self.visible = False
         self.task_changed = False
@@ -477,7 +477,7 @@ class Run:
         assert tx is not None
         tx.rows.append((key, None))
         # q namespace(16) kind(1) queue ff priority(1) sequence(8)
-        self.withdrawn.append((key[17], key[18:-10].decode(), int.from_bytes(key[-8:], "big")))
+        self.withdrawn.append((key[17], key[18:-10].decode()))
 
     # ---- deadlines
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 
 from cluster.frontend.status import status_details
 from cluster.frontend.validate import CHECKS
@@ -29,7 +30,7 @@ WORKFLOW_SERVICE = "temporal.api.workflowservice.v1.WorkflowService"
 OPERATOR_SERVICE = "temporal.api.operatorservice.v1.OperatorService"
 
 Part = TypeVar("Part")
-Method = Callable[["Services", "Call", Any], "bytes | None | Coroutine[Any, Any, bytes]"]
+Method = Callable[["Services", "Call", Any], "bytes | Coroutine[Any, Any, bytes] | None"]
 METHODS: dict[str, tuple[type[Message], Method]] = {}
 
 
@@ -44,10 +45,21 @@ def rpc(request: type[Message], service: str = WORKFLOW_SERVICE) -> Callable[[Me
     return register
 
 
+# Those that are about a namespace rather than inside one.
+OF_NAMESPACES = frozenset(
+    (
+        "RegisterNamespace",
+        "DescribeNamespace",
+        "UpdateNamespace",
+        "DeprecateNamespace",
+        "DeleteNamespace",
+    )
+)
+
+
 def _namespaced(name: str, request: type[Message]) -> bool:
     """Whether the request works inside a namespace, which must exist: that error wins over all others."""
-    own = name.endswith(("/RegisterNamespace", "/DescribeNamespace", "/UpdateNamespace", "/DeprecateNamespace",
-                         "/DeleteNamespace"))  # fmt: skip
+    own = name.rpartition("/")[2] in OF_NAMESPACES
     return (
         not own
         and name.startswith(f"/{WORKFLOW_SERVICE}")
@@ -120,8 +132,9 @@ class Services:
             raise workflow_not_found(workflow_id)
         return shard, run
 
-    def open_run(self, namespace_id: str, workflow_id: str, run_id: str = "", first_run_id: str = ""
-                 ) -> tuple[ShardHost, Run]:  # fmt: skip
+    def open_run(
+        self, namespace_id: str, workflow_id: str, run_id: str = "", first_run_id: str = ""
+    ) -> tuple[ShardHost, Run]:
         """The run, which must be open (and of the chain that `first_run_id` began, if given)."""
         shard, run = self.run(namespace_id, workflow_id, run_id)
         if first_run_id and run.state.first_run_id != first_run_id:
@@ -132,8 +145,9 @@ class Services:
 
     # ---- transactions
 
-    def transact(self, call: Call, shard: ShardHost, change: Callable[[Transaction], bytes | Callable[[], bytes]],
-                 ) -> None:  # fmt: skip
+    def transact(
+        self, call: Call, shard: ShardHost, change: Callable[[Transaction], bytes | Callable[[], bytes]]
+    ) -> None:
         """Run `change` in a transaction; answer with what it returned when that is committed.
 
         What `change` raises undoes it. If it changed nothing, nothing is proposed, but the answer still waits
@@ -171,8 +185,6 @@ def fail(call: Call, error: ServiceError) -> None:
 
 def workflow_not_found(workflow_id: str) -> ServiceError:
     """No such run."""
-    from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
-
     return ServiceError(Code.NOT_FOUND, f"workflow not found for ID: {workflow_id}", NotFoundFailure())
 
 

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from cluster.frontend.services.base import Services
+from cluster.hosting.committer import nobody
 from cluster.hosting.meta import DELETED, Namespace
 from history_store.engine import close, keys
 from history_store.engine.errors import ServiceError
@@ -102,7 +103,10 @@ class Deletions:
 
 
 class _Sweep:
-    """One namespace's deletion, in steps."""
+    """One namespace's deletion, in steps.
+
+    Nobody waits for its commits: what is lost is done again by the next pass, or after the next start.
+    """
 
     def __init__(self, services: Services, namespace_id: str) -> None:
         self._services = services
@@ -133,7 +137,7 @@ class _Sweep:
             if found.forget_after > self._services.node.clock.now_ns():
                 self.waits_until = found.forget_after
                 return False
-            self._services.meta.forget(self._id, _nobody)
+            self._services.meta.forget(self._id, nobody)
         return True
 
     def _pass(self) -> Iterator[None]:
@@ -170,7 +174,7 @@ class _Sweep:
         except BaseException:
             shard.abort(tx)
             raise
-        shard.commit(tx, _nobody)
+        shard.commit(tx, nobody)
 
     def _tasks(self, shard: ShardHost) -> Iterator[None]:
         """Tasks of runs that are gone (a run takes its own along, but not what a crash left of it)."""
@@ -182,9 +186,5 @@ class _Sweep:
             self._deleted += len(rows)
             tx = shard.begin()
             tx.rows.extend((key, None) for key, _ in rows)
-            shard.commit(tx, _nobody)
+            shard.commit(tx, nobody)
             yield
-
-
-def _nobody(error: ServiceError | None) -> None:
-    """Nobody waits: what is lost of it is done again by the next pass, or after the next start."""

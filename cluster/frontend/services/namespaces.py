@@ -17,6 +17,7 @@ from temporalio.api.replication.v1.message_pb2 import NamespaceReplicationConfig
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, rpc
+from cluster.hosting.committer import nobody
 from cluster.hosting.meta import DELETED, DEPRECATED, REGISTERED, Namespace, not_found
 from history_store.engine.durations import from_ns, to_ns
 from history_store.engine.errors import Code, ServiceError, invalid
@@ -101,7 +102,7 @@ def update_namespace(services: Services, call: Call, request: wire.UpdateNamespa
     new = _updated(old, request)
     if new != old:
         new.config_version += 1
-        services.meta.put(new, _nobody)
+        services.meta.put(new, nobody)  # the answer waits for the commit by itself
     response = wire.UpdateNamespaceResponse()
     _describe(services, new, response)
     services.meta.group.when_committed(answering(call, response.SerializeToString()))
@@ -208,7 +209,3 @@ def _page_token(token: bytes) -> str:
         return token.decode("ascii")
     except UnicodeDecodeError:
         raise invalid("Invalid NextPageToken.") from None
-
-
-def _nobody(error: ServiceError | None) -> None:
-    """The answer waits for the commit by itself."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from cluster.frontend.contract import Call
 
 STICKY = 2  # TaskQueueKind
-DEADLINE_MIN_S = 1.0
 MARGIN_FRACTION = 0.15  # of the client's wait, left for the answer's way back
 MARGIN_MAX_S = 10.0
 

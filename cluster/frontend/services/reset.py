@@ -56,4 +56,4 @@ def reset_workflow(services: Services, call: Call, request: wire.ResetWorkflowEx
 
     services.transact(call, shard, change)
     if current is not None:
-        services.node.queries.settle(current, {})
+        services.node.queries.settle(current)

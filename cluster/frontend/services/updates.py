@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from temporalio.api.common.v1.message_pb2 import WorkflowExecution
 from temporalio.api.errordetails.v1.message_pb2 import MultiOperationExecutionFailure
+from temporalio.api.failure.v1.message_pb2 import MultiOperationExecutionAborted
 from temporalio.api.update.v1.message_pb2 import Outcome
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services import workflows
 from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
 from history_store.engine import state as st
-from history_store.engine import updates
+from history_store.engine import updates, workflow_task
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.inputs import not_running
 
@@ -198,8 +199,6 @@ def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
 
 def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
     """No worker took the speculative task in time: a normal one follows, which outlives this leader."""
-    from history_store.engine import workflow_task
-
     found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
     if found is None or not found.running:
         return
@@ -339,8 +338,6 @@ class MultiOperation:
         for error in (first, second):
             status = detail.statuses.add(code=int(error.code), message=error.message)
             if error.code == Code.ABORTED and error.message == "Operation was aborted.":
-                from temporalio.api.failure.v1.message_pb2 import MultiOperationExecutionAborted
-
                 status.details.add().Pack(MultiOperationExecutionAborted())
             elif error.detail is not None:
                 status.details.add().Pack(error.detail)

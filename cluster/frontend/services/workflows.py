@@ -205,7 +205,7 @@ def _joined(
 
 
 def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: Any, now: CurrentRun) -> None:
-    """Whether the policies let a new run take the id: ALREADY_EXISTS if not; a running one may be terminated."""
+    """Let a new run take the id (terminating the running one, if so asked), or ALREADY_EXISTS."""
     reuse = request.workflow_id_reuse_policy
     if now.status == st.RUNNING:
         conflict = request.workflow_id_conflict_policy
@@ -223,15 +223,15 @@ def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: 
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
         raise already_started(
             now,
-            "Workflow execution already finished. WorkflowId: %s, RunId: %s. Workflow Id reuse "
-            "policy: reject duplicate workflow Id." % (request.workflow_id, now.run_id),
+            f"Workflow execution already finished. WorkflowId: {request.workflow_id}, RunId: {now.run_id}. "
+            "Workflow Id reuse policy: reject duplicate workflow Id.",
         )
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY and now.status == st.COMPLETED:
         raise already_started(
             now,
-            "Workflow execution already finished successfully. WorkflowId: %s, RunId: %s. "
-            "Workflow Id reuse policy: allow duplicate workflow Id if last run failed."
-            % (request.workflow_id, now.run_id),
+            f"Workflow execution already finished successfully. WorkflowId: {request.workflow_id}, "
+            f"RunId: {now.run_id}. "
+            "Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
         )
 
 
@@ -276,7 +276,6 @@ def _signal_link(namespace: Namespace, run: Run, request_id: str) -> Link:
 
 def signal_run(tx: Transaction, run: Run, request: Any) -> None:
     """Record the request's signal."""
-    input = request.signal_input if hasattr(request, "signal_input") else request.input  # noqa: A001
     field = "signal_input" if hasattr(request, "signal_input") else "input"
     if request.request_id and request.request_id in run.signal_ids:
         return
@@ -284,7 +283,7 @@ def signal_run(tx: Transaction, run: Run, request: Any) -> None:
         tx,
         tx.open(run),
         request.signal_name,
-        input if request.HasField(field) else None,
+        getattr(request, field) if request.HasField(field) else None,
         request.header if request.HasField("header") else None,
         request.identity,
         request.request_id,
@@ -405,7 +404,7 @@ def terminate(services: Services, call: Call, request: wire.TerminateWorkflowExe
         return b""
 
     services.transact(call, shard, change)
-    services.node.queries.settle(run, {})
+    services.node.queries.settle(run)
 
 
 @rpc(wire.DeleteWorkflowExecutionRequest)
