@@ -7,7 +7,7 @@ are answered at the commit (`Group.when_committed`).
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("shard")
 
 RUNS_CACHED_MAX = 4_096  # open and closed runs kept decoded; about 5 KiB each
+CLOSED_RUNS_CACHED_MAX = 256  # of them: whoever waits for a result asks soon, or not at all
 TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
 WAKES_MAX = 10_000  # wake rows held in memory; later ones stay on disk until their time comes near
 WAKE_WINDOW_NS = 600_000_000_000
@@ -96,6 +97,7 @@ class ShardHost:
         self.loop = loop
         self.limits = node.limits
         self.runs: OrderedDict[str, Run] = OrderedDict()
+        self._closed: deque[str] = deque()  # run ids in the order they closed
         self._wakes: list[tuple[int, bytes]] = []
         self._horizon = 0
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -171,6 +173,15 @@ class ShardHost:
                 del cached[run_id]
                 break
 
+    def _retire(self, run_id: str) -> None:
+        """The run has closed: it stays in memory only for a while."""
+        self.node.run_closed(run_id)
+        self._closed.append(run_id)
+        if len(self._closed) > CLOSED_RUNS_CACHED_MAX:
+            oldest = self.runs.get(self._closed.popleft())
+            if oldest is not None and not oldest.running and not _pinned(oldest):
+                del self.runs[oldest.state.run_id]
+
     def forget(self, run: Run) -> None:
         """The run is spoiled or gone."""
         if self.runs.get(run.state.run_id) is run:
@@ -232,7 +243,7 @@ class ShardHost:
         for run in tx.runs:
             run.proposed = index
             if run.closed_now:
-                self.node.run_closed(run.state.run_id)
+                self._retire(run.state.run_id)
             if run.deleted:
                 self.forget(run)
             else:
