@@ -20,6 +20,9 @@ help:
 
 setup: $(STAMP)
 
+demo: $(STAMP)
+	@$(BIN)/holdfast demo
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("holdfast needs Python 3.11 or newer; set PYTHON=... to one") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

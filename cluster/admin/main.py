@@ -18,6 +18,10 @@ import click
 
 COMMANDS = {
     "cluster": ("cluster.admin.cluster_commands:cluster", "Ask a server how it is and what it is."),
+    "demo": (
+        "cluster.admin.demo_command:demo",
+        "Show a research agent that survives the SIGKILL of its worker and of its server.",
+    ),
     "doctor": (
         "cluster.admin.doctor_command:doctor",
         "Check this machine, and say what to do about what is found.",

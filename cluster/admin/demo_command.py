@@ -1,0 +1,53 @@
+"""`holdfast demo`: becomes `python -m sdk.demo`.
+
+The server's rooms import none of its clients, and the demo is one: so it is another program, which this one
+replaces itself with. It reads its flags itself; they are declared here for the help and the usage errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from cluster.admin.output import json_option
+
+
+@click.command()
+@click.option("--question", metavar="TEXT", help="What to answer; default: one about this server.")
+@click.option(
+    "--documents", metavar="DIR", help="Folder of .md, .txt and .rst files; default: the project's own pages."
+)
+@click.option("--approve", is_flag=True, help="Approve the agent's findings without asking.")
+@click.option("--offline", is_flag=True, help="Use the stand-in for a model, even if OPENAI_API_KEY is set.")
+@click.option("--keep", metavar="DIR", help="Leave data file, history, ledger and logs in this new folder.")
+@json_option
+def demo(
+    question: str | None,
+    documents: str | None,
+    approve: bool,
+    offline: bool,
+    keep: str | None,
+    as_json: bool,
+) -> None:
+    """Show a research agent that survives the SIGKILL of its worker and of its server.
+
+    It answers a question from documents. At the end: its report, the timeline of the run, and
+    whether any model call was paid twice; exit 0 only if everything held.
+
+    Without OPENAI_API_KEY the model is a stand-in that ranks the documents' own sentences, and
+    nothing leaves this machine. With it, passages of the documents go to OPENAI_BASE_URL
+    (default: OpenAI's own), for the model OPENAI_MODEL.
+
+    \b
+    Examples:
+      holdfast demo
+      holdfast demo --documents ~/notes --question "What did we decide about retries?"
+      holdfast demo --approve --json > result.json
+    """
+    valued = {"--question": question, "--documents": documents, "--keep": keep}
+    flags = {"--approve": approve, "--offline": offline, "--json": as_json}
+    arguments = [f"{name}={value}" for name, value in valued.items() if value is not None]
+    arguments += [name for name, given in flags.items() if given]
+    os.execv(sys.executable, [sys.executable, "-m", "sdk.demo", *arguments])  # noqa: S606 - our own program

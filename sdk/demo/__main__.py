@@ -1,0 +1,219 @@
+"""`holdfast demo`, or `python -m sdk.demo`: reads the command line, shows what happens, tells the verdict.
+
+The story goes to stderr; report, timeline and verdict, or one JSON object, to stdout. Exit code 0: everything
+held; 1: it did not, or the demo could not be played; 2: usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.text import Text
+
+from sdk.demo.director import DemoError, Director, Outcome, Settings
+from sdk.demo.documents import DocumentsError, Library, project
+from sdk.demo.messages import Approval, Progress
+from sdk.demo.model import Model, StandIn, choose
+from sdk.demo.timeline import show_checks, show_timeline, show_totals
+from sdk.testing import DevServerError
+
+QUESTION_DEFAULT = "What is on disk before a request is acknowledged, and what survives a SIGKILL?"
+QUESTION_CHARACTERS_MAX = 1000
+WIDTH_WITHOUT_TERMINAL = 130
+
+EPILOG = """\
+Examples:
+  holdfast demo
+  holdfast demo --documents ~/notes --question "What did we decide about retries?"
+  holdfast demo --approve --json > result.json
+  OPENAI_API_KEY=… OPENAI_MODEL=gpt-4o-mini holdfast demo
+
+Without OPENAI_API_KEY the model is a stand-in that ranks the documents' own sentences, and nothing
+leaves this machine. With it, passages of the documents go to OPENAI_BASE_URL (default: OpenAI's own).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="holdfast demo",
+        description="A research agent answers a question from documents. On the way its worker is killed "
+        "with SIGKILL, and then the server. At the end: the report, the run's timeline from the event "
+        "history, and whether any model call was paid twice.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--question", default=QUESTION_DEFAULT, help="what to answer (default: %(default)r)")
+    made.add_argument(
+        "--documents", type=Path, metavar="DIR", help="folder of .md, .txt and .rst files (default: ours)"
+    )
+    made.add_argument("--approve", action="store_true", help="approve the draft without asking")
+    made.add_argument("--offline", action="store_true", help="use the stand-in even with OPENAI_API_KEY set")
+    made.add_argument("--keep", type=Path, metavar="DIR", help="leave data, history, ledger, logs there")
+    made.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object on stdout")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play; returns the exit code."""
+    made = parser()
+    given = made.parse_args(arguments)
+    if not given.question.strip() or len(given.question) > QUESTION_CHARACTERS_MAX:
+        made.error(f"--question has to have 1 to {QUESTION_CHARACTERS_MAX} characters")
+    if given.keep and given.keep.exists() and (not given.keep.is_dir() or any(given.keep.iterdir())):
+        made.error(f"--keep {given.keep} has to be new, or an empty folder")
+    story = console(sys.stderr)
+    try:
+        model = choose(os.environ, offline=given.offline)
+        library = Library(given.documents) if given.documents else project()
+        outcome = asyncio.run(play(given, story, model, library))
+    except (DocumentsError, ValueError) as error:
+        made.error(str(error))
+    except (DemoError, DevServerError) as error:
+        print(f"holdfast demo: {error}", file=sys.stderr)  # noqa: T201 - a command's word
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("holdfast demo: interrupted", file=sys.stderr)  # noqa: T201 - as above
+        return 1
+    if given.as_json:
+        print(json.dumps(as_json(outcome, given.question, model, library), ensure_ascii=False))  # noqa: T201 - data
+    else:
+        show(console(sys.stdout), outcome)
+    return 0 if outcome.ok else 1
+
+
+async def play(given: argparse.Namespace, story: Console, model: Model, library: Library) -> Outcome:
+    """One performance, in a directory that goes away unless it is to be kept."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    story.print(f"question:  {given.question}", markup=False)
+    story.print(f"documents: {len(library.documents)} of {library.folder}", markup=False)
+    story.print(f"model:     {model.name}", markup=False)
+    if not isinstance(model, StandIn):
+        story.print("           passages of the documents are sent there", style="yellow")
+    settings = Settings(given.question, given.documents, given.offline, not isinstance(model, StandIn))
+    with ExitStack() as cleaning:
+        if given.keep:
+            given.keep.mkdir(parents=True, exist_ok=True)
+            directory = given.keep
+        else:
+            directory = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
+
+        def say(line: str) -> None:
+            story.print(line, markup=False, style="bold red" if line.startswith("kill") else None)
+
+        async def ask(progress: Progress) -> Approval:
+            return await approval(story, progress, asking=not given.approve and sys.stdin.isatty())
+
+        outcome = await Director(directory.resolve(), settings, say, ask).perform()
+        if given.keep:
+            story.print(
+                f"kept in {directory}: holdfast.db, history.json, ledger.jsonl, worker.log, server.log"
+            )
+        return outcome
+
+
+async def approval(story: Console, progress: Progress, *, asking: bool) -> Approval:
+    """Show the draft, and ask whoever sits at the terminal; without one, or with --approve, it is granted."""
+    checked = {verdict.place: verdict.found for verdict in progress.verdicts}
+    story.print("the agent asks: may it write the report from these quotations?", style="bold")
+    for number, finding in enumerate(progress.outline, start=1):
+        mark = "found word for word" if checked.get(finding.place) else "NOT found word for word"
+        story.print(f"  {number}. {finding.text} [{finding.place}: {mark}]", markup=False)
+    if not asking:
+        story.print("approved (by --approve, or because stdin is no terminal)")
+        return Approval(True, "nobody: unattended")
+    story.print("approve? [Y/n] ", end="", markup=False)
+    line = await line_of_stdin()  # empty: the terminal was closed, and that is no yes
+    granted = line.strip().lower() in ("y", "yes") or line == "\n"
+    story.print("approved" if granted else "not approved")
+    return Approval(granted, os.environ.get("USER") or "the human at the terminal")
+
+
+async def line_of_stdin() -> str:
+    """One line from the terminal, on the event loop: a thread in `input` could not be interrupted."""
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    def readable() -> None:
+        if not line.done():
+            line.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin.fileno(), readable)
+    try:
+        return await line
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+
+
+def console(stream: Any) -> Console:
+    """Where there is no terminal there is no width, and a timeline does not fit into rich's 80 columns."""
+    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
+
+
+def show(out: Console, outcome: Outcome) -> None:
+    """Report, timeline, verdict."""
+    out.rule("report")
+    out.print(Markdown(outcome.report.text))
+    out.rule("timeline, from the event history")
+    show_timeline(out, outcome.steps, outcome.deaths)
+    out.rule("what was proved")
+    show_checks(out, outcome.checks)
+    out.print()
+    show_totals(out, outcome.totals, outcome.deaths)
+    verdict = "everything held" if outcome.ok else "NOT everything held"
+    out.print(Text(verdict, "bold green" if outcome.ok else "bold red"))
+
+
+def as_json(outcome: Outcome, question: str, model: Model, library: Library) -> dict[str, Any]:
+    """The result for programs."""
+    totals = asdict(outcome.totals)
+    lost = totals.pop("lost_s")
+    return {
+        "ok": outcome.ok,
+        "question": question,
+        "documents": {"folder": str(library.folder), "count": len(library.documents)},
+        "model": {"name": model.name, "stand_in": isinstance(model, StandIn)},
+        "run_id": outcome.run_id,
+        "approved": outcome.report.approved,
+        "report": outcome.report.text,
+        "findings": [asdict(finding) for finding in outcome.report.findings],
+        "deaths": [
+            {
+                "who": death.who,
+                "signal": "SIGKILL",
+                "pid": death.pid,
+                "successor": death.successor,
+                "killed_ns": death.killed_ns,
+                "events_before": len(death.before),
+                "in_flight": death.in_flight,
+                "lost_s": seconds,
+            }
+            for death, seconds in zip(outcome.deaths, lost, strict=True)
+        ],
+        "totals": {**totals, "lost_s": sum(lost)},
+        "checks": [asdict(check) for check in outcome.checks],
+        "timeline": [{**asdict(step), "seconds": step.seconds} for step in outcome.steps],
+    }
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The SDK's native threads outlive it, and may abort a process that takes its interpreter down in order.
+    os._exit(code)

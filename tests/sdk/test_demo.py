@@ -1,0 +1,156 @@
+"""`holdfast demo` as a user runs it: a process, its exit code, its JSON, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+HOLDFAST = Path(sys.executable).parent / "holdfast"
+DEMO_MAX_S = 110  # it takes 6; a test machine may be busy
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """This one without a model's endpoint, and with a place of its own for temporary files."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    return {**kept, "TMPDIR": str(scratch)}
+
+
+def demo(scratch: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(HOLDFAST), "demo", *arguments],
+        env=environment(scratch),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_MAX_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    path = tmp_path / "scratch"
+    path.mkdir()
+    return path
+
+
+def test_two_kills_and_nothing_is_paid_twice(scratch: Path) -> None:
+    done = demo(scratch, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["ok"]
+    assert told["approved"]
+    assert told["model"]["stand_in"]
+    assert all(check["ok"] for check in told["checks"])
+    assert len(told["checks"]) == 13
+
+    worker, server = told["deaths"]
+    assert (worker["who"], server["who"]) == ("worker", "server")
+    assert worker["in_flight"] == [f"follow-up-{number}" for number in range(1, 5)]
+    assert server["in_flight"] == ["sources"]
+    assert worker["events_before"] < server["events_before"] < told["totals"]["events"]
+
+    calls = {step["name"]: step["attempt"] for step in told["timeline"] if step["kind"] == "model call"}
+    assert calls == dict.fromkeys(["plan", "read-1", "read-2", "read-3", "read-4", "outline", "write"], 1)
+    assert told["totals"]["model_calls_paid"] == told["totals"]["model_activities"] == 7
+    tools = {step["name"]: step for step in told["timeline"] if step["kind"] == "tool"}
+    assert tools["check-1"]["attempt"] == 3
+    assert tools["follow-up-1"]["last_failure"] == "heartbeat time-out"
+    assert sorted(event for step in told["timeline"] for event in step["events"]) == list(
+        range(1, told["totals"]["events"] + 1)
+    )
+
+    quoted = told["findings"][0]
+    assert f"[{quoted['document']}:{quoted['line']}]" in told["report"]
+    for pid in (worker["pid"], worker["successor"], server["pid"], server["successor"]):
+        assert not psutil.pid_exists(pid)
+    assert not list(scratch.iterdir())
+
+
+def test_documents_of_ones_own_in_words_and_kept(scratch: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "notes"
+    documents.mkdir()
+    (documents / "retries.txt").write_text(
+        "We decided in March that payments are retried for three days with growing pauses.\n\n"
+        "Retries of refunds were discussed at length, and nothing was decided about them.\n"
+    )
+    kept = tmp_path / "kept"
+    question = "What did we decide about retries of payments?"
+    done = demo(scratch, "--documents", str(documents), "--question", question, "--keep", str(kept))
+    assert done.returncode == 0, done.stderr
+    assert "payments are retried for three days" in done.stdout
+    assert "SIGKILL: worker" in done.stdout
+    assert "SIGKILL: server" in done.stdout
+    assert "everything held" in done.stdout
+    assert "kill -9" in done.stderr
+    names = {path.name for path in kept.iterdir()}
+    assert {"holdfast.db", "history.json", "ledger.jsonl", "worker.log", "server.log"} <= names
+    assert not [name for name in names if name.startswith("hold-")]
+
+
+def test_both_command_lines_have_the_same_flags() -> None:
+    """The program's, which cannot import the demo, and the demo's."""
+    helps = [
+        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+        for command in ([str(HOLDFAST), "demo"], [sys.executable, "-m", "sdk.demo"])
+    ]
+    flags = [set(re.findall(r"^ +(?:-h, )?(--[a-z]+)", text, re.MULTILINE)) for text in helps]
+    assert flags[0] == flags[1]
+    assert "--documents" in flags[0]
+    assert all("holdfast demo --documents" in text for text in helps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--documents", "/nowhere/at/all"], "is not a folder"),
+        (["--question", " "], "--question"),
+        (["--frobnicate"], "--frobnicate"),
+        (["--keep", "/dev/null"], "--keep"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str, scratch: Path) -> None:
+    done = demo(scratch, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_interrupted_it_takes_its_processes_with_it(sign: signal.Signals, scratch: Path) -> None:
+    process = subprocess.Popen(
+        [str(HOLDFAST), "demo", "--approve"],
+        env=environment(scratch),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("worker:"):
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 2
+        process.send_signal(sign)
+        rest = process.stderr.read()
+        assert process.wait(timeout=30) == 1, rest
+        assert "interrupted" in rest
+        assert "Traceback" not in rest
+    end = time.monotonic() + 5
+    while any(child.is_running() for child in children) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(child.is_running() for child in children)
+    assert not list(scratch.iterdir())
