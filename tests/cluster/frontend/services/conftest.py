@@ -154,14 +154,23 @@ RPCS = _rpcs()
 class Harness:
     """The node, its services, and short ways to use them."""
 
-    def __init__(self, storage: MemoryStorage, *, inline: bool = True, shards: int = 2) -> None:
+    def __init__(
+        self,
+        storage: MemoryStorage,
+        *,
+        inline: bool = True,
+        shards: int = 2,
+        clock: MovableClock | None = None,
+        limits: EngineLimits | None = None,
+        seed: int = SEED,
+    ) -> None:
         self.storage = storage
-        self.clock = MovableClock()
-        rng = random.Random(SEED)
+        self.clock = clock or MovableClock()
+        rng = random.Random(seed)
         ids = Identifiers(self.clock, rng)
         self.broken: list[BaseException] = []
         self.node = Node(
-            asyncio.get_running_loop(), storage, self.clock, ids, rng, EngineLimits(), inline=inline,
+            asyncio.get_running_loop(), storage, self.clock, ids, rng, limits or EngineLimits(), inline=inline,
             shards=shards, cluster_id="00000000-0000-7000-8000-00000000c105", on_broken=self.broken.append,
         )  # fmt: skip
         self.node.start()
