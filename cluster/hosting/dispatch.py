@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityTaskQueueRequest
 
 from cluster.hosting import answers
 from cluster.hosting.committer import nobody
@@ -58,7 +59,7 @@ class Poll:
         self.connection = call.connection
         self.worker_instance_key: str = request.worker_instance_key
         self.versioning: Any = request.deployment_options if request.HasField("deployment_options") else None
-        self.rate_per_second: float | None = None
+        self.rate_per_second = _rate_of(request)
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -86,6 +87,15 @@ class Poll:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def _rate_of(request: Any) -> float | None:
+    """The limit that the worker asks for its whole activity queue; None if it asks for none."""
+    if isinstance(request, PollActivityTaskQueueRequest) and request.HasField("task_queue_metadata"):
+        metadata = request.task_queue_metadata
+        if metadata.HasField("max_tasks_per_second"):
+            return metadata.max_tasks_per_second.value
+    return None
 
 
 class ShardTask:

@@ -73,7 +73,7 @@ class Node:
             ShardHost(self, self.committer.add(number + 1, found.get(number + 1), rng), clock, loop)
             for number in range(self.meta.settings.shards)
         ]
-        self.matching = Matching(_Source(self), clock)
+        self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
         self._backlogs: dict[QueueKey, int] = {}
@@ -163,6 +163,13 @@ class Node:
         """An action is committed: do it."""
         self.actions.do(shard, key, action)
 
+    def asked_after_end(self, run: Run, *, gone: bool) -> None:
+        """The run closed (or is deleted) while questions waited for its next workflow task."""
+        if gone:
+            self.queries.refuse(run)
+        else:
+            self.queries.settle(run)
+
     def run_closed(self, run_id: str) -> None:
         """No worker holds a task of this run any more."""
         self.holders.done(run_id)
@@ -218,6 +225,9 @@ class Node:
         poll.call.on_cancel = poll.gone
         self.polls.add(poll)
         self.matching.poll(poll.queue, poll, sticky)
+
+    def _throttled(self, queue: QueueKey, wait_ns: int) -> None:
+        self.loop.call_later(wait_ns / 1e9, self.matching.resume, queue)
 
     def end_polls(self) -> None:
         """The server stops: answer every parked poll with nothing."""

@@ -30,6 +30,7 @@ from collections.abc import Callable
 
 from cluster.matching.contract import Clock, Connection, Poller, QueueKey, Source, Task
 from cluster.matching.stats import DEFAULT_RATE_PER_SECOND, PollerInfo, QueueStats, Rate
+from cluster.matching.throttle import Throttle
 
 WINDOW_TASKS = 1_000  # durable tasks of one queue in memory
 WINDOW_LOW_TASKS = 250  # an overflowed queue with fewer asks the source for more
@@ -84,6 +85,7 @@ class _Queue:
         "presences",
         "sticky",
         "taken",
+        "throttle",
         "volatile",
         "window",
     )
@@ -98,6 +100,7 @@ class _Queue:
         self.parked: OrderedDict[Poller, _Presence] = OrderedDict()  # longest-waiting first
         self.presences: dict[Connection, _Presence] = {}  # of open connections only
         self.history: OrderedDict[str, _History] = OrderedDict()  # identity; least recent first
+        self.throttle: Throttle | None = None  # the limit that the latest poll asked for
         self.sticky = False
         self.marked = False  # it is in the broker's list of queues to look at
         self.active_ns = now_ns
@@ -250,8 +253,11 @@ class Matching:
         source: Source,
         clock: Clock,
         on_queue_abandoned: Callable[[QueueKey], None] | None = None,
+        on_throttled: Callable[[QueueKey, int], None] | None = None,
     ) -> None:
+        """`on_throttled(queue, ns)`: a limit holds its tasks back; call `resume(queue)` after that time."""
         self._source = source
+        self._on_throttled = on_throttled
         self._now_ns = clock.now_ns
         self._on_queue_abandoned = on_queue_abandoned
         self._queues: dict[QueueKey, _Queue] = {}
@@ -327,6 +333,12 @@ class Matching:
             presence = queue.presences[connection] = _Presence()
             self._queues_by_connection.setdefault(connection, {})[queue] = None
         queue.remember(poller, now_ns)
+        rate = poller.rate_per_second
+        if rate is not None:
+            if queue.throttle is None:
+                queue.throttle = Throttle(rate, now_ns)
+            else:
+                queue.throttle.set(rate, now_ns)
         queue.parked[poller] = presence
         presence.parked.add(poller)
         if not (queue.window or queue.overflowed or queue.volatile):
@@ -501,6 +513,8 @@ class Matching:
             queue.refill(self._source)
         if not queue.window and not queue.volatile:
             return False
+        if queue.throttle is not None and self._throttled(queue, queue.throttle):
+            return False
         poller = queue.next_poller(self._now_ns())
         if poller is None:
             return False
@@ -522,6 +536,8 @@ class Matching:
                 if poller is self._asking:
                     self._answered = True
                 queue.dispatched.add(self._now_ns())
+                if queue.throttle is not None:
+                    queue.throttle.take()
                 return True
             if self._in_hand is None:
                 return True  # it was cancelled meanwhile
@@ -530,6 +546,22 @@ class Matching:
         self._in_hand = None
         queue.repark(poller)
         return False
+
+    def _throttled(self, queue: _Queue, throttle: Throttle) -> bool:
+        """Whether the queue's limit holds its tasks back; if so, a wake-up is asked for."""
+        wait_ns = throttle.wait_ns(self._now_ns())
+        if wait_ns and not throttle.waiting and queue.parked and self._on_throttled is not None:
+            throttle.waiting = True
+            self._on_throttled(queue.key, wait_ns)
+        return wait_ns > 0
+
+    def resume(self, key: QueueKey) -> None:
+        """The time is over for which a limit held the queue back."""
+        queue = self._queues.get(key)
+        if queue is not None and queue.throttle is not None:
+            queue.throttle.waiting = False
+            if queue.parked:
+                self._run(queue)
 
     def _reroute_all(self, queue: _Queue) -> None:
         while True:
