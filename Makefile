@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check sim chaos bench docs compat soak clean
+.PHONY: help setup demo test check sim chaos bench docs compat clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make help    this list"
 	@echo "make setup   create .venv with everything in it"
 	@echo "make demo    a research agent that survives two kill -9, end to end"
-	@echo "make test    the fast suites, with a summary"
+	@echo "make test    every suite: the fast ones, then short forms of those with real processes"
 	@echo "make check   format, lint, import directions, types"
 	@echo "make sim     simulation over seeds (SEEDS=200)"
 	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200)"
@@ -36,8 +37,14 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 120 -m "not live" -q -rfEs --durations=5
+	$(BIN)/python -m pytest --timeout 300 -m live -q -rfEs --durations=5
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate/rpcs.py
+	$(BIN)/python -m pytest tests/docs -q
 
 sim: $(STAMP)
 	$(BIN)/python -m pytest tests -k simulation --seeds=$(or $(SEEDS),200) -n 2 -q -rf
