@@ -16,8 +16,8 @@ from cluster.frontend.services.unimplemented import states
 PAGE = Path(__file__).parents[1] / "rpcs.md"
 HEAD = """# Every RPC, and what this release does with it
 
-Made from the code by `make docs`; do not edit. An RPC that is not served answers UNIMPLEMENTED with a sentence
-that says so. How far the served ones agree with Temporal is measured by its own test suite: see
+Made from the code by `make docs`; do not edit. An RPC that is not served answers UNIMPLEMENTED with a
+sentence that says so. How far the served ones agree with Temporal is measured by its own test suite: see
 [compatibility](compatibility.md).
 
 """
