@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ANSWERED = query_pb2.QUERY_RESULT_TYPE_ANSWERED
 
+GONE = "the workflow was deleted while the query waited"
+
 
 class Query:
     """One question; what matching knows as a task while it is asked directly."""
@@ -82,7 +84,10 @@ class Query:
     def start(self, poller: Any) -> bool:
         """A worker is there to be asked."""
         run = self.run()
-        if run is None or self.call.done:
+        if self.call.done:
+            return False
+        if run is None:
+            self.fail(Code.NOT_FOUND, GONE)
             return False
         body = answers.query_answer(
             self.shard, run, self.id, self.query, self.queue.name == run.state.sticky_queue
@@ -171,6 +176,12 @@ class Queries:
             for query in waiting.values():
                 query.attached = False
                 query.ask(run)
+
+    def refuse(self, run: Run) -> None:
+        """The run is deleted: nobody can answer for it."""
+        waiting, run.queries = run.queries, {}
+        for query in waiting.values():
+            query.fail(Code.NOT_FOUND, GONE)
 
     def drop(self, query: Query) -> None:
         """It is answered or abandoned."""

@@ -82,6 +82,9 @@ class Outside(Protocol):
     def acted(self, shard: ShardHost, key: bytes, action: Action) -> None:
         """An action is committed: do it."""
 
+    def asked_after_end(self, run: Run, *, gone: bool) -> None:
+        """The run closed (or is deleted) while questions waited for its next workflow task."""
+
     def run_closed(self, run_id: str) -> None:
         """No worker holds a task of this run any more."""
 
@@ -240,8 +243,11 @@ class ShardHost:
             raise
         settle: list[tuple[Run, list[Update]]] = []
         offers: list[TaskSpec] = []
+        asked: list[tuple[Run, bool]] = []
         for run in tx.runs:
             run.proposed = index
+            if run.queries and (run.closed_now or run.deleted):
+                asked.append((run, run.deleted))
             if run.closed_now:
                 self._retire(run.state.run_id)
             if run.deleted:
@@ -269,6 +275,8 @@ class ShardHost:
             self.group.when_committed(lambda _: self._act(actions), patient=True)
         for spec in offers:
             self.node.offered(self, spec)
+        for run, gone in asked:
+            self.node.asked_after_end(run, gone=gone)
 
     def _act(self, actions: Iterable[tuple[bytes, Action]]) -> None:
         for key, action in actions:

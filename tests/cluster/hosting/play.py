@@ -212,8 +212,15 @@ class Play(Harness):
         """Every row of every shard as the node sees it."""
         found: dict[bytes, bytes] = {}
         for shard in self.node.shards:
-            for kind in range(ord("a"), ord("z") + 1):
-                found.update(shard.rows.scan(bytes((kind,)), bytes((kind + 1,))))
+            group = shard.group.id
+            stored = self.storage.scan(group.to_bytes(4, "big"), (group + 1).to_bytes(4, "big"))
+            found.update((key[4:], value) for key, value in stored)
+            for bucket in shard.rows._buckets.values():
+                for key, (_, value) in bucket.items():
+                    if value is None:
+                        found.pop(key, None)
+                    else:
+                        found[key] = value
         return found
 
     # ---- what clients and workers do
