@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from temporalio.api.common.v1.message_pb2 import Payloads, Priority, RetryPolicy
 from temporalio.api.enums.v1 import event_type_pb2, task_queue_pb2, workflow_pb2
+from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
 from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
@@ -19,6 +20,7 @@ from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
 from history_store.engine import retry, workflow_task
 from history_store.engine.durations import to_ns
 from history_store.engine.errors import Code, ServiceError
+from history_store.engine.inputs import not_running
 from history_store.engine.pending import activity_due
 from history_store.engine.run import DUE_ACTIVITY
 from history_store.engine.state import ActivityState
@@ -51,8 +53,6 @@ NO_TIME_FOR_RETRY = (
 
 def not_found(message: str = "activity task not found or already completed") -> ServiceError:
     """What a worker hears when its activity is not there any more: the SDK cancels it."""
-    from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
-
     return ServiceError(Code.NOT_FOUND, message, NotFoundFailure())
 
 
@@ -60,7 +60,7 @@ def not_found(message: str = "activity task not found or already completed") -> 
 
 
 def schedule(tx: Transaction, run: Run, command: Command, completed_id: int, eager: bool) -> ActivityState:
-    """A worker's command schedules an activity. `eager`: it goes back with the answer, so no task is offered."""
+    """A worker's command schedules an activity. `eager`: it goes with the answer, so no task is offered."""
     wanted = command.schedule_activity_task_command_attributes
     attributes = _scheduled_attributes(run, wanted, completed_id)
     event = run.event(
@@ -209,10 +209,8 @@ def _write_started(run: Run, activity: ActivityState) -> int:
 
 
 def find(run: Run, scheduled_id: int, activity_id: str, stamp: int | None) -> ActivityState:
-    """The activity that a token or id names (`stamp`: a token's). NOT_FOUND where it is another attempt or gone."""
+    """The activity that a token or id names (`stamp`: a token's). NOT_FOUND if it is gone, or began anew."""
     if not run.running:
-        from history_store.engine.inputs import not_running
-
         raise not_running()
     if not scheduled_id:
         scheduled_id = run.activity_ids.get(activity_id, 0)

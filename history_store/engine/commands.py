@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from temporalio.api.common.v1.message_pb2 import Memo, SearchAttributes
 from temporalio.api.enums.v1 import command_type_pb2, event_type_pb2, failed_cause_pb2
 from temporalio.api.history.v1 import message_pb2 as history
+from temporalio.api.workflow.v1.message_pb2 import ResetPoints
 
-from history_store.engine import activity, children, close, command_rules, updates, workflow_task
+from history_store.engine import activity, children, close, command_rules, keys, updates, workflow_task
 from history_store.engine.command_rules import BadCommand
 from history_store.engine.durations import to_ns
-from history_store.engine.state import ActivityState, TimerState
+from history_store.engine.state import WFT_NORMAL, WFT_SPECULATIVE, ActivityState, TimerState
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -91,7 +92,7 @@ def obey(batch: Batch, commands: list[Command]) -> None:
 def protocol(batch: Batch, message: Message) -> None:
     """One update message."""
     try:
-        updates.handle(batch.tx, batch.run, message)
+        updates.handle(batch.run, message)
     except updates.BadMessage as error:
         raise BadCommand(
             F.WORKFLOW_TASK_FAILED_CAUSE_BAD_UPDATE_WORKFLOW_EXECUTION_MESSAGE, str(error)
@@ -138,7 +139,8 @@ def _cancel_activity(batch: Batch, command: Command) -> None:
         if attributes.scheduled_event_id >= batch.run.state.next_event_id:
             raise BadCommand(
                 F.WORKFLOW_TASK_FAILED_CAUSE_BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES,
-                f"BadRequestCancelActivityAttributes: no activity was scheduled by event {attributes.scheduled_event_id}",
+                "BadRequestCancelActivityAttributes: no activity was scheduled by event "
+                f"{attributes.scheduled_event_id}",
             )
         batch.run.event(
             E.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED,
@@ -200,7 +202,10 @@ def _cancel_timer(batch: Batch, command: Command) -> None:
 
 
 def _unfire(run: Run, timer_id: str) -> int:
-    """A timer that fired while the task was under way is taken out of the buffer: cancelled before it was seen."""
+    """Take a timer that fired while the task was under way out of the buffer: cancelled before it was seen.
+
+    Returns the id of its started event, or 0 if no such timer is there.
+    """
     for index, event in enumerate(run.buffered):
         if (
             event.event_type == E.EVENT_TYPE_TIMER_FIRED
@@ -210,16 +215,10 @@ def _unfire(run: Run, timer_id: str) -> int:
             del run.buffered[index]
             run.state.buffered_count -= 1
             for row in range(run.buffered_rows):
-                run.dirty[_buffered_key(row)] = None
+                run.dirty[keys.ITEM_BUFFERED + keys.number(row)] = None
             run.buffered_rows = 0
             return started_id
     return 0
-
-
-def _buffered_key(index: int) -> bytes:
-    from history_store.engine import keys
-
-    return keys.ITEM_BUFFERED + keys.number(index)
 
 
 def _metadata(event: history.HistoryEvent, command: Command) -> None:
@@ -310,7 +309,8 @@ def _cancel_external(batch: Batch, command: Command) -> None:
         pending,
         tx.env.limits.pending_cancels_max,
         F.WORKFLOW_TASK_FAILED_CAUSE_PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED,
-        "the number of pending requests to cancel external workflows, %d, has reached the per-workflow limit of %d",
+        "the number of pending requests to cancel external workflows, %d, "
+        "has reached the per-workflow limit of %d",
     )
     children.cancel_external(tx, run, command, batch.completed_id)
 
@@ -379,7 +379,7 @@ def _protocol_message(batch: Batch, command: Command) -> None:
     protocol(batch, batch.take_message(command.protocol_message_command_attributes.message_id))
 
 
-def _no_nexus(batch: Batch, command: Command) -> None:
+def _no_nexus(_batch: Batch, _command: Command) -> None:
     raise BadCommand(
         F.WORKFLOW_TASK_FAILED_CAUSE_FEATURE_DISABLED, "Nexus operations are not part of this release"
     )
@@ -435,7 +435,7 @@ def complete_task(tx: Transaction, run: Run, request: Any, can_eager: int) -> Co
         done.dropped = True
         done.reset_event_id = state.last_started_id
     else:
-        event = workflow_task.complete(tx, run, task, request)
+        event = workflow_task.complete(run, task, request)
         _sticky(run, request)
         _reset_point(tx, run, request, event.event_id)
         batch = Batch(tx, run, event.event_id, messages, can_eager)
@@ -450,7 +450,8 @@ def complete_task(tx: Transaction, run: Run, request: Any, can_eager: int) -> Co
             workflow_task.schedule(tx, run, original_time=original, bypass_matching=return_new)
             done.new_task = return_new
         elif run.updates is not None and run.updates.has_unsent():
-            workflow_task.schedule(tx, run, 2 if return_new else 1, bypass_matching=return_new)
+            kind = WFT_SPECULATIVE if return_new else WFT_NORMAL
+            workflow_task.schedule(tx, run, kind, bypass_matching=return_new)
             done.new_task = return_new
     elif state.task is not None and state.task.started_id == 0 and request.return_new_workflow_task:
         # Scheduled on the way (a cancelled activity, say): it goes back with the answer as well.
@@ -464,12 +465,12 @@ def _take_back(run: Run) -> None:
     task = run.state.task
     assert task is not None
     run.withdraw_workflow_task(task)
-    run.offers = [offer for offer in run.offers if not (offer.kind == workflow_task.WORKFLOW_QUEUE)]
+    run.offers = [offer for offer in run.offers if offer.kind != workflow_task.WORKFLOW_QUEUE]
 
 
 def _may_drop(run: Run, task: Any, request: Any, messages: list[Message]) -> bool:
     """A speculative task whose updates were all rejected leaves no events."""
-    if task.kind != 2 or request.commands or request.force_create_new_workflow_task:
+    if task.kind != WFT_SPECULATIVE or request.commands or request.force_create_new_workflow_task:
         return False
     shown = run.state.next_event_id - (run.state.last_started_id + 2)
     if request.capabilities.discard_speculative_workflow_task_with_events:
@@ -494,9 +495,7 @@ def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None
 
 
 def reset_point(run: Run, checksum: str, build: str, event_id: int, now: Timestamp, points_max: int) -> None:
-    """Remember the first task that each binary (or build id) completed: where a bad deployment can be undone."""
-    from temporalio.api.workflow.v1.message_pb2 import ResetPoints
-
+    """Remember the first task that each binary (or build id) completed: a bad deployment is undone there."""
     known = checksum or build
     if not known or run.state.build_id == known:
         return

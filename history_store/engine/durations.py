@@ -1,7 +1,6 @@
-"""Durations and timestamps: protobuf's seconds and nanos to integer nanoseconds and back, and Go's notation.
+"""Durations and timestamps: protobuf's seconds and nanos to integer nanoseconds and back.
 
-The engine counts in int nanoseconds since the epoch. Messages about durations carry Go's notation
-("1m30s"), because that is what callers of this API have always seen.
+The engine counts in int nanoseconds, times since the epoch.
 """
 
 from __future__ import annotations
@@ -64,34 +63,3 @@ def check_and_cap(value: Duration) -> str | None:
         value.seconds = DURATION_SECONDS_MAX
         value.nanos = 0
     return None
-
-
-def go_duration(ns: int) -> str:
-    """A duration in Go's notation: 0s, 1.5µs, 250ms, 1m30s, 720h0m0s."""
-    if ns == 0:
-        return "0s"
-    sign = "-" if ns < 0 else ""
-    ns = abs(ns)
-    if ns < 1_000:
-        return f"{sign}{ns}ns"
-    if ns < 1_000_000:
-        return f"{sign}{_decimal(ns, 1_000)}µs"
-    if ns < NS_PER_SECOND:
-        return f"{sign}{_decimal(ns, 1_000_000)}ms"
-    hours, rest = divmod(ns, NS_PER_HOUR)
-    minutes, rest = divmod(rest, NS_PER_MINUTE)
-    text = f"{_decimal(rest, NS_PER_SECOND)}s"
-    if hours:
-        return f"{sign}{hours}h{minutes}m{text}"
-    if minutes:
-        return f"{sign}{minutes}m{text}"
-    return sign + text
-
-
-def _decimal(value: int, unit: int) -> str:
-    """Value divided by unit (a power of ten), with as many decimals as it has."""
-    whole, part = divmod(value, unit)
-    if part == 0:
-        return str(whole)
-    digits = len(str(unit)) - 1
-    return f"{whole}.{part:0{digits}d}".rstrip("0")

@@ -35,7 +35,6 @@ class EngineLimits:
     updates_total_max: int = 2_000
     updates_suggest_fraction: float = 0.9
     buffered_events_max: int = 100
-    buffered_bytes_max: int = 2 << 20
     reset_points_max: int = 20
     callbacks_max: int = 2_000
     workflow_task_timeout_default: int = 10_000_000_000
@@ -43,7 +42,6 @@ class EngineLimits:
     workflow_task_retry_first: int = 5_000_000_000  # backoff of start-to-close growth after failures
     workflow_task_retry_max: int = 600_000_000_000
     speculative_timeout: int = 5_000_000_000
-    activity_retry_max_interval_factor: int = 100
 
 
 class Environment(Protocol):
@@ -64,7 +62,7 @@ class Environment(Protocol):
         """How long a closed run of the namespace is kept, nanoseconds."""
 
     def check_search_attributes(self, namespace_id: str, attributes: SearchAttributes) -> None:
-        """Validate and normalize in place. BadCommand(BAD_SEARCH_ATTRIBUTES) for an unknown name or a wrong type."""
+        """Validate and normalize in place. BadCommand for an unknown name or a wrong type."""
 
     def namespace_id_of(self, name: str) -> str | None:
         """The id of a namespace by its name."""

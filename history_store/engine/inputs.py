@@ -1,10 +1,11 @@
-"""What comes in from outside: signals, cancel requests, terminations, attached options."""
+"""What comes in from outside: signals and cancel requests."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from temporalio.api.enums.v1 import event_type_pb2
+from temporalio.api.enums.v1.failed_cause_pb2 import WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND
 from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 from temporalio.api.history.v1 import message_pb2 as history
 
@@ -36,7 +37,7 @@ def signal(
     tx: Transaction,
     run: Run,
     name: str,
-    input: Payloads | None,
+    payloads: Payloads | None,
     header: Header | None,
     identity: str,
     request_id: str,
@@ -59,8 +60,8 @@ def signal(
     attributes = history.WorkflowExecutionSignaledEventAttributes(
         signal_name=name, identity=identity, request_id=request_id
     )
-    if input is not None:
-        attributes.input.CopyFrom(input)
+    if payloads is not None:
+        attributes.input.CopyFrom(payloads)
     if header is not None:
         attributes.header.CopyFrom(header)
     if external is not None:
@@ -77,9 +78,7 @@ def signal(
 
 
 def _too_many_buffered(tx: Transaction, run: Run) -> None:
-    """The started workflow task has kept events waiting for too long: fail it, so that they get their place."""
-    from temporalio.api.enums.v1.failed_cause_pb2 import WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND
-
+    """The started workflow task has kept events waiting too long: fail it, so that they get their place."""
     task = run.state.task
     assert task is not None
     workflow_task.fail(tx, run, task, WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND, None, "history-service")
@@ -95,7 +94,7 @@ def request_cancel(
     external: WorkflowExecution | None = None,
     initiated_id: int = 0,
 ) -> None:
-    """Record a cancel request. Idempotent: a second one, and one for a closed run, succeed and change nothing."""
+    """Record a cancel request. A second one, and one for a closed run, succeed and change nothing."""
     state = run.state
     if not run.running or state.cancel_requested:
         return

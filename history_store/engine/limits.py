@@ -80,6 +80,3 @@ class Limits:
     retention_ns_min: int = NS_PER_HOUR
     workflow_task_timeout_default: int = 10 * NS_PER_SECOND
     workflow_task_timeout_max: int = 120 * NS_PER_SECOND
-
-
-DEFAULT = Limits()

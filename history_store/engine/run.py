@@ -32,6 +32,7 @@ from history_store.engine.pending import activity_due, workflow_task_due
 from history_store.engine.state import (
     CLOSED_STATUSES,
     RUNNING,
+    WFT_SPECULATIVE,
     Action,
     ActivityState,
     ChildState,
@@ -140,7 +141,7 @@ def frame(event: bytes) -> bytes:
 class Transaction:
     """One synchronous step: some runs changed together, one Raft entry."""
 
-    __slots__ = ("actions", "done_actions", "env", "now", "rows", "runs", "time", "visibility")
+    __slots__ = ("actions", "env", "now", "rows", "runs", "time", "visibility")
 
     def __init__(self, env: Environment, now: int) -> None:
         self.env = env
@@ -150,7 +151,6 @@ class Transaction:
         self.rows: list[tuple[bytes, bytes | None]] = []
         self.visibility: list[VisibilityOp] = []
         self.actions: list[tuple[bytes, Action]] = []
-        self.done_actions: list[bytes] = []
 
     def open(self, run: Run) -> Run:
         """Make the run part of this transaction."""
@@ -159,7 +159,7 @@ class Transaction:
             run.tx = self
             run.batch_first = run.state.next_event_id
             task = run.state.task
-            if task is not None and task.kind == 2:
+            if task is not None and task.kind == WFT_SPECULATIVE:
                 run.speculative = msgspec.structs.replace(task)
             self.runs.append(run)
         return run
@@ -173,7 +173,6 @@ class Transaction:
     def action_done(self, key: bytes) -> None:
         """The action at `key` need not be done again."""
         self.rows.append((key, None))
-        self.done_actions.append(key)
 
     def seal(self) -> None:
         """Turn what changed into rows and visibility records."""
@@ -193,7 +192,6 @@ class Run:
         "buffered_rows",
         "children",
         "closed_now",
-        "connection_tasks",
         "current_dirty",
         "deadlines",
         "deleted",
@@ -215,7 +213,6 @@ class Run:
         "task_changed",
         "timers",
         "tx",
-        "update_waiters",
         "updates",
         "updates_state",
         "visible",
@@ -244,8 +241,6 @@ class Run:
         self.queries: dict[str, Any] = {}
         self.attributes: dict[int, HistoryEvent] = {}  # scheduled events of pending activities
         self.watchers: list[Callable[[], None]] = []  # told after every committed change
-        self.update_waiters: list[Any] = []
-        self.connection_tasks: Any = None
         self.proposed = 0  # the log's index of its latest change; until that is committed nobody may see it
         # The newest events, kept so that a poll's answer need not read the disk
         self.tail: list[tuple[int, int, bytes]] = []  # (first id, next id, framed events)
@@ -567,10 +562,10 @@ class Run:
             tx.visibility.append(self.record())
 
     def _pack_core(self) -> bytes:
-        """A speculative workflow task is never written: it dies with the leader, and its updates are retried."""
+        """A speculative workflow task is never written: it dies with the leader, its updates are retried."""
         state = self.state
         task = state.task
-        if task is not None and task.kind == 2:
+        if task is not None and task.kind == WFT_SPECULATIVE:
             state.task = None
             try:
                 return pack(state)

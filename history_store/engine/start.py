@@ -1,4 +1,4 @@
-"""A run begins: by a client, as a child, as the next run of a chain (continue-as-new, retry, cron), by a reset.
+"""A run begins: by a client, as a child, as the next of a chain (continue-as-new, retry, cron), by a reset.
 
 All of them come down to one thing: the attributes of WorkflowExecutionStarted, from which the state follows.
 """

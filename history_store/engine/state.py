@@ -12,7 +12,6 @@ import msgspec
 
 FIRST_EVENT_ID = 1
 SECOND = 1_000_000_000
-MILLISECOND = 1_000_000
 
 # WorkflowTask.kind
 WFT_NORMAL = 1

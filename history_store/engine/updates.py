@@ -1,9 +1,9 @@
 """Updates: validated by the worker before they become history.
 
-An update is *admitted* (known to the leader only), *sent* with a workflow task, then rejected (leaving no trace)
-or *accepted* (an event) and later *completed* (an event). Admitted and sent updates live in memory: if the
-leader dies the caller's retry, which carries the same update id, admits the update again. What was accepted
-is history and is answered from there for ever after. Behaviour: Temporal server, workflow/update.
+An update is *admitted* (known to the leader only), *sent* with a workflow task, then rejected (leaving no
+trace) or *accepted* (an event) and later *completed* (an event). Admitted and sent updates live in memory: if
+the leader dies the caller's retry, which carries the same update id, admits the update again. What was
+accepted is history and is answered from there for ever after. Behaviour: Temporal server, workflow/update.
 
 A waiter is told after the commit that made the stage true, never before (`Update.settle`).
 """
@@ -170,10 +170,8 @@ def registry(run: Run) -> UpdateRegistry:
     return run.updates
 
 
-def find(
-    tx_or_env: object, run: Run, update_id: str, load: Callable[[UpdateState], Outcome]
-) -> Update | None:
-    """The update by its id: under way, or as history has it."""
+def find(run: Run, update_id: str, load: Callable[[UpdateState], Outcome]) -> Update | None:
+    """The update by its id: under way, or as history has it (`load` reads its outcome there)."""
     live = registry(run).updates.get(update_id)
     if live is not None:
         return live
@@ -204,14 +202,15 @@ def admit(tx: Transaction, run: Run, request: Request) -> Update:
     if limits.updates_in_flight_max and pending >= limits.updates_in_flight_max:
         raise ServiceError(
             Code.RESOURCE_EXHAUSTED,
-            f"limit on number of concurrent in-flight updates has been reached ({limits.updates_in_flight_max})",
+            "limit on number of concurrent in-flight updates has been reached "
+            f"({limits.updates_in_flight_max})",
         )
     total = len(run.updates_state) + pending
     if limits.updates_total_max and total >= limits.updates_total_max:
         raise failed_precondition(
             "The limit on the total number of distinct updates in this workflow has been reached "
-            f"({limits.updates_total_max}). Make sure any duplicate updates share an Update ID so the server can "
-            "deduplicate them, and consider rejecting updates that you aren't going to process"
+            f"({limits.updates_total_max}). Make sure any duplicate updates share an Update ID so the server "
+            "can deduplicate them, and consider rejecting updates that you aren't going to process"
         )
     update = Update(request.meta.update_id, request)
     live.updates[update.id] = update
@@ -243,7 +242,7 @@ def messages(run: Run) -> list[Message]:
 # ---- the worker's answers
 
 
-def handle(tx: Transaction, run: Run, message: Message) -> None:
+def handle(run: Run, message: Message) -> None:
     """One protocol message of a completed workflow task. BadMessage where it does not fit."""
     try:
         _handle(run, message)
@@ -293,8 +292,8 @@ def accept(run: Run, update: Update, acceptance: Acceptance) -> None:
     """Write UpdateAccepted."""
     if update.stage != ADMITTED:
         raise BadMessage(
-            f"invalid state transition attempted for Update {update.id}: received Acceptance message while in "
-            f"stage {update_pb2.UpdateWorkflowExecutionLifecycleStage.Name(update.stage)}"  # type: ignore[arg-type]
+            f"invalid state transition attempted for Update {update.id}: received Acceptance message "
+            f"while in stage {update_pb2.UpdateWorkflowExecutionLifecycleStage.Name(update.stage)}"  # type: ignore[arg-type]
         )
     request = acceptance.accepted_request if acceptance.HasField("accepted_request") else update.request
     attributes = history.WorkflowExecutionUpdateAcceptedEventAttributes(

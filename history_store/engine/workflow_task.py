@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from temporalio.api.common.v1.message_pb2 import Priority
 from temporalio.api.enums.v1 import event_type_pb2, failed_cause_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.history.v1 import message_pb2 as history
 from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
@@ -48,8 +49,6 @@ def priority_key(run: Run) -> int:
     raw = run.state.priority
     if not raw:
         return 3
-    from temporalio.api.common.v1.message_pb2 import Priority
-
     return Priority.FromString(raw).priority_key or 3
 
 
@@ -98,11 +97,11 @@ def schedule(
         task.schedule_to_start = tx.env.limits.speculative_timeout
     run.task_changed = True
     if not bypass_matching:
-        _offer(tx, run, task)
+        _offer(run, task)
     return task
 
 
-def _offer(tx: Transaction, run: Run, task: WorkflowTask) -> None:
+def _offer(run: Run, task: WorkflowTask) -> None:
     normal = run.state.task_queue if task.sticky else ""
     task.task_key = run.offer(
         WORKFLOW_QUEUE,
@@ -158,13 +157,11 @@ def reroute(tx: Transaction, run: Run, stamp: int) -> bool:
     task.schedule_to_start = tx.env.limits.speculative_timeout if task.kind == WFT_SPECULATIVE else 0
     run.state.task_stamp += 1
     task.stamp = run.state.task_stamp
-    _offer(tx, run, task)
+    _offer(run, task)
     return True
 
 
-def start(
-    tx: Transaction, run: Run, request_id: str, identity: str, worker_version: Any = None
-) -> WorkflowTask:
+def start(tx: Transaction, run: Run, request_id: str, identity: str) -> WorkflowTask:
     """A worker takes the scheduled task."""
     state = run.state
     task = state.task
@@ -256,7 +253,7 @@ def clear(run: Run) -> None:
     run.task_changed = True
 
 
-def complete(tx: Transaction, run: Run, task: WorkflowTask, request: Any) -> history.HistoryEvent:
+def complete(run: Run, task: WorkflowTask, request: Any) -> history.HistoryEvent:
     """Write the completed event (and, for transient and speculative tasks, the two before it)."""
     state = run.state
     materialize(run, task)
@@ -302,7 +299,7 @@ def fail(
     binary_checksum: str = "",
     worker_version: Any = None,
 ) -> None:
-    """The attempt failed. History says so for the first attempt and speculative ones; later ones are silent."""
+    """The attempt failed. History says so of first and speculative attempts; later ones are silent."""
     state = run.state
     _unsend_updates(run)
     speculative = task.kind == WFT_SPECULATIVE
@@ -341,7 +338,7 @@ def _unsend_updates(run: Run) -> None:
 
 
 def time_out(tx: Transaction, run: Run) -> None:
-    """The pending task ran out of time: started ones count as failed attempts, sticky ones go back to normal."""
+    """The pending task ran out of time: a started one counts as failed, a sticky one goes back to normal."""
     state = run.state
     task = state.task
     assert task is not None
@@ -385,10 +382,10 @@ def ensure(tx: Transaction, run: Run) -> None:
     if task is None:
         schedule(tx, run)
     elif task.started_id == 0 and task.kind == WFT_SPECULATIVE and run.events:
-        _make_durable(tx, run, task)
+        _make_durable(tx, run)
 
 
-def _make_durable(tx: Transaction, run: Run, task: WorkflowTask) -> None:
+def _make_durable(tx: Transaction, run: Run) -> None:
     """A speculative task that now also has events to deliver must survive the leader: it becomes normal."""
     clear(run)
     schedule(tx, run)

@@ -133,11 +133,7 @@ class Rows:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order. All of the range lies in one kind."""
         assert start[:1] == end[:1] or end == bytes((start[0] + 1,)), "a scan stays within one kind"
-        bucket = (
-            self._buckets.get(_bucket(start), {})
-            if start[:1] in (ITEM, HISTORY)
-            else self._buckets.get(start[:1], {})
-        )
+        bucket = self._buckets.get(_bucket(start), {})
         over = sorted(((k, v[1]) for k, v in bucket.items() if start <= k < end), reverse=reverse)
         if not over:
             for key, value in self._storage.scan(self._prefix + start, self._prefix + end, limit, reverse):

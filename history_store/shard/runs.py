@@ -39,7 +39,10 @@ def current(rows: Rows, namespace_id: str, workflow_id: str) -> CurrentRun | Non
 
 
 def load(rows: Rows, namespace_id: str, workflow_id: str, run_id: str, retention: int) -> Run | None:
-    """The run, or None if there is none (or it belongs to another workflow id)."""
+    """The run, or None if there is none (or it belongs to another workflow id). Retention in nanoseconds.
+
+    ValueError if an id is no UUID.
+    """
     slot = keys.slot_bytes(keys.slot_of(namespace_id, workflow_id))
     raw = keys.raw_id(run_id)
     data = rows.get(keys.run(slot, raw))

@@ -146,7 +146,7 @@ def submit(
     shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
     if request.first_execution_run_id and run.state.first_run_id != request.first_execution_run_id:
         raise workflow_not_found(execution.workflow_id)
-    update = updates.find(None, run, update_id, outcome_loader(shard, run))
+    update = updates.find(run, update_id, outcome_loader(shard, run))
     if update is None:
         if not run.running:
             raise not_running()
@@ -218,7 +218,7 @@ def poll_update(services: Services, call: Call, request: wire.PollWorkflowExecut
     execution = request.update_ref.workflow_execution
     update_id = request.update_ref.update_id
     shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
-    update = updates.find(None, run, update_id, outcome_loader(shard, run))
+    update = updates.find(run, update_id, outcome_loader(shard, run))
     if update is None:
         raise ServiceError(Code.NOT_FOUND, f'update "{update_id}" not found')
 

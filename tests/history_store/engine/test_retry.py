@@ -263,21 +263,3 @@ def test_nanoseconds_survive_the_wire(value_ns: int) -> None:
     assert stamp == durations.timestamp(value_ns)
     assert durations.to_ns(stamp) == value_ns == stamp.ToNanoseconds()
     assert 0 <= stamp.nanos < S
-
-
-@pytest.mark.parametrize(
-    ("value_ns", "text"),
-    [
-        (0, "0s"),
-        (1, "1ns"),
-        (1_500, "1.5µs"),
-        (250_000_000, "250ms"),
-        (S, "1s"),
-        (90 * S, "1m30s"),
-        (720 * 3600 * S, "720h0m0s"),
-        (-1_500_000_000, "-1.5s"),
-        (3_600_000_000_001, "1h0m0.000000001s"),
-    ],
-)
-def test_go_prints_it_so(value_ns: int, text: str) -> None:
-    assert durations.go_duration(value_ns) == text
