@@ -129,10 +129,10 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
 
 async def approval(story: Console, progress: Progress, *, asking: bool) -> Approval:
     """Show the draft, and ask whoever sits at the terminal; without one, or with --approve, it is granted."""
-    checked = {verdict.place: verdict.found for verdict in progress.verdicts}
     story.print("the agent asks: may it write the report from these quotations?", style="bold")
-    for number, finding in enumerate(progress.outline, start=1):
-        mark = "found word for word" if checked.get(finding.place) else "NOT found word for word"
+    checked = zip(progress.outline, progress.verdicts, strict=True)
+    for number, (finding, verdict) in enumerate(checked, start=1):
+        mark = "found word for word" if verdict.found else "NOT found word for word"
         story.print(f"  {number}. {finding.text} [{finding.place}: {mark}]", markup=False)
     if not asking:
         story.print("approved (by --approve, or because stdin is no terminal)")

@@ -2,8 +2,8 @@
 
 The kills land at the same points every time, because the director watches the run and holds it there:
 
-* The worker dies when five model calls are paid and in the history, and only follow-up searches, which are
-  free, are in flight. A file holds those searches until the worker is dead.
+* The worker dies when every model call so far is paid and in the history (five, with the stand-in), and only
+  follow-up searches, which are free, are in flight. A file holds those searches until the worker is dead.
 * The server dies after it acknowledged the human's answer, while the worker has a free tool in its hands and
   one model call is still to come. A file holds that tool until the server is back.
 
@@ -31,7 +31,7 @@ from temporalio.worker import Replayer
 
 from sdk.demo.activities import HOLD_FOLLOW_UPS, HOLD_SOURCES
 from sdk.demo.evidence import Check, Death, Step, Totals, checks_of, steps_of, totals_of
-from sdk.demo.ledger import Ledger
+from sdk.demo.ledger import Ledger, paid
 from sdk.demo.messages import TASK_QUEUE, Approval, Progress, Report
 from sdk.demo.workflow import Research
 from sdk.testing import DevServer
@@ -167,7 +167,7 @@ class Director:
         """Wait until nothing but follow-up searches is in flight, one for each query; kill; start another."""
         flying = await self._wait("the follow-up searches", lambda: self._in_flight(handle, "follow-up"))
         before = await self._history(handle)
-        calls = len(Ledger(self._directory / "ledger.jsonl").entries()) // 2
+        calls = sum(paid(Ledger(self._directory / "ledger.jsonl").entries()).values())
         self._say(f"{calls} model calls made and paid; in flight: {', '.join(flying)} (free)")
         death = Death("worker", pid, time.time_ns(), before, flying)
         code = self._worker.kill()

@@ -78,8 +78,9 @@ class Totals:
 
     model_calls_paid: int
     model_activities: int
+    model_calls_refused: int
     tokens: int
-    retries: int
+    retries: int  # of tools; those of model calls are the refused ones
     events: int
     duration_s: float
     lost_s: list[float]  # of each death: from the kill to the next event of the run
@@ -141,12 +142,12 @@ def totals_of(events: Sequence[HistoryEvent], entries: Sequence[Entry], deaths: 
     """Add up."""
     steps = steps_of(events)
     calls = [step for step in steps if step.kind == "model call"]
-    activities = [step for step in steps if step.kind in ("model call", "tool")]
     return Totals(
         model_calls_paid=sum(paid(list(entries)).values()),
         model_activities=len(calls),
         tokens=sum(entry.tokens for entry in entries),
-        retries=sum(step.attempt - 1 for step in activities),
+        model_calls_refused=sum(entry.state is State.REFUSED for entry in entries),
+        retries=sum(step.attempt - 1 for step in steps if step.kind == "tool"),
         events=len(events),
         duration_s=(moment(events[-1]) - moment(events[0])) / NANOSECONDS,
         lost_s=[lost(events, death) for death in deaths],

@@ -129,9 +129,9 @@ class StandIn:
         lines = [f"# {writing.question}", ""]
         lines.append("What the documents say, in their own words (a stand-in chose the sentences):")
         lines.append("")
-        found = {verdict.place for verdict in writing.verdicts if verdict.found}
-        for number, finding in enumerate(writing.outline.findings, start=1):
-            doubt = "" if finding.place in found else " (not found word for word)"
+        checked = zip(writing.outline.findings, writing.verdicts, strict=True)
+        for number, (finding, verdict) in enumerate(checked, start=1):
+            doubt = "" if verdict.found else " (not found word for word)"
             lines.append(f"{number}. {finding.text} [{finding.place}]{doubt}")
         if not writing.outline.findings:
             lines.append("Nothing: no sentence has a word in common with the question.")
@@ -240,10 +240,8 @@ class Endpoint:
 
     async def write(self, key: str, writing: Writing) -> Answer[str]:
         """Ask for the report."""
-        found = {verdict.place for verdict in writing.verdicts if verdict.found}
-        told = "\n".join(
-            f"[{each.place}] {each.text}" for each in writing.outline.findings if each.place in found
-        )
+        checked = zip(writing.outline.findings, writing.verdicts, strict=True)
+        told = "\n".join(f"[{finding.place}] {finding.text}" for finding, verdict in checked if verdict.found)
         answer = await self._ask(
             key,
             f"Question: {writing.question}\n\nFindings, with their places:\n{told}\n\nWrite a short report "

@@ -87,6 +87,7 @@ def show_totals(console: Console, totals: Totals, deaths: Sequence[Death]) -> No
     console.print(
         f"{totals.model_calls_paid} model calls paid for {totals.model_activities} model activities"
         + (f" ({totals.tokens:,} tokens)" if totals.tokens else "")
+        + (f", {totals.model_calls_refused} refused" if totals.model_calls_refused else "")
         + f"; {totals.retries} retries of free tools; {totals.events} events in {totals.duration_s:.1f} s",
         style="bold",
     )

@@ -15,7 +15,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
 from sdk.demo.documents import DocumentsError, Library, passages_of, terms
-from sdk.demo.evidence import Death, checks_of, lost, steps_of
+from sdk.demo.evidence import Death, checks_of, lost, steps_of, totals_of
 from sdk.demo.ledger import Entry, Ledger, State, paid
 from sdk.demo.messages import Draft, Finding, Note, Outline, Passage, Reading, Source, Verdict, Writing
 from sdk.demo.model import Endpoint, Refused, StandIn, choose, nearest
@@ -331,6 +331,22 @@ def test_a_run_without_deaths_proves_nothing() -> None:
 def test_time_lost_is_until_the_run_goes_on() -> None:
     events, _, deaths = good_run()
     assert [lost(events, death) for death in deaths] == [0.5, 0.5]
+
+
+def test_a_refused_call_is_no_retry_of_a_tool() -> None:
+    events, entries, deaths = good_run()
+    events[2].activity_task_started_event_attributes.attempt = 2
+    entries = [entry("r/plan", State.ASKED), entry("r/plan", State.REFUSED), *entries]
+    assert broken(events, entries, deaths) == []
+    totals = totals_of(events, entries, deaths)
+    assert (totals.model_calls_paid, totals.model_calls_refused, totals.retries) == (1, 1, 1)
+
+
+async def test_two_quotations_of_one_place_are_told_apart() -> None:
+    findings = [Finding("It is so.", "a.md", 1), Finding("Made up.", "a.md", 1)]
+    verdicts = [Verdict("a.md:1", True), Verdict("a.md:1", False)]
+    report = (await StandIn().write("k", Writing("What?", Outline(findings), verdicts, []))).value
+    assert "1. It is so. [a.md:1]\n2. Made up. [a.md:1] (not found word for word)" in report
 
 
 def test_every_event_is_in_one_step() -> None:
