@@ -53,8 +53,12 @@ def _optional(request: Any, name: str) -> Any:
     return getattr(request, name) if request.HasField(name) else None
 
 
-def _end(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState],
-         how: Callable[[Transaction, Run, ActivityState], None]) -> None:  # fmt: skip
+def _end(
+    services: Services,
+    call: Call,
+    found: tuple[ShardHost, Run, ActivityState],
+    how: Callable[[Transaction, Run, ActivityState], None],
+) -> None:
     shard, run, activity = found
 
     def change(tx: Transaction) -> bytes:
@@ -106,9 +110,11 @@ def failed_by_id(services: Services, call: Call, request: wire.RespondActivityTa
 def _fail(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
     details = _optional(request, "last_heartbeat_details")
     _end(
-        services, call, found,
+        services,
+        call,
+        found,
         lambda tx, run, a: activities.fail(tx, run, a, request.failure, request.identity, details),
-    )  # fmt: skip
+    )
 
 
 # ---- cancelled
@@ -158,8 +164,13 @@ def heartbeat_by_id(
     _beat(services, call, by_id(services, request), request, wire.RecordActivityTaskHeartbeatByIdResponse)
 
 
-def _beat(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any,
-          response_type: Any) -> None:  # fmt: skip
+def _beat(
+    services: Services,
+    call: Call,
+    found: tuple[ShardHost, Run, ActivityState],
+    request: Any,
+    response_type: Any,
+) -> None:
     shard, run, activity = found
     if not activity.started_id:
         raise activities.not_found()

@@ -56,7 +56,8 @@ def test_garbage_is_no_token(rng: random.Random) -> None:
     wrong = [
         b"\xc1", b"\x00", rng.randbytes(30), task[:-1], page[:-1],
         msgspec.msgpack.encode({"kind": 1}),
-        msgspec.msgpack.encode([1, "n", "w", "r", "five", 1]), b"\x96\x01\xa1\xff\xa1w\xa1r\x05\x01", b"\xdd" * 9,
+        msgspec.msgpack.encode([1, "n", "w", "r", "five", 1]), b"\x96\x01\xa1\xff\xa1w\xa1r\x05\x01",
+        b"\xdd" * 9,
     ]  # fmt: skip
     for data in wrong:
         for decode in (task_token, history_token):

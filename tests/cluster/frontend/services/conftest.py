@@ -170,8 +170,9 @@ class Harness:
         ids = Identifiers(self.clock, rng)
         self.broken: list[BaseException] = []
         self.node = Node(
-            asyncio.get_running_loop(), storage, self.clock, ids, rng, limits or EngineLimits(), inline=inline,
-            shards=shards, cluster_id="00000000-0000-7000-8000-00000000c105", on_broken=self.broken.append,
+            asyncio.get_running_loop(), storage, self.clock, ids, rng, limits or EngineLimits(),
+            inline=inline, shards=shards, cluster_id="00000000-0000-7000-8000-00000000c105",
+            on_broken=self.broken.append,
         )  # fmt: skip
         self.node.start()
         if "default" not in self.node.meta.by_name:
