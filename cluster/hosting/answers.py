@@ -9,7 +9,7 @@ from temporalio.api.history.v1.message_pb2 import History
 from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.hosting.tokens import HistoryToken, TaskToken, encode
+from cluster.hosting.tokens import ACTIVITY_TASK, QUERY_TASK, WORKFLOW_TASK, HistoryToken, TaskToken, encode
 from history_store.engine import activity as activities
 from history_store.engine import updates, workflow_task
 from history_store.engine.durations import from_ns, timestamp_from_ns
@@ -58,7 +58,7 @@ def workflow_task_answer(
     answer = wire.PollWorkflowTaskQueueResponse(
         task_token=encode(
             TaskToken(
-                1,
+                WORKFLOW_TASK,
                 state.namespace_id,
                 state.workflow_id,
                 state.run_id,
@@ -98,7 +98,7 @@ def query_answer(shard: ShardHost, run: Run, query_id: str, query: WorkflowQuery
     state = run.state
     answer = wire.PollWorkflowTaskQueueResponse(
         task_token=encode(
-            TaskToken(3, state.namespace_id, state.workflow_id, state.run_id, 0, 1, 0, query_id)
+            TaskToken(QUERY_TASK, state.namespace_id, state.workflow_id, state.run_id, 0, 1, 0, query_id)
         ),
         workflow_execution=WorkflowExecution(workflow_id=state.workflow_id, run_id=state.run_id),
         workflow_type=WorkflowType(name=state.workflow_type),
@@ -130,7 +130,7 @@ def activity_message(
     answer = wire.PollActivityTaskQueueResponse(
         task_token=encode(
             TaskToken(
-                2,
+                ACTIVITY_TASK,
                 state.namespace_id,
                 state.workflow_id,
                 state.run_id,

@@ -7,6 +7,7 @@ closes takes its worker with it: what that worker held is handed to another with
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from history_store.engine.state import TaskRow
 
 log = structlog.get_logger("dispatch")
+
+ORPHAN_GRACE_S = 2.0  # a worker whose server was restarted is back within a second, and retries its answer
+ORPHAN_TIMEOUT_NS_MAX = 120_000_000_000  # the longest time-out of a workflow task: later wakes are others'
+ORPHANS_AT_ONCE = 64
 
 WORKFLOW = 1
 ACTIVITY = 2
@@ -302,6 +307,35 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
     tx.open(run)
     workflow_task.time_out(tx, run)
     shard.commit(tx, nobody)
+
+
+class Orphans:
+    """Workflow tasks that were started before this process began, and that nobody has answered since.
+
+    The connections of their workers ended with the process before; whether the answer to the poll ever came
+    through is unknown. A worker that has the task reconnects and answers within the grace; after that it goes
+    to whoever polls, long before its time-out.
+    """
+
+    def __init__(self, shard: ShardHost, before: int) -> None:
+        self._shard = shard
+        self._before = before  # nanoseconds since the epoch: when this process took the shard up
+        self._rows = shard.wakes_until(before + ORPHAN_TIMEOUT_NS_MAX)
+
+    def hand_over(self) -> None:
+        """Look at the next few; then again, until all have been seen."""
+        shard = self._shard
+        rows = list(itertools.islice(self._rows, ORPHANS_AT_ONCE))
+        for row in rows:
+            run = shard.find(row.namespace_id, row.workflow_id, row.run_id)
+            task = run.state.task if run is not None else None
+            if run is not None and task is not None and 0 < task.started_time < self._before:
+                try:
+                    release(shard, run, task.stamp)
+                except ServiceError as error:
+                    log.warning("an orphaned task waits for its time-out", error=error.message)
+        if rows:
+            shard.loop.call_soon(self.hand_over)
 
 
 def task_of_row(shard: ShardHost, queue: QueueKey, key: bytes, row: TaskRow) -> ShardTask:

@@ -9,7 +9,7 @@ import structlog
 
 from cluster.hosting.actions import Actions
 from cluster.hosting.committer import Committer, nobody
-from cluster.hosting.dispatch import Holders, Poll, ShardTask, task_of_row
+from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.queries import Queries
 from cluster.hosting.shard_host import ShardHost
@@ -93,6 +93,8 @@ class Node:
         self.committer.start()
         for shard in self.shards:
             shard.recover()
+            orphans = Orphans(shard, self.clock.now_ns())
+            self.loop.call_later(ORPHAN_GRACE_S, orphans.hand_over)
         self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
 
     def _forget_queues(self) -> None:

@@ -8,7 +8,7 @@ are answered at the commit (`Group.when_committed`).
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ from cluster.hosting.committer import nobody
 from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
-from history_store.engine.state import Action, CurrentRun, TaskRow, WakeRow
+from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
 from history_store.raft import RaftError
 from history_store.shard import image, runs
 
@@ -291,6 +291,12 @@ class ShardHost:
         for key, value in list(found):
             self.node.acted(self, key, _action_row(value))
 
+    def wakes_until(self, due: int) -> Iterator[WakeRow]:
+        """The runs that want to be looked at up to `due`, as of now."""
+        return iter(
+            [_wake_row(value) for _, value in self.rows.scan(keys.WAKE, keys.WAKE + keys.number(due))]
+        )
+
     def fetch_tasks(self, queue: QueueKey, limit: int) -> list[tuple[bytes, TaskRow]]:
         """The first waiting tasks of a queue, in order."""
         prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
@@ -408,7 +414,7 @@ def _pinned(run: Run) -> bool:
         or run.queries
         or run.tx is not None
         or (run.updates is not None and run.updates.updates)
-        or (task is not None and task.kind == 2)
+        or (task is not None and task.kind == WFT_SPECULATIVE)
     )
 
 

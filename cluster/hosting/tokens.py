@@ -11,11 +11,16 @@ from history_store.engine.errors import invalid
 
 EVENT_ID_END = 1 << 62  # no history comes near; what is beyond it is no event id
 
+# TaskToken.kind
+WORKFLOW_TASK = 1
+ACTIVITY_TASK = 2
+QUERY_TASK = 3
+
 
 class TaskToken(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Which attempt of which task a worker holds."""
 
-    kind: int  # 1 workflow task, 2 activity, 3 query
+    kind: int
     namespace_id: str
     workflow_id: str
     run_id: str
