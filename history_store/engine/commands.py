@@ -18,7 +18,14 @@ from temporalio.api.workflow.v1.message_pb2 import ResetPoints
 from history_store.engine import activity, children, close, command_rules, keys, updates, workflow_task
 from history_store.engine.command_rules import BadCommand
 from history_store.engine.durations import to_ns
-from history_store.engine.state import WFT_NORMAL, WFT_SPECULATIVE, ActivityState, TimerState
+from history_store.engine.state import (
+    EXTERNAL_CANCEL,
+    EXTERNAL_SIGNAL,
+    WFT_NORMAL,
+    WFT_SPECULATIVE,
+    ActivityState,
+    TimerState,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -290,7 +297,7 @@ def _signal_external(batch: Batch, command: Command) -> None:
     run, tx = batch.run, batch.tx
     attributes = command.signal_external_workflow_execution_command_attributes
     command_rules.check_signal_external(attributes, tx.env.limits)
-    pending = sum(1 for e in run.external.values() if e.kind == 1)
+    pending = sum(1 for e in run.external.values() if e.kind == EXTERNAL_SIGNAL)
     _limit(
         pending,
         tx.env.limits.pending_signals_max,
@@ -304,7 +311,7 @@ def _cancel_external(batch: Batch, command: Command) -> None:
     run, tx = batch.run, batch.tx
     attributes = command.request_cancel_external_workflow_execution_command_attributes
     command_rules.check_request_cancel_external(attributes, tx.env.limits)
-    pending = sum(1 for e in run.external.values() if e.kind == 2)
+    pending = sum(1 for e in run.external.values() if e.kind == EXTERNAL_CANCEL)
     _limit(
         pending,
         tx.env.limits.pending_cancels_max,

@@ -10,7 +10,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import Services, rpc
 from cluster.frontend.services.polls import wait_for_task
 from cluster.hosting.dispatch import ACTIVITY
-from cluster.hosting.tokens import TaskToken
+from cluster.hosting.tokens import ACTIVITY_TASK, TaskToken
 from history_store.engine import activity as activities
 from history_store.engine.errors import invalid
 
@@ -30,7 +30,7 @@ def poll(services: Services, call: Call, request: wire.PollActivityTaskQueueRequ
 def by_token(services: Services, request: Any) -> tuple[ShardHost, Run, ActivityState]:
     """The started attempt that a token names. NOT_FOUND if it is over."""
     token = services.task_token(request)
-    if token.kind != 2:
+    if token.kind != ACTIVITY_TASK:
         raise invalid("Error deserializing task token.")
     return _found(services, token, "")
 
@@ -38,7 +38,7 @@ def by_token(services: Services, request: Any) -> tuple[ShardHost, Run, Activity
 def by_id(services: Services, request: Any) -> tuple[ShardHost, Run, ActivityState]:
     """The activity that namespace, workflow and activity id name."""
     namespace = services.namespace(request.namespace)
-    token = TaskToken(2, namespace.id, request.workflow_id, request.run_id, 0, 0)
+    token = TaskToken(ACTIVITY_TASK, namespace.id, request.workflow_id, request.run_id, 0, 0)
     return _found(services, token, request.activity_id)
 
 

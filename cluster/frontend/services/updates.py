@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services import workflows
 from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
+from cluster.hosting.committer import nobody
 from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
 from history_store.engine.errors import Code, ServiceError
@@ -183,7 +184,7 @@ def submit(
 def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
     """Admission wrote nothing but perhaps scheduled a speculative task: offer that without a log entry."""
     if run.events or run.dirty:
-        shard.commit(tx, lambda _: None)
+        shard.commit(tx, nobody)
         return
     offers = run.offers
     due = run.next_due()
@@ -208,7 +209,7 @@ def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
     tx = shard.begin()
     tx.open(found)
     workflow_task.time_out(tx, found)
-    shard.commit(tx, lambda _: None)
+    shard.commit(tx, nobody)
 
 
 @rpc(wire.PollWorkflowExecutionUpdateRequest)

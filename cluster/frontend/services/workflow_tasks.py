@@ -13,7 +13,7 @@ from cluster.frontend.services.polls import wait_for_task
 from cluster.hosting import answers
 from cluster.hosting.dispatch import WORKFLOW
 from cluster.hosting.queries import ANSWERED, Query
-from cluster.hosting.tokens import TaskToken
+from cluster.hosting.tokens import QUERY_TASK, TaskToken
 from history_store.engine import activity as activities
 from history_store.engine import close, commands, workflow_task
 from history_store.engine.command_rules import BadCommand, check_sequence
@@ -236,7 +236,7 @@ def query_workflow(services: Services, call: Call, request: wire.QueryWorkflowRe
 def query_completed(services: Services, _call: Call, request: wire.RespondQueryTaskCompletedRequest) -> bytes:
     """RespondQueryTaskCompleted."""
     token = services.task_token(request)
-    if token.kind != 3:
+    if token.kind != QUERY_TASK:
         raise invalid("Error deserializing task token.")
     query: Any = services.node.queries.open.get(token.ref)
     if query is None:
