@@ -9,6 +9,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
 from cluster.frontend.services.polls import wait_for_task
+from cluster.frontend.validate import worker
 from cluster.hosting.dispatch import ACTIVITY
 from cluster.hosting.tokens import ACTIVITY_TASK, TaskToken
 from history_store.engine import activity as activities
@@ -89,7 +90,26 @@ def _complete(
     services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any
 ) -> None:
     result = _optional(request, "result")
+    if _oversized(services, result):
+        _fail_oversized(services, call, found, request.identity, worker.OVERSIZED_RESULT)
+        return
     _end(services, call, found, lambda tx, run, a: activities.complete(tx, run, a, result, request.identity))
+
+
+def _oversized(services: Services, message: Any) -> bool:
+    return message is not None and message.ByteSize() > services.limits.blob_bytes_max
+
+
+def _fail_oversized(
+    services: Services,
+    call: Call,
+    found: tuple[ShardHost, Run, ActivityState],
+    identity: str,
+    complaint: str,
+) -> None:
+    """A worker whose answer is refused would only send it again: the activity fails instead, for good."""
+    failure = worker.oversized_failure(complaint)
+    _end(services, call, found, lambda tx, run, a: activities.fail(tx, run, a, failure, identity))
 
 
 # ---- failed
@@ -109,6 +129,9 @@ def failed_by_id(services: Services, call: Call, request: wire.RespondActivityTa
 
 def _fail(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
     details = _optional(request, "last_heartbeat_details")
+    if _oversized(services, request.failure):
+        _fail_oversized(services, call, found, request.identity, worker.OVERSIZED_FAILURE)
+        return
     _end(
         services,
         call,
@@ -138,6 +161,9 @@ def _cancel(
     services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any
 ) -> None:
     details = _optional(request, "details")
+    if _oversized(services, details):
+        _fail_oversized(services, call, found, request.identity, worker.OVERSIZED_CANCEL_DETAILS)
+        return
     _end(services, call, found, lambda tx, run, a: activities.cancel(tx, run, a, details, request.identity))
 
 
@@ -174,6 +200,16 @@ def _beat(
     shard, run, activity = found
     if not activity.started_id:
         raise activities.not_found()
+    if _oversized(services, _optional(request, "details")):
+        # As Temporal does: the activity fails, and its worker is told to stop.
+        failure = worker.oversized_failure(worker.OVERSIZED_HEARTBEAT)
+
+        def give_up(tx: Transaction) -> bytes:
+            activities.fail(tx, tx.open(run), activity, failure, request.identity)
+            return bytes(response_type(cancel_requested=True).SerializeToString())
+
+        services.transact(call, shard, give_up)
+        return
 
     def change(tx: Transaction) -> bytes:
         activities.heartbeat(tx, tx.open(run), activity, _optional(request, "details"))
