@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("actions")
 
 RETRY_S = 1.0
+RETRY_BROKEN_S = 60.0  # an action that cannot be done must neither stop others nor be forgotten
 EXISTS = failed_cause_pb2.START_CHILD_WORKFLOW_EXECUTION_FAILED_CAUSE_WORKFLOW_ALREADY_EXISTS
 NO_NAMESPACE = failed_cause_pb2.START_CHILD_WORKFLOW_EXECUTION_FAILED_CAUSE_NAMESPACE_NOT_FOUND
 SIGNAL_NOT_FOUND = (
@@ -53,11 +54,17 @@ class Actions:
 
     def do(self, shard: ShardHost, key: bytes, action: Action) -> None:
         """Do it now; if a write is refused (a full disk), again later."""
+        self._try(shard, key, action, lambda: getattr(self, f"_{action.kind}")(shard, key, action))
+
+    def _try(self, shard: ShardHost, key: bytes, action: Action, what: Callable[[], None]) -> None:
         try:
-            getattr(self, f"_{action.kind}")(shard, key, action)
+            what()
         except ServiceError as error:
             log.warning("an action waits", action=action.kind, error=error.message)
             self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
+        except Exception:  # many wait their turn behind this one, and a node that starts has to go on
+            log.exception("an action failed; trying again later", action=action.kind, run=action.run_id)
+            self.node.loop.call_later(RETRY_BROKEN_S, self.do, shard, key, action)
 
     def _finish(
         self, shard: ShardHost, key: bytes, change: Callable[[Transaction], None] | None = None
@@ -81,14 +88,7 @@ class Actions:
         self, target: ShardHost, shard: ShardHost, key: bytes, action: Action, then: Callable[[], None]
     ) -> None:
         """When the target's part is committed, do the rest."""
-        target.group.when_committed(lambda _: self._again(shard, key, action, then), patient=True)
-
-    def _again(self, shard: ShardHost, key: bytes, action: Action, then: Callable[[], None]) -> None:
-        try:
-            then()
-        except ServiceError as error:
-            log.warning("an action waits", action=action.kind, error=error.message)
-            self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
+        target.group.when_committed(lambda _: self._try(shard, key, action, then), patient=True)
 
     # ---- children
 
@@ -236,7 +236,13 @@ class Actions:
             self._finish(shard, key)
             return
         target = self.node.shard_of(action.target_namespace_id, action.target_workflow_id)
-        run = target.find(action.target_namespace_id, action.target_workflow_id, action.target_run_id)
+        itself = (action.namespace_id, action.workflow_id) == (
+            action.target_namespace_id,
+            action.target_workflow_id,
+        )
+        run = None
+        if not itself:  # Temporal finds nothing either when a workflow means itself
+            run = target.find(action.target_namespace_id, action.target_workflow_id, action.target_run_id)
         cause = missing if run is None else send(shard, target, source, run, action)
 
         def record() -> None:

@@ -121,10 +121,7 @@ class Group:
         """Call the waiters whose entries are committed."""
         waiters, committed = self._waiters, self.committed
         while waiters and waiters[0][0] <= committed:
-            try:
-                waiters.popleft()[1](None)
-            except Exception:  # whatever is wrong with one, the others are to hear
-                log.exception("somebody who waited for a commit could not be told", group=self.id)
+            notify(waiters.popleft()[1], None)
 
     def fail_waiters(self, error: ServiceError) -> None:
         """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
@@ -133,7 +130,15 @@ class Group:
             if patient:
                 self._waiters.append((index, waiter, True))
             else:
-                waiter(error)
+                notify(waiter, error)
+
+
+def notify(waiter: Waiter, error: ServiceError | None) -> None:
+    """Tell one who waits: whatever is wrong with it, the others are to hear."""
+    try:
+        waiter(error)
+    except Exception:
+        log.exception("somebody who waited for the disk could not be told")
 
 
 def collect(batch: Round, group: Group, ready: Ready) -> None:
@@ -162,7 +167,7 @@ class Committer:
         self.entries = 0
         self._inline = inline
         self._on_broken = on_broken
-        self._dirty: set[Group] = set()
+        self._dirty: dict[Group, None] = {}  # in the order they came, the same in every run of a test
         self._busy = False
         self._projecting = False  # the round under way carries records for List
         self._scheduled = False
@@ -189,7 +194,7 @@ class Committer:
 
     def mark(self, group: Group) -> None:
         """The group has something to write."""
-        self._dirty.add(group)
+        self._dirty[group] = None
         self._schedule()
 
     def _schedule(self) -> None:
@@ -216,7 +221,7 @@ class Committer:
             self._take_flush(batch, flushed)
         if not (batch.entries or batch.rows or batch.visibility or batch.applied or readies):
             for waiter in told:
-                waiter(None)
+                notify(waiter, None)
             return
         self._busy = True
         self._projecting = bool(batch.visibility)
@@ -302,9 +307,9 @@ class Committer:
         for group, _ in readies:
             group.tell()
             if group.raft.has_ready():
-                self._dirty.add(group)
+                self._dirty[group] = None
         for waiter in told:
-            waiter(None)
+            notify(waiter, None)
         self._plan_flush()
         if self._dirty or self._flush_wanted or self._flush_waiters:
             self._schedule()
@@ -337,6 +342,9 @@ class Committer:
             self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
             for group in self.groups.values():
                 group.fail_waiters(self.refusal)
+            told, self._flush_waiters = [*told, *self._flush_waiters], []
+            for waiter in told:
+                notify(waiter, self.refusal)
             self._on_broken(error)
             return
         if self.refusal is None:
@@ -346,7 +354,7 @@ class Committer:
             for group in self.groups.values():
                 group.fail_waiters(waits)
         for waiter in told:
-            waiter(self.refusal)
+            notify(waiter, self.refusal)
         self.loop.call_later(FULL_RETRY_S, self._retry, batch, readies, flushed)
 
     def _retry(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Any]) -> None:

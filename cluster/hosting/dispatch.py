@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     import asyncio
 
     from cluster.frontend.contract import Call, Connection
+    from cluster.hosting.committer import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shard_host import ShardHost
-    from history_store.engine.run import Run
+    from history_store.engine.run import Run, Transaction
     from history_store.engine.state import TaskRow
 
 log = structlog.get_logger("dispatch")
@@ -34,6 +35,7 @@ log = structlog.get_logger("dispatch")
 ORPHAN_GRACE_S = 2.0  # a worker whose server was restarted is back within a second, and retries its answer
 ORPHAN_TIMEOUT_NS_MAX = 120_000_000_000  # the longest time-out of a workflow task: later wakes are others'
 ORPHANS_AT_ONCE = 64
+GIVE_BACK_RETRY_S = 1.0
 
 WORKFLOW = 1
 ACTIVITY = 2
@@ -175,14 +177,17 @@ class ShardTask:
             return self._void()
         shard, node = self.shard, poller.node
         sticky = task.sticky
-        tx = shard.begin()
-        tx.open(run)
-        workflow_task.start(tx, run, shard.new_id(), poller.identity)
         delivery = Delivery(shard, run, WORKFLOW, task.stamp, poller)
-        shard.commit(tx, delivery.committed, patient=True)
-        delivery.body = answers.workflow_task_answer(
-            shard, run, sticky, node.queries.take(run), node.backlog_hint(self.queue)
-        )
+
+        def start(tx: Transaction) -> Waiter:
+            workflow_task.start(tx, run, shard.new_id(), poller.identity)
+            return delivery.committed
+
+        shard.change(run, start, patient=True)
+        if run.running:  # the start may have been the event too many that ends a run
+            delivery.body = answers.workflow_task_answer(
+                shard, run, sticky, node.queries.take(run), node.backlog_hint(self.queue)
+            )
         return True
 
     def _start_activity(self, run: Run, poller: Poll) -> bool:
@@ -190,12 +195,14 @@ class ShardTask:
         if activity is None or activity.stamp != self.stamp or activity.started_id or activity.paused:
             return self._void()
         shard = self.shard
-        tx = shard.begin()
-        tx.open(run)
-        activities.start(tx, run, activity, shard.new_id(), poller.identity)
-        delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
-        delivery.body = answers.activity_answer(shard, tx, run, activity)
-        shard.commit(tx, delivery.committed, patient=True)
+
+        def start(tx: Transaction) -> Waiter:
+            activities.start(tx, run, activity, shard.new_id(), poller.identity)
+            delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
+            delivery.body = answers.activity_answer(shard, tx, run, activity)
+            return delivery.committed
+
+        shard.change(run, start, patient=True)
         return True
 
     def reroute(self) -> None:
@@ -249,7 +256,11 @@ class Delivery:
         tx = self.shard.begin()
         tx.open(run)
         activities.unstart(run, activity)
-        self.shard.commit(tx, nobody)
+        try:
+            self.shard.commit(tx, nobody)
+        except ServiceError as error:  # a full disk; some activities have no time-out of an attempt
+            log.warning("an activity that nobody took waits", error=error.message)
+            self.shard.loop.call_later(GIVE_BACK_RETRY_S, self._give_back)
 
 
 class Holders:
@@ -277,6 +288,9 @@ class Holders:
             return
         run_id = run.state.run_id
         self.done(run_id)
+        now = shard.runs.get(run_id)
+        if now is None or now.state.task is None or now.state.task.stamp != stamp:
+            return  # it ended before anybody heard of it
         held[run_id] = (shard, run, stamp)
         self._holder[run_id] = connection
 
@@ -296,6 +310,8 @@ class Holders:
                     release(shard, found, stamp)
                 except ServiceError as error:
                     log.warning("a dead worker's task waits for its time-out", error=error.message)
+                except Exception:  # the others it held are not to wait
+                    log.exception("a dead worker's task could not be handed over", run=run.state.run_id)
 
 
 def release(shard: ShardHost, run: Run, stamp: int) -> None:
@@ -303,10 +319,12 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
     task = run.state.task
     if not run.running or task is None or task.stamp != stamp or not task.started_id:
         return
-    tx = shard.begin()
-    tx.open(run)
-    workflow_task.time_out(tx, run)
-    shard.commit(tx, nobody)
+
+    def end(tx: Transaction) -> Waiter:
+        workflow_task.time_out(tx, run)
+        return nobody
+
+    shard.change(run, end)
 
 
 class Orphans:

@@ -98,9 +98,9 @@ class Node:
         self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
 
     def _forget_queues(self) -> None:
+        self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
         self.matching.forget_idle(self.clock.now_ns())
         self._backlogs = {queue: count for queue, count in self._backlogs.items() if count}
-        self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
 
     async def close(self) -> None:
         """Store everything and stop."""
@@ -242,9 +242,11 @@ class Node:
             connection.on_close(lambda: self._connection_closed(connection))
 
     def _connection_closed(self, connection: Connection) -> None:
-        self.matching.connection_closed(connection)
-        self.queries.closed(connection)
-        self.holders.closed(connection)
+        for forget in (self.matching.connection_closed, self.queries.closed, self.holders.closed):
+            try:
+                forget(connection)
+            except Exception:  # each has others' work to hand over
+                log.exception("what hung on a closed connection could not be handed over")
 
     def run_of(self, namespace_id: str, workflow_id: str, run_id: str) -> tuple[ShardHost, Run | None]:
         """The shard of a workflow id, and the run if there is one."""

@@ -17,6 +17,7 @@ from cluster.hosting import answers
 from cluster.hosting.dispatch import WORKFLOW
 from cluster.matching.contract import QueueKey
 from history_store.engine.errors import Code, ServiceError
+from history_store.engine.workflow_task import STICKY_KIND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,19 +95,27 @@ class Query:
         )
 
         def deliver(error: ServiceError | None) -> None:
-            if error is None and poller.open:
+            if error is not None:  # what it would tell may never be true; the worker goes on waiting
+                self.fail(error.code, error.message)
+                if poller.open:
+                    sticky = poller.request.task_queue.kind == STICKY_KIND
+                    self.node.matching.poll(poller.queue, poller, sticky)
+            elif poller.open:
                 self.connection = poller.connection
                 poller.answer(body)
             elif not self.call.done:
                 self.ask(run)
 
-        self.shard.group.when_committed(deliver)
+        self.shard.when_seen(run, deliver)
         return True
 
     def reroute(self) -> None:
         """The sticky worker died: ask any other."""
         run = self.run()
-        if run is None or self.call.done:
+        if self.call.done:
+            return
+        if run is None:
+            self.fail(Code.NOT_FOUND, GONE)
             return
         run.state.sticky_queue = ""
         self.ask(run)

@@ -101,6 +101,7 @@ class ShardHost:
         self.limits = node.limits
         self.runs: OrderedDict[str, Run] = OrderedDict()
         self._closed: deque[str] = deque()  # run ids in the order they closed
+        self._open: Transaction | None = None  # the latest one begun: there is never a second
         self._wakes: list[tuple[int, bytes]] = []
         self._horizon = 0
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -182,7 +183,9 @@ class ShardHost:
         self._closed.append(run_id)
         if len(self._closed) > CLOSED_RUNS_CACHED_MAX:
             oldest = self.runs.get(self._closed.popleft())
-            if oldest is not None and not oldest.running and not _pinned(oldest):
+            if oldest is None or oldest.running or oldest.proposed > self.group.committed:
+                return  # one read again from proposed rows would show what is not committed
+            if not _pinned(oldest):
                 del self.runs[oldest.state.run_id]
 
     def forget(self, run: Run) -> None:
@@ -218,30 +221,48 @@ class ShardHost:
 
     def begin(self) -> Transaction:
         """A transaction at the present time."""
-        return Transaction(self, self.clock.now_ns())
+        left = self._open
+        if left is not None and any(run.tx is left for run in left.runs):
+            # An exception left it half done, or its runs would be shut to every transaction after it.
+            log.error("a transaction was left open; it is void", runs=[r.state.run_id for r in left.runs])
+            self.abort(left)
+        tx = self._open = Transaction(self, self.clock.now_ns())
+        return tx
 
     def abort(self, tx: Transaction) -> None:
         """The engine refused after it had begun: what is in memory is spoiled."""
+        self._open = None
         for run in tx.runs:
-            if run.state.run_id in self.runs:
+            if self.runs.get(run.state.run_id) is run:
                 self.reload(run)
+
+    def change(self, run: Run, how: Callable[[Transaction], Waiter], *, patient: bool = False) -> None:
+        """One transaction on one run: what `how` raises makes it void. It returns who hears of the commit."""
+        tx = self.begin()
+        try:
+            tx.open(run)
+            waiter = how(tx)
+        except BaseException:
+            self.abort(tx)
+            raise
+        self.commit(tx, waiter, patient=patient)
 
     def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
         """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused."""
-        for run in tx.runs:
-            if run.running:
-                close.enforce_history_limits(tx, run)
-        tx.seal()
-        data = image.encode(tx.rows, tx.visibility)
         try:
-            index = self.group.propose(data, tx.rows, tx.visibility)
+            for run in tx.runs:
+                if run.running:
+                    close.enforce_history_limits(tx, run)
+            tx.seal()
+            index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
         except RaftError as error:
             self.abort(tx)
             raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
-        except ServiceError:
+        except BaseException:
             self.abort(tx)
             raise
-        settle: list[tuple[Run, list[Update]]] = []
+        self._open = None
+        settle: list[tuple[Run, list[tuple[Update, int]]]] = []
         offers: list[TaskSpec] = []
         asked: list[tuple[Run, bool]] = []
         for run in tx.runs:
@@ -255,7 +276,8 @@ class ShardHost:
             else:
                 self.keep(run)
                 wake = run.state.wake
-                if wake and wake <= self._horizon:
+                if wake and wake != run.noted and wake <= self._horizon:
+                    run.noted = wake
                     self._note(wake, run.raw)
             offers.extend(run.offers)
             for kind, queue in run.withdrawn:
@@ -274,7 +296,10 @@ class ShardHost:
             actions = tx.actions
             self.group.when_committed(lambda _: self._act(actions), patient=True)
         for spec in offers:
-            self.node.offered(self, spec)
+            try:
+                self.node.offered(self, spec)
+            except Exception:  # the transaction stands, and its task waits in its row for the next poll
+                log.exception("a task could not be offered", run=spec.run.state.run_id)
         for run, gone in asked:
             self.node.asked_after_end(run, gone=gone)
 
@@ -358,10 +383,11 @@ class ShardHost:
                 self._wake(due, raw, _wake_row(value))
             except ServiceError as error:
                 log.warning("runs could not be woken; trying again", error=error.message)
+                heappush(wakes, (due, raw))  # an earlier wake may re-arm the clock before the retry
                 self._wake_at = now + int(RETRY_S * 1e9)
                 if self._wake_timer is not None:
                     self._wake_timer.cancel()
-                self._wake_timer = self.loop.call_later(RETRY_S, self._refill_wakes)
+                self._wake_timer = self.loop.call_later(RETRY_S, self._fire)
                 return
             except Exception:  # one run that cannot be woken must not stop the clock of all others
                 log.exception("a run could not be woken; it is left alone for a while", run=raw.hex())
@@ -418,16 +444,20 @@ def _pinned(run: Run) -> bool:
     )
 
 
-def tell(settled: Iterable[tuple[Run, list[Update]]]) -> None:
+def tell(settled: Iterable[tuple[Run, list[tuple[Update, int]]]]) -> None:
     """A commit is done: watchers of these runs look again, waiters of updates hear."""
     for run, changed in settled:
-        watchers, run.watchers = run.watchers, []
-        watcher: Callable[[], None]
-        for watcher in watchers:
-            watcher()
+        watchers = list(run.watchers)
+        run.watchers.clear()  # in place: after a failed transaction the run's new object has the same list
         if changed:
             assert run.updates is not None
             run.updates.settle(changed)
+        watcher: Callable[[], None]
+        for watcher in watchers:
+            try:
+                watcher()
+            except Exception:  # whatever is wrong with one, the others are to hear
+                log.exception("somebody who watched a run could not be told", run=run.state.run_id)
 
 
 def trim(run: Run) -> None:

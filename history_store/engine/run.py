@@ -199,6 +199,7 @@ class Run:
         "events",
         "external",
         "namespace_raw",
+        "noted",
         "offers",
         "proposed",
         "queries",
@@ -241,6 +242,7 @@ class Run:
         self.queries: dict[str, Any] = {}
         self.attributes: dict[int, HistoryEvent] = {}  # scheduled events of pending activities
         self.watchers: list[Callable[[], None]] = []  # told after every committed change
+        self.noted = 0  # the wake that the clock of this shard has been told of
         self.proposed = 0  # the log's index of its latest change; until that is committed nobody may see it
         # The newest events, kept so that a poll's answer need not read the disk
         self.tail: list[tuple[int, int, bytes]] = []  # (first id, next id, framed events)

@@ -61,6 +61,7 @@ class Update:
 
     __slots__ = (
         "accepted_id",
+        "base",
         "completed_id",
         "error",
         "id",
@@ -77,6 +78,7 @@ class Update:
         self.request = request
         self.stage = stage
         self.prior = stage  # what is committed
+        self.base = stage  # what is proposed
         self.sent = 0  # stamp of the workflow task that carries it; 0: none
         self.accepted_id = 0
         self.completed_id = 0
@@ -89,17 +91,17 @@ class Update:
         """Completed, rejected or aborted, and committed."""
         return self.prior == COMPLETED or self.error is not None
 
-    def settle(self) -> None:
-        """The commit is done: what was provisional is true now; tell who waits."""
-        self.prior = self.stage
+    def settle(self, stage: int) -> None:
+        """The commit is done that brought it to `stage`: tell who waits."""
+        self.prior = stage
         listeners, self.listeners = self.listeners, []
         for listener in listeners:
             listener()
 
     def roll_back(self) -> None:
-        """The transaction is void."""
-        self.stage = self.prior
-        if self.prior != COMPLETED:
+        """The transaction is void: what was proposed before it stands."""
+        self.stage = self.base
+        if self.base != COMPLETED:
             self.outcome = None
 
 
@@ -128,18 +130,20 @@ class UpdateRegistry:
         """This one changed in the present transaction."""
         self.changed.append(update)
 
-    def take_changed(self) -> list[Update]:
-        """What the transaction that is being proposed changed: to be settled at its commit."""
+    def take_changed(self) -> list[tuple[Update, int]]:
+        """What the transaction that is being proposed changed, and to what stage: settled at its commit."""
         changed, self.changed = self.changed, []
-        return changed
+        for update in changed:
+            update.base = update.stage
+        return [(update, update.stage) for update in changed]
 
-    def settle(self, changed: list[Update]) -> None:
+    def settle(self, changed: list[tuple[Update, int]]) -> None:
         """Their commit is done: tell the waiters."""
-        for update in changed:
-            if update.stage == COMPLETED or update.error is not None:
+        for update, stage in changed:
+            if stage == COMPLETED or update.error is not None:
                 self.updates.pop(update.id, None)
-        for update in changed:
-            update.settle()
+        for update, stage in changed:
+            update.settle(stage)
 
     def roll_back(self) -> None:
         """Undo what the present transaction did."""
@@ -160,6 +164,8 @@ def registry(run: Run) -> UpdateRegistry:
     if run.updates is None:
         run.updates = UpdateRegistry()
         for known in run.updates_state.values():
+            if not run.running:
+                break  # nothing is under way there any more
             if known.stage == ACCEPTED:
                 update = Update(known.update_id, None, ACCEPTED)
                 update.accepted_id = known.event_id

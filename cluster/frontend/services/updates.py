@@ -17,6 +17,7 @@ from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.inputs import not_running
+from history_store.engine.pending import workflow_task_due
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 WAIT_S = 20.0
 MARGIN_S = 0.5
+EXPIRE_RETRY_S = 1.0
 RESTARTS_MAX = 10  # how often an update follows a chain of runs that continue as new under it
 
 
@@ -83,7 +85,9 @@ class Wait:
         self.answer(self.update.prior, None)
 
     def stop(self) -> None:
-        """Stop the clock."""
+        """Stop the clock, and listen no more: an update may be under way for days of such waits."""
+        if self.look in self.update.listeners:
+            self.update.listeners.remove(self.look)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -183,11 +187,11 @@ def submit(
 
 def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
     """Admission wrote nothing but perhaps scheduled a speculative task: offer that without a log entry."""
-    if run.events or run.dirty:
+    if run.events or run.dirty or tx.rows:
         shard.commit(tx, nobody)
         return
     offers = run.offers
-    due = run.next_due()
+    due = workflow_task_due(run.state.task)
     run.committed()
     shard.keep(run)
     for spec in offers:
@@ -209,7 +213,10 @@ def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
     tx = shard.begin()
     tx.open(found)
     workflow_task.time_out(tx, found)
-    shard.commit(tx, nobody)
+    try:
+        shard.commit(tx, nobody)
+    except ServiceError:  # a full disk: its updates still wait
+        shard.loop.call_later(EXPIRE_RETRY_S, expire_speculative, shard, run, stamp)
 
 
 @rpc(wire.PollWorkflowExecutionUpdateRequest)

@@ -97,6 +97,30 @@ class Completed:
         """Start what goes back with the answer, propose, and answer at the commit."""
         services, run, request = self.services, self.run, self.request
         response = wire.RespondWorkflowTaskCompletedResponse(reset_history_event_id=done.reset_event_id)
+        try:
+            self._start(tx, done, response)
+        except BaseException:
+            self.shard.abort(tx)
+            raise
+        services.node.holders.done(run.state.run_id)
+        self.body = response.SerializeToString()
+        written = run.events or run.dirty or run.state.task is not None
+        if done.dropped and not done.new_task and not written:
+            self._forget()
+        else:
+            self.shard.commit(tx, self._committed)
+        if done.new_task and run.running:  # its start may have been the event too many that ends a run
+            task = answers.workflow_task_answer(
+                self.shard, run, request.HasField("sticky_attributes"), services.node.queries.take(run)
+            )
+            self.body += b"\x0a" + answers.varint(len(task)) + task
+        services.node.queries.settle(run)
+
+    def _start(
+        self, tx: Transaction, done: commands.Completion, response: wire.RespondWorkflowTaskCompletedResponse
+    ) -> None:
+        """What goes back with the answer is this worker's at once."""
+        run, request = self.run, self.request
         for activity in done.eager:
             activities.start(tx, run, activity, tx.env.new_id(), request.identity)
             response.activity_tasks.append(answers.activity_message(self.shard, tx, run, activity))
@@ -104,18 +128,6 @@ class Completed:
             workflow_task.start(tx, run, tx.env.new_id(), request.identity)
             assert run.state.task is not None
             self.stamp = run.state.task.stamp
-        services.node.holders.done(run.state.run_id)
-        self.body = response.SerializeToString()
-        if done.dropped and not done.new_task and not run.events and run.state.task is None:
-            self._forget()
-        else:
-            self.shard.commit(tx, self._committed)
-        if done.new_task:
-            task = answers.workflow_task_answer(
-                self.shard, run, request.HasField("sticky_attributes"), services.node.queries.take(run)
-            )
-            self.body += b"\x0a" + answers.varint(len(task)) + task
-        services.node.queries.settle(run)
 
     def _forget(self) -> None:
         """A speculative task whose updates were all rejected: nothing to write, only callers to tell."""
