@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from temporalio.api.common.v1.message_pb2 import Payloads, Priority, RetryPolicy
+from temporalio.api.common.v1.message_pb2 import Payload, Payloads, Priority, RetryPolicy
 from temporalio.api.enums.v1 import event_type_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 from temporalio.api.failure.v1.message_pb2 import Failure
@@ -46,6 +46,9 @@ TIMEOUT_NAMES: dict[int, str] = {
     HEARTBEAT: "Heartbeat",
 }
 
+NOT_STARTED = Payloads(
+    payloads=[Payload(metadata={"encoding": b"json/plain"}, data=b'"ACTIVITY_ID_NOT_STARTED"')]
+)
 NO_TIME_FOR_RETRY = (
     "Not enough time to schedule next retry before activity ScheduleToClose timeout, giving up retrying"
 )
@@ -360,8 +363,11 @@ def heartbeat(tx: Transaction, run: Run, activity: ActivityState, details: Paylo
 # ---- cancellation asked for by the workflow
 
 
-def request_cancel(tx: Transaction, run: Run, scheduled_id: int, completed_id: int) -> bool:
-    """A worker's command asks for cancellation. False: no such pending activity."""
+def request_cancel(run: Run, scheduled_id: int, completed_id: int, identity: str) -> bool:
+    """A worker's command asks for cancellation. False: no such pending activity.
+
+    One that no worker has started ends here; the worker must then see that in a new workflow task.
+    """
     activity = run.activities.get(scheduled_id)
     if activity is None:
         return False
@@ -377,9 +383,8 @@ def request_cancel(tx: Transaction, run: Run, scheduled_id: int, completed_id: i
     activity.cancel_requested_id = event.event_id
     run.touch_activity(activity)
     if activity.started_id == 0:
-        _write_canceled(run, activity, 0, None, "")
+        _write_canceled(run, activity, 0, NOT_STARTED, identity)
         run.drop_activity(activity)
-        workflow_task.ensure(tx, run)
     return True
 
 

@@ -168,14 +168,14 @@ def continue_as_new(
             getattr(started, name).CopyFrom(getattr(attributes, name))
     if attributes.HasField("failure"):
         started.continued_failure.CopyFrom(attributes.failure)
-    for name in ("memo", "search_attributes"):
-        if attributes.HasField(name):  # type: ignore[arg-type]
-            getattr(started, name).CopyFrom(getattr(attributes, name))
+    # These are as the command says: SDKs put in it what is to be kept.
+    for name in ("memo", "search_attributes", "retry_policy"):
+        started.ClearField(name)  # type: ignore[arg-type]
+        if command.HasField(name):  # type: ignore[arg-type]
+            getattr(started, name).CopyFrom(getattr(command, name))
     if command.HasField("retry_policy"):
-        started.retry_policy.CopyFrom(command.retry_policy)
         retry.fill_defaults(started.retry_policy)
-    if command.cron_schedule:
-        started.cron_schedule = command.cron_schedule
+    started.cron_schedule = command.cron_schedule
     start.set_timeouts(tx.env, started, state.execution_timeout, run_timeout, task_timeout)
     if backoff:
         from_ns(backoff, started.first_workflow_task_backoff)
@@ -296,7 +296,7 @@ def _cron_backoff(tx: Transaction, run: Run) -> int | None:
     state = run.state
     if not state.cron_schedule:
         return None
-    backoff = cron.next_backoff(state.cron_schedule, state.start_time, tx.now)
+    backoff = cron.next_backoff(state.cron_schedule, state.execution_time, tx.now)
     if backoff is None:
         return None
     if state.execution_expiration and tx.now + backoff > state.execution_expiration:

@@ -52,7 +52,7 @@ CLOSING = frozenset(
 class Batch:
     """One completion under way."""
 
-    __slots__ = ("can_eager", "completed_id", "eager", "messages", "new_task", "run", "tx")
+    __slots__ = ("can_eager", "completed_id", "eager", "identity", "messages", "new_task", "run", "tx")
 
     def __init__(
         self, tx: Transaction, run: Run, completed_id: int, messages: list[Message], can_eager: int
@@ -63,6 +63,7 @@ class Batch:
         self.messages = {m.id: m for m in messages}
         self.can_eager = can_eager  # how many activities may go back with the answer
         self.eager: list[ActivityState] = []
+        self.identity = ""  # the worker's
         self.new_task = False  # something happened that the worker must see in a new task
 
     def take_message(self, message_id: str) -> Message:
@@ -92,7 +93,9 @@ def obey(batch: Batch, commands: list[Command]) -> None:
             raise BadCommand(F.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND, "UnhandledCommand")
         handler(batch, command)
     for message in list(batch.messages.values()):
-        protocol(batch, message)
+        # A run that has closed takes no more events: its updates are over. A rejection is still an answer.
+        if run.running or updates.only_rejections([message]):
+            protocol(batch, message)
     batch.messages.clear()
 
 
@@ -115,7 +118,7 @@ def _schedule_activity(batch: Batch, command: Command) -> None:
     if attributes.activity_id in run.activity_ids:
         raise BadCommand(
             F.WORKFLOW_TASK_FAILED_CAUSE_SCHEDULE_ACTIVITY_DUPLICATE_ID,
-            f"ScheduleActivityTaskDuplicateID: ActivityId {attributes.activity_id} is in use",
+            f"ActivityId {attributes.activity_id} is in use",
         )
     _limit(
         len(run.activities),
@@ -141,13 +144,15 @@ def _limit(count: int, limit: int, cause: int, message: str) -> None:
 def _cancel_activity(batch: Batch, command: Command) -> None:
     attributes = command.request_cancel_activity_task_command_attributes
     command_rules.check_request_cancel_activity(attributes)
-    if not activity.request_cancel(batch.tx, batch.run, attributes.scheduled_event_id, batch.completed_id):
+    scheduled_id = attributes.scheduled_event_id
+    if activity.request_cancel(batch.run, scheduled_id, batch.completed_id, batch.identity):
+        batch.new_task = batch.new_task or scheduled_id not in batch.run.activities
+    else:
         # The activity may have ended while the task was under way: its end waits in the buffer.
         if attributes.scheduled_event_id >= batch.run.state.next_event_id:
             raise BadCommand(
                 F.WORKFLOW_TASK_FAILED_CAUSE_BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES,
-                "BadRequestCancelActivityAttributes: no activity was scheduled by event "
-                f"{attributes.scheduled_event_id}",
+                f"no activity was scheduled by event {attributes.scheduled_event_id}",
             )
         batch.run.event(
             E.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED,
@@ -165,7 +170,7 @@ def _start_timer(batch: Batch, command: Command) -> None:
     if attributes.timer_id in run.timers:
         raise BadCommand(
             F.WORKFLOW_TASK_FAILED_CAUSE_START_TIMER_DUPLICATE_ID,
-            f"StartTimerDuplicateID: TimerId {attributes.timer_id} is in use",
+            f"TimerId {attributes.timer_id} is in use",
         )
     event = run.event(
         E.EVENT_TYPE_TIMER_STARTED,
@@ -196,7 +201,7 @@ def _cancel_timer(batch: Batch, command: Command) -> None:
         if not started_id:
             raise BadCommand(
                 F.WORKFLOW_TASK_FAILED_CAUSE_BAD_CANCEL_TIMER_ATTRIBUTES,
-                f"BadCancelTimerAttributes: no pending timer with TimerId {timer_id}",
+                f"no pending timer with TimerId {timer_id}",
             )
     run.event(
         E.EVENT_TYPE_TIMER_CANCELED,
@@ -446,6 +451,7 @@ def complete_task(tx: Transaction, run: Run, request: Any, can_eager: int) -> Co
         _sticky(run, request)
         _reset_point(tx, run, request, event.event_id)
         batch = Batch(tx, run, event.event_id, messages, can_eager)
+        batch.identity = request.identity
         obey(batch, list(request.commands))
         updates.reject_unprocessed(run, task.stamp)
         # What a later command cancelled, or the run's end, does not go back with the answer.

@@ -128,6 +128,8 @@ def failed_by_id(services: Services, call: Call, request: wire.RespondActivityTa
 
 
 def _fail(services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any) -> None:
+    if not found[2].started_id:
+        raise activities.not_found()
     details = _optional(request, "last_heartbeat_details")
     if _oversized(services, request.failure):
         _fail_oversized(services, call, found, request.identity, worker.OVERSIZED_FAILURE)
@@ -160,6 +162,8 @@ def canceled_by_id(
 def _cancel(
     services: Services, call: Call, found: tuple[ShardHost, Run, ActivityState], request: Any
 ) -> None:
+    if not found[2].started_id:
+        raise activities.not_found()
     details = _optional(request, "details")
     if _oversized(services, details):
         _fail_oversized(services, call, found, request.identity, worker.OVERSIZED_CANCEL_DETAILS)

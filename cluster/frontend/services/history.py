@@ -124,7 +124,7 @@ class Reader:
         next_token = b""
         transient = token.transient if token is not None else 0
         if after < end:
-            keep_end = token.end_id if token is not None else 0
+            keep_end = token.end_id if token is not None else 0 if self.wait else end
             next_token = encode(HistoryToken(run.state.run_id, after, self.wait, keep_end, transient))
         elif self.wait and self.running:
             next_token = encode(HistoryToken(run.state.run_id, after, True))
@@ -184,8 +184,11 @@ class CloseReader(Reader):
     def answer(self, run: Run) -> None:
         """The last event, when there is one that closes the run."""
         last = self.end - 1
-        if self.running and self.wait:
-            self.park(run, last)
+        if self.running:
+            if self.wait:
+                self.park(run, last)
+            else:
+                self.finish(b"", b"")
             return
         data, after = runs.history(self.shard.rows, run, last)
         self.finish(runs.cut(data, 1) if after > self.end else data, b"")

@@ -66,13 +66,8 @@ def command(kind: str, **fields: Any) -> Command:
 def activity(activity_id: str = "a", **fields: Any) -> Command:
     """ScheduleActivityTask."""
     fields.setdefault("start_to_close_timeout", {"seconds": 10})
-    return command(
-        "SCHEDULE_ACTIVITY_TASK",
-        activity_id=activity_id,
-        activity_type={"name": "A"},
-        task_queue={"name": "q"},
-        **fields,
-    )
+    fields.setdefault("task_queue", {"name": "q"})
+    return command("SCHEDULE_ACTIVITY_TASK", activity_id=activity_id, activity_type={"name": "A"}, **fields)
 
 
 def timer(timer_id: str = "t", seconds: int = 5) -> Command:
@@ -82,10 +77,9 @@ def timer(timer_id: str = "t", seconds: int = 5) -> Command:
 
 def child(workflow_id: str = "child", **fields: Any) -> Command:
     """StartChildWorkflowExecution."""
-    return command(
-        "START_CHILD_WORKFLOW_EXECUTION", workflow_id=workflow_id, workflow_type={"name": "C"},
-        task_queue={"name": "cq"}, **fields,
-    )  # fmt: skip
+    fields.setdefault("task_queue", {"name": "cq"})
+    kind = {"name": "C"}
+    return command("START_CHILD_WORKFLOW_EXECUTION", workflow_id=workflow_id, workflow_type=kind, **fields)
 
 
 def done(text: str = "") -> Command:
