@@ -37,6 +37,7 @@ ORPHAN_TIMEOUT_NS_MAX = 120_000_000_000  # the longest time-out of a workflow ta
 ORPHANS_AT_ONCE = 64
 GIVE_BACK_RETRY_S = 1.0
 
+RATE_MAX = 1e9  # tasks a second; beyond it there is no limit
 WORKFLOW = 1
 ACTIVITY = 2
 
@@ -101,7 +102,8 @@ def _rate_of(request: Any) -> float | None:
     if isinstance(request, PollActivityTaskQueueRequest) and request.HasField("task_queue_metadata"):
         metadata = request.task_queue_metadata
         if metadata.HasField("max_tasks_per_second"):
-            return metadata.max_tasks_per_second.value
+            rate = metadata.max_tasks_per_second.value
+            return rate if 0.0 <= rate <= RATE_MAX else None  # NaN and infinity are no limits
     return None
 
 
