@@ -260,6 +260,11 @@ class Committer:
         self._schedule()
 
     @property
+    def unsettled(self) -> list[Group]:
+        """Groups that have proposed what is not committed yet."""
+        return [group for group in self.groups.values() if group.proposed > group.committed]
+
+    @property
     def visibility_pending(self) -> bool:
         """Whether a List would miss something that is committed."""
         return self._projecting or any(group.rows.visibility_pending for group in self.groups.values())

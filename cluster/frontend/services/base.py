@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 
-from cluster.frontend.status import status_details
+from cluster.frontend.status import status_details, status_of
 from cluster.frontend.validate import CHECKS
 from cluster.hosting.tokens import TaskToken, task_token
 from history_store.engine.errors import Code, ServiceError, invalid
@@ -55,6 +55,10 @@ OF_NAMESPACES = frozenset(
         "DeleteNamespace",
     )
 )
+
+
+# Errors that tell what a run, or a name, has become.
+OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
 
 
 def _namespaced(name: str, request: type[Message]) -> bool:
@@ -105,9 +109,28 @@ class Services:
                 resolve(request.namespace)  # type: ignore[attr-defined]
             if check is not None:
                 check(request, limits)
-            return method(self, call, request)
+            try:
+                return method(self, call, request)
+            except ServiceError as error:
+                if error.code not in OF_THE_STATE or not self.node.committer.unsettled:
+                    raise
+                refused = error
+            self._refuse_when_settled(call, refused)
+            return None
 
         return handle
+
+    def _refuse_when_settled(self, call: Call, refused: ServiceError) -> None:
+        """What made the node refuse may be proposed and not yet committed: then nobody may hear of it yet."""
+        waits = self.node.committer.unsettled
+
+        def settled(error: ServiceError | None) -> None:
+            waits.pop()
+            if error is not None or not waits:
+                fail(call, error or refused)
+
+        for group in list(waits):
+            group.when_committed(settled)
 
     # ---- namespaces and runs
 
@@ -172,10 +195,22 @@ def answering(call: Call, body: bytes | Callable[[], bytes]) -> Callable[[Servic
     def reply(error: ServiceError | None) -> None:
         if error is not None:
             fail(call, error)
+        elif isinstance(body, bytes):
+            call.finish(body)
         else:
-            call.finish(body if isinstance(body, bytes) else body())
+            finish(call, body)
 
     return reply
+
+
+def finish(call: Call, body: Callable[[], bytes]) -> None:
+    """Answer with what `body` makes, or with what it raises: outside a handler nobody else would answer."""
+    try:
+        answer = body()
+    except Exception as error:  # noqa: BLE001 - the call hears of it, and the log
+        call.fail(*status_of(error, call.method, call.connection.peer))
+    else:
+        call.finish(answer)
 
 
 def fail(call: Call, error: ServiceError) -> None:

@@ -8,7 +8,8 @@ from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.history.v1.message_pb2 import History
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.frontend.services.base import Services, fail, rpc
+from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
+from cluster.frontend.status import status_of
 from cluster.hosting.answers import varint
 from cluster.hosting.tokens import HistoryToken, encode, history_token
 from history_store.engine import workflow_task
@@ -101,10 +102,15 @@ class Reader:
             return
         run = self.found()
         if run is None:
-            self.finish(b"", b"")
+            self.unpark()
+            fail(self.call, workflow_not_found(self.run.state.workflow_id))
             return
         self.run = run
-        self.answer(run)
+        try:
+            self.answer(run)
+        except Exception as problem:  # noqa: BLE001 - a commit may have called: nobody else would answer
+            self.unpark()
+            self.call.fail(*status_of(problem, self.call.method, self.call.connection.peer))
 
     def answer(self, run: Run) -> None:
         """All events: the next page, or wait at the end."""

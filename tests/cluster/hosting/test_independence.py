@@ -319,3 +319,71 @@ async def test_a_speculative_task_is_not_timed_out_by_another_deadline(play: Pla
     assert "TimedOut" not in await play.table("w")
     call.cancel()
     second.cancel()
+
+
+# ---- what is not committed is not told
+
+
+async def test_an_error_that_tells_of_a_change_waits_for_its_commit() -> None:
+    disk = FullDisk()
+    play = Play(disk, inline=True)
+    await play.first()
+    end = wire.TerminateWorkflowExecutionRequest(namespace="default")
+    end.workflow_execution.workflow_id = "w"
+    signal = wire.SignalWorkflowExecutionRequest(namespace="default", signal_name="s")
+    signal.workflow_execution.workflow_id = "w"
+    ended, signalled = play.begin(end), play.begin(signal)
+    again = play.begin(start_request("x")), play.begin(start_request("x"))
+    assert not ended.done
+    assert not signalled.done
+    await play.settle()
+    assert code(signalled) == Code.NOT_FOUND
+    assert all(call.done for call in again)
+    await play.close()
+
+
+async def test_an_error_that_tells_of_a_change_is_unsure_on_a_full_disk() -> None:
+    disk = FullDisk()
+    play = Play(disk)
+    await play.first()
+    disk.full = StorageFull("no space left")
+    end = wire.TerminateWorkflowExecutionRequest(namespace="default")
+    end.workflow_execution.workflow_id = "w"
+    signal = wire.SignalWorkflowExecutionRequest(namespace="default", signal_name="s")
+    signal.workflow_execution.workflow_id = "w"
+    ended, signalled = play.begin(end), play.begin(signal)
+    await play.settle()
+    assert code(ended) == code(signalled)
+    assert code(signalled) != Code.NOT_FOUND
+    disk.full = None
+    await until_it_writes(play)
+    assert (await play.refused(signal)).code == Code.NOT_FOUND
+    await play.close()
+
+
+async def test_a_long_poll_whose_answer_fails_is_answered(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await play.start("w")
+    request = wire.GetWorkflowExecutionHistoryRequest(namespace="default", wait_new_event=True)
+    request.execution.workflow_id = "w"
+    request.next_page_token = (await play.call(request)).next_page_token
+    call = play.begin(request)
+    await play.settle()
+    monkeypatch.setattr("history_store.shard.runs.history", lambda *_: 1 / 0)
+    await play.signal("w")
+    await play.settle()
+    assert code(call) == Code.INTERNAL
+
+
+async def test_a_long_poll_of_a_run_that_is_deleted_finds_nothing(play: Play) -> None:
+    await play.start("w")
+    request = wire.GetWorkflowExecutionHistoryRequest(namespace="default", wait_new_event=True)
+    request.execution.workflow_id = "w"
+    request.next_page_token = (await play.call(request)).next_page_token
+    call = play.begin(request)
+    await play.call(
+        wire.DeleteWorkflowExecutionRequest(namespace="default", workflow_execution=execution("w"))
+    )
+    await play.settle()
+    assert code(call) == Code.NOT_FOUND
