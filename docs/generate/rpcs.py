@@ -22,6 +22,8 @@ sentence that says so. How far the served ones agree with Temporal is measured b
 
 """
 
+NOTES = {"PollNexusTaskQueue": "waits and ends empty: no Nexus task exists in this release"}
+
 
 def page() -> str:
     """The page's text."""
@@ -31,7 +33,9 @@ def page() -> str:
     text = HEAD + ", ".join(f"{number} {state}" for state, number in sorted(count.items())) + ".\n"
     for state, title in (("implemented", "Served"), ("later", "Not yet")):
         text += f"\n## {title}\n\n| RPC | |\n|---|---|\n"
-        text += "".join(f"| {name} | {reason} |\n" for name, found, reason in rows if found == state)
+        for name, found, reason in rows:
+            if found == state:
+                text += f"| {name} | {reason or NOTES.get(name, '')} |\n"
     return text
 
 

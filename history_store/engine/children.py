@@ -242,17 +242,26 @@ def child_start_failed(tx: Transaction, run: Run, child: ChildState, cause: int)
 
 
 def child_closed(
-    tx: Transaction, run: Run, child: ChildState, status: int, payload: bytes, run_id: str
+    tx: Transaction,
+    run: Run,
+    child: ChildState,
+    status: int,
+    payload: bytes,
+    first_run_id: str,
+    run_id: str = "",
 ) -> None:
-    """The child (its whole chain) has ended; `payload` is its closing event's attributes."""
+    """The child (its whole chain) has ended; `payload` is its closing event's attributes.
+
+    `run_id` is the run that ended last, if it is not the first one.
+    """
     if not run.running:
         return
     if not child.started_id:
-        child_started(tx, run, child, run_id)
+        child_started(tx, run, child, first_run_id)
     common: dict[str, Any] = {
         "namespace": child.namespace,
         "namespace_id": child.namespace_id,
-        "workflow_execution": WorkflowExecution(workflow_id=child.workflow_id, run_id=child.run_id),
+        "workflow_execution": WorkflowExecution(workflow_id=child.workflow_id, run_id=run_id or first_run_id),
         "workflow_type": WorkflowType(name=child.workflow_type),
         "initiated_event_id": child.initiated_id,
         "started_event_id": max(child.started_id, 0),

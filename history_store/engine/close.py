@@ -76,11 +76,13 @@ def fail(tx: Transaction, run: Run, failure: Failure, completed_id: int) -> None
 
 
 def time_out_run(tx: Transaction, run: Run) -> None:
-    """The run (or the whole execution) has run out of time."""
+    """The run (or the whole execution, which nothing follows) has run out of time."""
     _stop_task(tx, run)
     failure = Failure(message="workflow timeout", source="Server")
     failure.timeout_failure_info.timeout_type = workflow_pb2.TIMEOUT_TYPE_START_TO_CLOSE
-    backoff, initiator, state = _next_attempt(tx, run, failure)
+    backoff, initiator, state = None, 0, int(workflow_pb2.RETRY_STATE_TIMEOUT)
+    if not run.state.execution_expiration or run.state.execution_expiration > tx.now:
+        backoff, initiator, state = _next_attempt(tx, run, failure)
     attributes = history.WorkflowExecutionTimedOutEventAttributes(retry_state=state)  # type: ignore[arg-type]
     successor = ""
     if backoff is not None:
@@ -331,9 +333,13 @@ def _follow(
     """Make the next run of a retry or cron chain: as the one before, after `backoff`."""
     previous = tx.env.load_event(run, 1, 1).workflow_execution_started_event_attributes
     started = _inherit(run, successor, initiator)
-    for name in ("input", "header"):
+    # As it was started: what the run changed in its memo or attributes ends with it.
+    for name in ("input", "header", "memo", "search_attributes"):
+        started.ClearField(name)
         if previous.HasField(name):
             getattr(started, name).CopyFrom(getattr(previous, name))
+    if initiator == BY_CRON:
+        del started.completion_callbacks[:]  # they hear of the run they were given with
     started.workflow_type.CopyFrom(previous.workflow_type)
     started.task_queue.CopyFrom(previous.task_queue)
     state = run.state

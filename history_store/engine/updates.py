@@ -31,6 +31,7 @@ E = event_type_pb2
 ADMITTED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
 ACCEPTED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 COMPLETED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
+ABORTED_BY_CLOSING = "workflow update was aborted by closing workflow"
 FAIL_FAST_ATTEMPT = 3  # Temporal: from this attempt of a failing workflow task on, updates are refused
 
 
@@ -340,6 +341,7 @@ def _reject(run: Run, update: Update, failure: Failure) -> None:
             f"invalid state transition attempted for Update {update.id}: received Rejection message"
         )
     update.stage = COMPLETED
+    update.error = None  # of a run that closed in the same step
     update.outcome = Outcome(failure=failure)
     if update.id in run.updates_state:
         run.drop_update(update.id)  # a reset had admitted it
@@ -390,7 +392,7 @@ def abort_all(run: Run, continuing: bool) -> None:
                 Code.ABORTED, "workflow operation can not be applied because workflow is closing"
             )
         else:
-            update.error = ServiceError(Code.NOT_FOUND, "workflow update was aborted by closing workflow")
+            update.error = ServiceError(Code.NOT_FOUND, ABORTED_BY_CLOSING)
         run.updates.note(update)
 
 

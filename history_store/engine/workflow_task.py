@@ -270,6 +270,10 @@ def complete(run: Run, task: WorkflowTask, request: Any) -> history.HistoryEvent
     )
     if request.HasField("worker_version_stamp"):
         attributes.worker_version.CopyFrom(request.worker_version_stamp)
+    build_id = request.deployment_options.build_id or request.binary_checksum
+    if build_id and not attributes.worker_version.build_id:
+        # Which code made the decision: SDKs read it back as the run's current build id.
+        attributes.worker_version.build_id = build_id
     if request.HasField("sdk_metadata"):
         attributes.sdk_metadata.CopyFrom(request.sdk_metadata)
     if request.HasField("metering_metadata"):

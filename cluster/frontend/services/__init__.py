@@ -8,6 +8,7 @@ AREAS = (
     "workflows",
     "workflow_tasks",
     "activity_tasks",
+    "nexus_tasks",
     "history",
     "updates",
     "describe",

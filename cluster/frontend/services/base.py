@@ -99,13 +99,14 @@ class Services:
         check = CHECKS.get(name.rpartition("/")[2])
         limits = self.limits
         resolve = self.meta.get if _namespaced(name, request_type) else None
+        by_token = "task_token" in request_type.DESCRIPTOR.fields_by_name  # which names its namespace itself
 
         def handle(call: Call) -> bytes | Coroutine[Any, Any, bytes] | None:
             try:
                 request = parse(call.request)
             except DecodeError:
                 raise invalid(f"the request is not a {request_type.DESCRIPTOR.full_name}") from None
-            if resolve is not None:
+            if resolve is not None and (not by_token or request.namespace):  # type: ignore[attr-defined]
                 resolve(request.namespace)  # type: ignore[attr-defined]
             if check is not None:
                 check(request, limits)
@@ -161,7 +162,7 @@ class Services:
         """The run, which must be open (and of the chain that `first_run_id` began, if given)."""
         shard, run = self.run(namespace_id, workflow_id, run_id)
         if first_run_id and run.state.first_run_id != first_run_id:
-            raise workflow_not_found(workflow_id)
+            raise execution_not_found()
         if not run.running:
             raise not_running()
         return shard, run
@@ -221,6 +222,11 @@ def fail(call: Call, error: ServiceError) -> None:
 def workflow_not_found(workflow_id: str) -> ServiceError:
     """No such run."""
     return ServiceError(Code.NOT_FOUND, f"workflow not found for ID: {workflow_id}", NotFoundFailure())
+
+
+def execution_not_found() -> ServiceError:
+    """The run is there, but not of the chain that the request means."""
+    return ServiceError(Code.NOT_FOUND, "workflow execution not found", NotFoundFailure())
 
 
 def unimplemented(name: str, why: str) -> ServiceError:

@@ -11,7 +11,7 @@ from temporalio.api.update.v1.message_pb2 import Outcome
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services import workflows
-from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
+from cluster.frontend.services.base import Services, execution_not_found, fail, rpc
 from cluster.hosting.committer import nobody
 from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cluster.hosting.meta import Namespace
     from cluster.hosting.shard_host import ShardHost
     from history_store.engine.run import Run
-    from history_store.engine.state import UpdateState
+    from history_store.engine.state import CurrentRun, UpdateState
 
 WAIT_S = 20.0
 MARGIN_S = 0.5
@@ -150,7 +150,7 @@ def submit(
     update_id = request.request.meta.update_id
     shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
     if request.first_execution_run_id and run.state.first_run_id != request.first_execution_run_id:
-        raise workflow_not_found(execution.workflow_id)
+        raise execution_not_found()
     update = updates.find(run, update_id, outcome_loader(shard, run))
     if update is None:
         if not run.running:
@@ -270,26 +270,37 @@ class MultiOperation:
         self.update = request.operations[1].update_workflow
         if not self.start.request_id:
             self.start.request_id = services.node.new_id()
+        if not self.update.request.meta.update_id:
+            self.update.request.meta.update_id = services.node.new_id()
+        self.retried = False
 
     def run(self) -> None:
-        """Start or join, then update."""
+        """Join the run that has the update or may take it, else start one; then update."""
         shard = self.services.node.shard_of(self.namespace.id, self.start.workflow_id)
         now = shard.current(self.namespace.id, self.start.workflow_id)
-        same = now is not None and now.start_request_id == self.start.request_id
-        policy = self.start.workflow_id_conflict_policy
-        use = policy == workflows.W.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
-        if now is not None and now.status == st.RUNNING and (use or same):
-            self._update(now.run_id, started=same)
-            return
-        if now is not None and now.status != st.RUNNING and self._known_update(shard, now.run_id):
-            self._update(now.run_id, started=False)
+        if now is not None and self._joins(shard, now):
+            self._update(now.run_id, started=now.start_request_id == self.start.request_id)
             return
         self._start(shard, now)
 
-    def _known_update(self, shard: ShardHost, run_id: str) -> bool:
-        """The update was made in the run that has closed since: a retry finds its outcome."""
-        run = shard.find(self.namespace.id, self.start.workflow_id, run_id)
-        return run is not None and self.update.request.meta.update_id in run.updates_state
+    def _joins(self, shard: ShardHost, now: CurrentRun) -> bool:
+        """Whether the update goes to the current run: Temporal, multioperation Invoke."""
+        run = shard.find(self.namespace.id, self.start.workflow_id, now.run_id)
+        assert run is not None, "the current run is there"
+        update_id = self.update.request.meta.update_id
+        known = run.updates_state.get(update_id)
+        if known is not None and known.stage == updates.COMPLETED:
+            return True  # whatever the policies say, this update has its outcome already
+        if now.start_request_id == self.start.request_id:
+            return True
+        if not run.running:
+            return False
+        policy = self.start.workflow_id_conflict_policy
+        return (
+            policy == workflows.W.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
+            or known is not None
+            or update_id in updates.registry(run).updates
+        )
 
     def _start(self, shard: ShardHost, now: Any) -> None:
         services = self.services
@@ -299,6 +310,8 @@ class MultiOperation:
             if now is not None:
                 workflows.make_room(shard, tx, self.namespace, self.start, now)
             run = workflows.create(services, tx, self.namespace, self.start, self.start.request_id)
+            # Now, not after the commit: the first workflow task must carry it.
+            updates.admit(tx, run, self.update.request)
         except ServiceError as error:
             shard.abort(tx)
             self._refuse_start(error)
@@ -327,8 +340,19 @@ class MultiOperation:
             response.responses.add().update_workflow.CopyFrom(response_of(run, self.update, stage, outcome))
             self.call.finish(response.SerializeToString())
 
+        def refuse(error: ServiceError) -> None:
+            closing = error.code == Code.NOT_FOUND and error.message == updates.ABORTED_BY_CLOSING
+            if closing and not started and not self.retried:
+                # The joined run closed under the update: unlike a plain update, this can start the next.
+                self.retried = True
+                self.run()
+            elif closing and not started:
+                self._refuse_update(ServiceError(Code.ABORTED, error.message))
+            else:
+                self._refuse_update(error)
+
         try:
-            submit(self.services, self.call, self.namespace, self.update, answer, self._refuse_update)
+            submit(self.services, self.call, self.namespace, self.update, answer, refuse)
         except ServiceError as error:
             self._refuse_update(error)
 

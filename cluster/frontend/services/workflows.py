@@ -9,7 +9,7 @@ from temporalio.api.enums.v1 import event_type_pb2, workflow_pb2
 from temporalio.api.errordetails.v1.message_pb2 import WorkflowExecutionAlreadyStartedFailure
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.frontend.services.base import Services, answering, rpc, workflow_not_found
+from cluster.frontend.services.base import Services, answering, execution_not_found, rpc
 from cluster.hosting import answers
 from cluster.hosting.meta import REGISTERED
 from history_store.engine import close, inputs, options, start, workflow_task
@@ -380,7 +380,7 @@ def request_cancel(
     execution = request.workflow_execution
     shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
     if request.first_execution_run_id and run.state.first_run_id != request.first_execution_run_id:
-        raise workflow_not_found(execution.workflow_id)
+        raise execution_not_found()
 
     def change(tx: Transaction) -> bytes:
         if run.running and not run.state.cancel_requested:
