@@ -223,7 +223,7 @@ final class Flows {
           Workflow.newLocalActivityStub(
               Acts.class,
               LocalActivityOptions.newBuilder()
-                  .setStartToCloseTimeout(Duration.ofSeconds(5))
+                  .setScheduleToCloseTimeout(Duration.ofSeconds(5))
                   .setRetryOptions(
                       RetryOptions.newBuilder()
                           .setInitialInterval(Duration.ofMillis(20))
