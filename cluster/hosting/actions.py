@@ -177,7 +177,7 @@ class Actions:
         if parent is not None and child is not None and child.run_id in ("", action.request_id):
             tx = target.begin()
             children.child_closed(
-                tx, tx.open(parent), child, action.policy, action.payload, action.request_id
+                tx, tx.open(parent), child, action.policy, action.payload, action.request_id, action.run_id
             )
             target.commit(tx, nobody)
         self._after(target, shard, key, action, lambda: self._finish(shard, key))
