@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services import workflows
 from cluster.frontend.services.base import Services, execution_not_found, fail, rpc
+from cluster.frontend.status import status_of
 from cluster.hosting.committer import nobody
 from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
@@ -57,7 +58,14 @@ class Wait:
         self.timer: Any = None
 
     def look(self) -> None:
-        """Answer if the stage is reached, else wait."""
+        """Answer if the stage is reached, else wait. Whatever fails here is this caller's matter alone."""
+        try:
+            self._look()
+        except Exception as problem:  # noqa: BLE001 - the call hears of it, and the log
+            self.stop()
+            self.call.fail(*status_of(problem, self.call.method, self.call.connection.peer))
+
+    def _look(self) -> None:
         update = self.update
         if self.call.done:
             self.stop()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
+from cluster.frontend.services import updates as service
 from cluster.hosting import actions, committer
 from cluster.hosting.actions import Actions
 from history_store.engine import updates, workflow_task
@@ -387,3 +388,24 @@ async def test_a_long_poll_of_a_run_that_is_deleted_finds_nothing(play: Play) ->
     )
     await play.settle()
     assert code(call) == Code.NOT_FOUND
+
+
+async def test_one_answer_to_an_update_that_fails_leaves_the_others(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await play.first()
+    first, second = play.begin(play.update_request("u", 2)), play.begin(play.update_request("u", 2))
+    whole, asked = service.response_of, []
+
+    def once(*args: Any) -> wire.UpdateWorkflowExecutionResponse:
+        asked.append(args)
+        if len(asked) == 1:
+            raise KeyError("a page that is not there")
+        return whole(*args)
+
+    monkeypatch.setattr(service, "response_of", once)
+    await play.next(messages=[accept("u")])
+    await play.settle()
+    assert code(first) == Code.INTERNAL
+    assert second.done
+    assert second.answer.exception() is None
