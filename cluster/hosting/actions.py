@@ -102,10 +102,9 @@ class Actions:
             return
         target = self.node.shard_of(action.target_namespace_id, action.target_workflow_id)
         now = target.current(action.target_namespace_id, action.target_workflow_id)
-        if now is not None and now.start_request_id == action.request_id:
-            self._after(
-                target, shard, key, action, lambda: self._child_started(shard, key, action, now.run_id)
-            )
+        ours = self._started_before(target, action, now) if now is not None else ""
+        if ours:
+            self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, ours))
             return
         initiated = shard.load_event(parent, action.batch_id, action.event_id)
         wanted = initiated.start_child_workflow_execution_initiated_event_attributes
@@ -127,6 +126,19 @@ class Actions:
         )
         target.commit(tx, nobody)
         self._after(target, shard, key, action, lambda: self._child_started(shard, key, action, run_id))
+
+    def _started_before(self, target: ShardHost, action: Action, now: CurrentRun) -> str:
+        """The run that this action started before ("" if it did not), also if others follow it now."""
+        if now.start_request_id == action.request_id:
+            return now.run_id
+        if now.first_run_id in ("", now.run_id):
+            return ""
+        first = target.find(action.target_namespace_id, action.target_workflow_id, now.first_run_id)
+        return (
+            now.first_run_id
+            if first is not None and first.state.start_request_id == action.request_id
+            else ""
+        )
 
     def _make_room(
         self, target: ShardHost, tx: Transaction, action: Action, now: CurrentRun, policy: int

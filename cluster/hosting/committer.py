@@ -16,7 +16,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -340,17 +340,8 @@ class Committer:
         error: BaseException,
     ) -> None:
         if not isinstance(error, StorageFull | StorageReadOnly):
-            log.critical(
-                "the disk failed; stopping, so that the log decides at the next start", error=str(error)
-            )
-            self._stopped = True
-            self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
-            for group in self.groups.values():
-                group.fail_waiters(self.refusal)
             told, self._flush_waiters = [*told, *self._flush_waiters], []
-            for waiter in told:
-                notify(waiter, self.refusal)
-            self._on_broken(error)
+            self.stop_for(error, told)
             return
         if self.refusal is None:
             log.error("the disk takes no writes; refusing new ones until it does", error=str(error))
@@ -374,6 +365,17 @@ class Committer:
                 self._written(batch, readies, flushed, [], None)
         else:
             self._jobs.put((batch, readies, flushed, []))
+
+    def stop_for(self, error: BaseException, told: Iterable[Waiter] = ()) -> None:
+        """The storage failed and what it holds is not known: stop, so that the log decides at the next start."""
+        log.critical("the disk failed; stopping", error=str(error))
+        self._stopped = True
+        self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
+        for group in self.groups.values():
+            group.fail_waiters(self.refusal)
+        for waiter in told:
+            notify(waiter, self.refusal)
+        self._on_broken(error)
 
     async def close(self) -> None:
         """Store everything committed, then stop the thread."""

@@ -22,6 +22,7 @@ from history_store.engine.run import Run, TaskSpec, Transaction
 from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
 from history_store.raft import RaftError
 from history_store.shard import image, runs
+from history_store.storage.contract import StorageError
 
 if TYPE_CHECKING:
     import asyncio
@@ -368,6 +369,13 @@ class ShardHost:
         self._arm()
 
     def _fire(self) -> None:
+        try:
+            self._fire_due()
+        except StorageError as error:
+            # A clock that cannot read what is due would stop in silence: the node stops instead.
+            self.group.committer.stop_for(error)
+
+    def _fire_due(self) -> None:
         self._wake_timer = None
         self._wake_at = 0
         now = self.clock.now_ns()
@@ -389,6 +397,8 @@ class ShardHost:
                     self._wake_timer.cancel()
                 self._wake_timer = self.loop.call_later(RETRY_S, self._fire)
                 return
+            except StorageError:
+                raise
             except Exception:  # one run that cannot be woken must not stop the clock of all others
                 log.exception("a run could not be woken; it is left alone for a while", run=raw.hex())
         if now >= self._horizon and not (wakes and wakes[0][0] <= now):

@@ -449,7 +449,14 @@ def complete_task(tx: Transaction, run: Run, request: Any, can_eager: int) -> Co
     else:
         event = workflow_task.complete(run, task, request)
         _sticky(run, request)
-        _reset_point(tx, run, request, event.event_id)
+        reset_point(
+            run,
+            request.binary_checksum,
+            event.workflow_task_completed_event_attributes.worker_version.build_id,
+            event.event_id,
+            tx.time,
+            tx.env.limits.reset_points_max,
+        )
         batch = Batch(tx, run, event.event_id, messages, can_eager)
         batch.identity = request.identity
         obey(batch, list(request.commands))
@@ -500,11 +507,6 @@ def _sticky(run: Run, request: Any) -> None:
         run.state.sticky_timeout = to_ns(request.sticky_attributes.schedule_to_start_timeout)
     else:
         run.state.sticky_queue = ""
-
-
-def _reset_point(tx: Transaction, run: Run, request: Any, event_id: int) -> None:
-    build = request.worker_version_stamp.build_id or request.deployment_options.build_id
-    reset_point(run, request.binary_checksum, build, event_id, tx.time, tx.env.limits.reset_points_max)
 
 
 def reset_point(run: Run, checksum: str, build: str, event_id: int, now: Timestamp, points_max: int) -> None:

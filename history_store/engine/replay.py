@@ -225,11 +225,10 @@ class Replayer:
         state.task_attempt = 1
         state.last_started_id = attributes.started_event_id
         state.last_completed_id = event.event_id
-        build_id = attributes.worker_version.build_id or attributes.deployment_version.build_id
         commands.reset_point(
             self.run,
             attributes.binary_checksum,
-            build_id,
+            attributes.worker_version.build_id,
             event.event_id,
             event.event_time,
             self.reset_points_max,
