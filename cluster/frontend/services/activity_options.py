@@ -1,4 +1,8 @@
-"""Pending activities from the operator's side: pause, unpause, reset, other options."""
+"""Pending activities from the operator's side: pause, unpause, reset, other options.
+
+Each has two RPCs. The older names activities of a workflow; the newer (`…ActivityExecution`), which is all
+that newer clients use, names one activity: of a workflow if it has a workflow id, and else a standalone one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from temporalio.api.activity.v1.message_pb2 import ActivityOptions
+from temporalio.api.common.v1.message_pb2 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.frontend.services.base import Services, rpc
+from cluster.frontend.services.base import Services, rpc, unimplemented
 from history_store.engine import activity_admin
 from history_store.engine.durations import to_ns
 
@@ -105,3 +110,60 @@ def update_options(services: Services, call: Call, request: wire.UpdateActivityO
         change,
         lambda: wire.UpdateActivityOptionsResponse(activity_options=options).SerializeToString(),
     )
+
+
+# ---- the newer RPCs, for activities of workflows
+
+
+def _of_workflow(request: Any) -> dict[str, Any]:
+    """What the older request has in place of the newer one's ids."""
+    if not request.workflow_id:
+        name = request.DESCRIPTOR.name.removesuffix("Request")
+        raise unimplemented(name, "standalone activities come with a later release")
+    return {
+        "namespace": request.namespace,
+        "execution": WorkflowExecution(workflow_id=request.workflow_id, run_id=request.run_id),
+        "id": request.activity_id,
+        "identity": request.identity,
+    }
+
+
+@rpc(wire.PauseActivityExecutionRequest)
+def pause_one(services: Services, call: Call, request: wire.PauseActivityExecutionRequest) -> None:
+    """PauseActivityExecution."""
+    target = _of_workflow(request)
+    older = wire.PauseActivityRequest(**target, reason=request.reason, request_id=request.request_id)
+    pause(services, call, older)
+
+
+@rpc(wire.UnpauseActivityExecutionRequest)
+def unpause_one(services: Services, call: Call, request: wire.UnpauseActivityExecutionRequest) -> None:
+    """UnpauseActivityExecution."""
+    unpause(services, call, wire.UnpauseActivityRequest(**_of_workflow(request), jitter=request.jitter))
+
+
+@rpc(wire.ResetActivityExecutionRequest)
+def reset_one(services: Services, call: Call, request: wire.ResetActivityExecutionRequest) -> None:
+    """ResetActivityExecution."""
+    older = wire.ResetActivityRequest(
+        **_of_workflow(request),
+        reset_heartbeat=request.reset_heartbeat,
+        keep_paused=request.keep_paused,
+        jitter=request.jitter,
+        restore_original_options=request.restore_original_options,
+    )
+    reset(services, call, older)
+
+
+@rpc(wire.UpdateActivityExecutionOptionsRequest)
+def update_options_of_one(
+    services: Services, call: Call, request: wire.UpdateActivityExecutionOptionsRequest
+) -> None:
+    """UpdateActivityExecutionOptions. The answers of both RPCs have the same field."""
+    older = wire.UpdateActivityOptionsRequest(
+        **_of_workflow(request),
+        activity_options=request.activity_options,
+        update_mask=request.update_mask,
+        restore_original=request.restore_original,
+    )
+    update_options(services, call, older)

@@ -5,8 +5,8 @@ machine: the language's tools, and the SDK from the language's own registry. It 
 again when its sources change. A program takes the server's address, and prints one line for each check:
 `ok NAME MILLISECONDS` or `FAIL NAME MILLISECONDS WHY`.
 
-The `temporal` command line is taken from HOLDFAST_TEMPORAL_CLI, the cache, or PATH. A build takes ten minutes of a
-core, so it is made by `python -m tests.compat.sdks.run --build-cli` only, never by a test.
+The `temporal` command line is taken from HOLDFAST_TEMPORAL_CLI, the cache, or PATH. A build takes ten minutes
+of a core, so it is made by `python -m tests.compat.sdks.run --build-cli` only, never by a test.
 """
 
 from __future__ import annotations
@@ -120,7 +120,12 @@ PROGRAMS = {
             "1.38.0",
             ("java", "javac", "mvn"),
             _prepare_java,
-            lambda directory: ["java", "-cp", f"{directory}/classes:{directory}/target/dependency/*", "check.Check"],
+            lambda directory: [
+                "java",
+                "-cp",
+                f"{directory}/classes:{directory}/target/dependency/*",
+                "check.Check",
+            ],
         ),
     )
 }

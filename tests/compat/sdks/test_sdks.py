@@ -1,4 +1,4 @@
-"""Temporal's SDKs for Go, TypeScript and Java, unmodified, against a real server: everything a program uses."""
+"""Temporal's SDKs for Go, TypeScript and Java, unmodified, against a real server."""
 
 from __future__ import annotations
 
