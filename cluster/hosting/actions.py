@@ -109,10 +109,11 @@ class Actions:
         initiated = shard.load_event(parent, action.batch_id, action.event_id)
         wanted = initiated.start_child_workflow_execution_initiated_event_attributes
         tx = target.begin()
-        if now is not None and not self._make_room(target, tx, action, now, wanted.workflow_id_reuse_policy):
+        run_id = self.node.new_id()
+        policy = wanted.workflow_id_reuse_policy
+        if now is not None and not self._make_room(target, tx, action, now, policy, run_id):
             self._child_failed(shard, key, action, EXISTS)
             return
-        run_id = self.node.new_id()
         started = children.child_attributes(tx, parent, initiated, run_id)
         metadata = initiated.user_metadata if initiated.HasField("user_metadata") else None
         start.create(
@@ -141,7 +142,7 @@ class Actions:
         )
 
     def _make_room(
-        self, target: ShardHost, tx: Transaction, action: Action, now: CurrentRun, policy: int
+        self, target: ShardHost, tx: Transaction, action: Action, now: CurrentRun, policy: int, run_id: str
     ) -> bool:
         """Whether the reuse policy lets the child start although the id is known."""
         if now.status == st.RUNNING:
@@ -149,10 +150,7 @@ class Actions:
                 return False
             run = target.find(action.target_namespace_id, action.target_workflow_id, now.run_id)
             assert run is not None, "the current run is there"
-            close.terminate(
-                tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE
-            )
-            run.current_dirty = False
+            close.give_way(tx, tx.open(run), run_id)
             return True
         if policy == REJECT:
             return False

@@ -367,7 +367,7 @@ class Committer:
             self._jobs.put((batch, readies, flushed, []))
 
     def stop_for(self, error: BaseException, told: Iterable[Waiter] = ()) -> None:
-        """The storage failed and what it holds is not known: stop, so that the log decides at the next start."""
+        """The storage failed, and what it holds is unknown: stop; the log decides at the next start."""
         log.critical("the disk failed; stopping", error=str(error))
         self._stopped = True
         self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from temporalio.api.common.v1.message_pb2 import Payloads, RetryPolicy
+from temporalio.api.common.v1.message_pb2 import Payload, Payloads, RetryPolicy
 from temporalio.api.enums.v1 import event_type_pb2, failed_cause_pb2, workflow_pb2
 from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
@@ -127,6 +127,16 @@ def terminate(
         links=links,
     )
     _closed(tx, run, st.TERMINATED, attributes, "")
+
+
+def give_way(tx: Transaction, run: Run, successor: str) -> None:
+    """The id is wanted for a new run: the open one is terminated with it, in Temporal's words."""
+    why = Payload(
+        metadata={"encoding": b"json/plain"}, data=f'"terminated by new runID: {successor}"'.encode()
+    )
+    details = Payloads(payloads=[why])
+    terminate(tx, run, "TerminateIfRunning WorkflowIdReusePolicy", details, "history-service")
+    run.current_dirty = False  # the new run's pointer is the one that counts
 
 
 def continue_as_new(

@@ -312,12 +312,13 @@ class MultiOperation:
 
     def _start(self, shard: ShardHost, now: Any) -> None:
         services = self.services
+        run_id = services.node.new_id()
         tx = shard.begin()
         try:
             services.node.validate_search_attributes(self.namespace.id, self.start.search_attributes)
             if now is not None:
-                workflows.make_room(shard, tx, self.namespace, self.start, now)
-            run = workflows.create(services, tx, self.namespace, self.start, self.start.request_id)
+                workflows.make_room(shard, tx, self.namespace, self.start, now, run_id)
+            run = workflows.create(tx, self.namespace, self.start, self.start.request_id, run_id)
             # Now, not after the commit: the first workflow task must carry it.
             updates.admit(tx, run, self.update.request)
         except ServiceError as error:
@@ -327,7 +328,6 @@ class MultiOperation:
         except BaseException:
             shard.abort(tx)
             raise
-        run_id = run.state.run_id
         shard.commit(tx, lambda error: self._refuse_start(error) if error is not None else None)
         self._update(run_id, started=True)
 

@@ -61,11 +61,12 @@ def start_or_join(
         return
     require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
+    run_id = services.node.new_id()
     tx = shard.begin()
     try:
         if now is not None:
-            make_room(shard, tx, namespace, request, now)
-        run = create(services, tx, namespace, request, request_id)
+            make_room(shard, tx, namespace, request, now, run_id)
+        run = create(tx, namespace, request, request_id, run_id)
         eager = request.request_eager_execution and run.state.task is not None
         if eager:
             workflow_task.start(tx, run, request_id, request.identity)
@@ -101,15 +102,14 @@ def start_or_join(
 
 
 def create(
-    services: Services,
     tx: Transaction,
     namespace: Namespace,
     request: wire.StartWorkflowExecutionRequest,
     request_id: str,
+    run_id: str,
     schedule: bool = True,
 ) -> Run:
     """The new run of a start request."""
-    run_id = services.node.new_id()
     attributes = start.attributes_of_request(tx.env, request, run_id, tx.now)
     if (
         request.request_eager_execution
@@ -207,8 +207,10 @@ def _joined(
     return True
 
 
-def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: Any, now: CurrentRun) -> None:
-    """Let a new run take the id (terminating the running one, if so asked), or ALREADY_EXISTS."""
+def make_room(
+    shard: ShardHost, tx: Transaction, namespace: Namespace, request: Any, now: CurrentRun, run_id: str
+) -> None:
+    """Let the run `run_id` take the workflow id (terminating the open one if asked), or ALREADY_EXISTS."""
     reuse = request.workflow_id_reuse_policy
     if now.status == st.RUNNING:
         conflict = request.workflow_id_conflict_policy
@@ -218,10 +220,7 @@ def make_room(shard: ShardHost, tx: Transaction, namespace: Namespace, request: 
             raise already_started(now, "Workflow execution is already running.")
         run = shard.find(namespace.id, request.workflow_id, now.run_id)
         assert run is not None, "the current run is there"
-        close.terminate(
-            tx, tx.open(run), "TerminateIfRunning WorkflowIdReusePolicy Policy", None, HISTORY_SERVICE
-        )
-        run.current_dirty = False
+        close.give_way(tx, tx.open(run), run_id)
         return
     if reuse == W.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
         raise already_started(
@@ -323,11 +322,12 @@ def signal_with_start(
         return
     require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
+    run_id = services.node.new_id()
 
     def begin(tx: Transaction) -> bytes:
         if now is not None:
-            make_room(shard, tx, namespace, request, now)
-        run = create(services, tx, namespace, _start_of(request), request.request_id, schedule=False)
+            make_room(shard, tx, namespace, request, now, run_id)
+        run = create(tx, namespace, _start_of(request), request.request_id, run_id, schedule=False)
         inputs.signal(
             tx,
             run,
