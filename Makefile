@@ -17,7 +17,7 @@ help:
 	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200)"
 	@echo "make bench   benchmarks; prints the table of docs/performance.md"
 	@echo "make docs    regenerate the pages that are made from the code"
-	@echo "make compat  Temporal's own sdk-python tests against this server"
+	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server"
 
 setup: $(STAMP)
 
@@ -40,7 +40,7 @@ check: $(STAMP)
 # The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 120 -m "not live" -q -rfEs --durations=5
-	$(BIN)/python -m pytest --timeout 300 -m live -q -rfEs --durations=5
+	$(BIN)/python -m pytest --timeout 300 -m live -q -rfEs --durations=5 --ignore tests/compat/sdks
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate/rpcs.py
@@ -57,6 +57,7 @@ bench: $(STAMP)
 
 compat: $(STAMP)
 	$(BIN)/python -m tests.compat.run
+	$(BIN)/python -m pytest tests/compat/sdks -q -rfEs
 
 clean:
 	rm -rf $(VENV) build
