@@ -156,13 +156,11 @@ def activity_message(
     timestamp_from_ns(activity.first_scheduled_time, answer.scheduled_time)
     timestamp_from_ns(activity.scheduled_time, answer.current_attempt_scheduled_time)
     timestamp_from_ns(activity.started_time, answer.started_time)
-    for ns, into in (
-        (activity.schedule_to_close, answer.schedule_to_close_timeout),
-        (activity.start_to_close, answer.start_to_close_timeout),
-        (activity.heartbeat_timeout, answer.heartbeat_timeout),
-    ):
-        if ns:
-            from_ns(ns, into)
+    # Both are there even if zero, which means no limit: the TypeScript SDK fails an attempt without them.
+    from_ns(activity.schedule_to_close, answer.schedule_to_close_timeout)
+    from_ns(activity.start_to_close, answer.start_to_close_timeout)
+    if activity.heartbeat_timeout:
+        from_ns(activity.heartbeat_timeout, answer.heartbeat_timeout)
     if activity.retry_policy:
         answer.retry_policy.CopyFrom(RetryPolicy.FromString(activity.retry_policy))
     if activity.priority or state.priority:

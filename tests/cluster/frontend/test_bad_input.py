@@ -31,6 +31,7 @@ PARKED = frozenset(  # RPCs that may wait for something that may never happen
     (
         "PollWorkflowTaskQueue", "PollActivityTaskQueue", "GetWorkflowExecutionHistory", "QueryWorkflow",
         "UpdateWorkflowExecution", "PollWorkflowExecutionUpdate", "ExecuteMultiOperation",
+        "PollNexusTaskQueue",
     )
 )  # fmt: skip
 TURNS_MAX = 50

@@ -70,3 +70,14 @@ async def test_without_a_workflow_it_comes_later(harness: Harness, request_type:
     refused = await harness.refused(request)
     assert refused.code == 12
     assert "standalone activities" in refused.message
+
+
+async def test_a_task_names_both_limits_also_if_there_is_none(harness: Harness) -> None:
+    # The TypeScript SDK fails an attempt whose schedule-to-close time-out is not in the task.
+    await _with_an_activity(harness)
+    poll = wire.PollActivityTaskQueueRequest(namespace="default", identity="doer")
+    poll.task_queue.name = "q"
+    task = await harness.call(poll)
+    assert task.HasField("schedule_to_close_timeout")
+    assert task.schedule_to_close_timeout.seconds == 0
+    assert task.start_to_close_timeout.seconds == 30
