@@ -296,6 +296,13 @@ class Holders:
         held[run_id] = (shard, run, stamp)
         self._holder[run_id] = connection
 
+    def deliver(self, call: Call, shard: ShardHost, run: Run, stamp: int) -> None:
+        """A started task rides on the answer of `call`; if nobody listens any more it is given back."""
+        if call.done:
+            release(shard, run, stamp)
+        else:
+            self.hold(call.connection, shard, run, stamp)
+
     def done(self, run_id: str) -> None:
         """The task was answered (perhaps on another connection of the same worker)."""
         connection = self._holder.pop(run_id, None)

@@ -148,8 +148,8 @@ def _cancel_activity(batch: Batch, command: Command) -> None:
     if activity.request_cancel(batch.run, scheduled_id, batch.completed_id, batch.identity):
         batch.new_task = batch.new_task or scheduled_id not in batch.run.activities
     else:
-        # The activity may have ended while the task was under way: its end waits in the buffer.
-        if attributes.scheduled_event_id >= batch.run.state.next_event_id:
+        # The activity may have ended while the task was under way: then its end waits in the buffer.
+        if not batch.run.ends_buffered(scheduled_id):
             raise BadCommand(
                 F.WORKFLOW_TASK_FAILED_CAUSE_BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES,
                 f"no activity was scheduled by event {attributes.scheduled_event_id}",

@@ -316,6 +316,15 @@ class Run:
         self.state.buffered_count += 1
         return event
 
+    def ends_buffered(self, scheduled_id: int) -> bool:
+        """Whether the end of this activity waits in the buffer."""
+        return any(
+            event.event_type in _WIRED
+            and _WIRED[event.event_type][1] == "scheduled_event_id"
+            and getattr(event, _WIRED[event.event_type][0]).scheduled_event_id == scheduled_id
+            for event in self.buffered
+        )
+
     def flush_buffered(self) -> bool:
         """Give buffered events their ids. Returns whether there were any."""
         if not self.buffered:

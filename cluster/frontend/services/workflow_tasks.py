@@ -140,7 +140,7 @@ class Completed:
 
     def _committed(self, error: ServiceError | None) -> None:
         if error is None and self.stamp:
-            self.services.node.holders.hold(self.call.connection, self.shard, self.run, self.stamp)
+            self.services.node.holders.deliver(self.call, self.shard, self.run, self.stamp)
         answering(self.call, self.body)(error)
 
 

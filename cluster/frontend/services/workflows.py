@@ -89,7 +89,7 @@ def start_or_join(
         task = run.state.task
         if error is None and task is not None:
             services.node.watch(call.connection)
-            services.node.holders.hold(call.connection, shard, run, task.stamp)
+            services.node.holders.deliver(call, shard, run, task.stamp)
         answering(call, whole)(error)
 
     whole = b""
