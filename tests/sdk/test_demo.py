@@ -136,6 +136,8 @@ def test_interrupted_it_takes_its_processes_with_it(sign: signal.Signals, scratc
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in a shell's background has SIGINT ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         assert process.stderr is not None
