@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,13 @@ def _import_grpc() -> Any:
             "the grpcio front needs grpcio: install holdfast[grpcio], or use the default front (http2)"
         ) from error
     return grpc
+
+
+def credentials(cert: str, key: str, ca: str | None) -> Any:
+    """grpcio's ServerCredentials from PEM files; with `ca`, clients must show a certificate. OSError."""
+    chain = (Path(key).read_bytes(), Path(cert).read_bytes())
+    roots = Path(ca).read_bytes() if ca is not None else None
+    return _import_grpc().ssl_server_credentials([chain], roots, ca is not None)
 
 
 class GrpcioConnection:

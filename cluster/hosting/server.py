@@ -193,9 +193,14 @@ def _front(options: ServerOptions, methods: Any, streaming: Any) -> Front:
     return Http2Front(methods, streaming, limits=Limits(message_bytes_max=options.message_bytes_max))
 
 
-def _tls(options: ServerOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None:
+def _tls(options: ServerOptions) -> Any:
+    """What the front takes for TLS: an SSLContext, or grpcio's own credentials; None without TLS."""
+    if options.tls_cert is None or options.tls_key is None:
         return None
+    if options.front == "grpcio":
+        from cluster.frontend.grpcio_front import credentials
+
+        return credentials(options.tls_cert, options.tls_key, options.tls_ca)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.tls_cert, options.tls_key)
     if options.tls_ca is not None:
