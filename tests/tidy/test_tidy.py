@@ -23,8 +23,8 @@ LONG_MODULES: dict[str, str] = {}
 # "path::Class.function" -> why this function may be longer.
 LONG_FUNCTIONS: dict[str, str] = {}
 
-# Words of the place where this was written, and of no project: a reader elsewhere cannot follow them.
-STRANGE_WORDS = re.compile(r"/work/|(?<![\w/.])shared/|\bkits/|\bissues show\b|FIXME|TODO|\bXXX\b")
+# Paths of one person's machine, and notes to oneself: a reader elsewhere cannot follow them.
+STRANGE_WORDS = re.compile(r"/home/\w|/Users/\w|/root/\w|FIXME|TODO|\bXXX\b")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".sh", ".txt", ".yml", ".yaml", ".tf", ""}
 LEFT_OUT = {".git", ".venv", "build", "dist", "node_modules", "__pycache__"}
 
