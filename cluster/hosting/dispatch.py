@@ -19,6 +19,7 @@ from cluster.matching.contract import QueueKey
 from history_store.engine import activity as activities
 from history_store.engine import workflow_task
 from history_store.engine.errors import ServiceError
+from history_store.engine.state import WFT_SPECULATIVE
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("dispatch")
 
+EXPIRE_RETRY_S = 1.0  # after a write was refused (a full disk)
 ORPHAN_GRACE_S = 2.0  # a worker whose server was restarted is back within a second, and retries its answer
 ORPHAN_TIMEOUT_NS_MAX = 120_000_000_000  # the longest time-out of a workflow task: later wakes are others'
 ORPHANS_AT_ONCE = 64
@@ -181,15 +183,23 @@ class ShardTask:
         sticky = task.sticky
         delivery = Delivery(shard, run, WORKFLOW, task.stamp, poller)
 
-        def start(tx: Transaction) -> Waiter:
+        tx = shard.begin()
+        try:
+            tx.open(run)
             workflow_task.start(tx, run, shard.new_id(), poller.identity)
-            return delivery.committed
-
-        shard.change(run, start, patient=True)
+        except BaseException:
+            shard.abort(tx)
+            raise
+        unwritten = task.kind == WFT_SPECULATIVE and shard.leave_unwritten(tx, run)
+        if not unwritten:
+            shard.commit(tx, delivery.committed, patient=True)
         if run.running:  # the start may have been the event too many that ends a run
             delivery.body = answers.workflow_task_answer(
                 shard, run, sticky, node.queries.take(run), node.backlog_hint(self.queue)
             )
+        if unwritten:
+            shard.loop.call_later(task.timeout / 1e9, expire_unwritten, shard, run, task.stamp)
+            shard.group.when_committed(delivery.committed, patient=True)
         return True
 
     def _start_activity(self, run: Run, poller: Poll) -> bool:
@@ -334,6 +344,18 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
         return nobody
 
     shard.change(run, end)
+
+
+def expire_unwritten(shard: ShardHost, run: Run, stamp: int) -> None:
+    """A started speculative task has no wake row: this is its start-to-close time-out."""
+    found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
+    if found is None:
+        return
+    try:
+        release(shard, found, stamp)
+    except ServiceError as error:
+        log.warning("a speculative task's time-out waits", error=error.message)
+        shard.loop.call_later(EXPIRE_RETRY_S, expire_unwritten, shard, run, stamp)
 
 
 class Orphans:

@@ -248,6 +248,17 @@ class ShardHost:
             raise
         self.commit(tx, waiter, patient=patient)
 
+    def leave_unwritten(self, tx: Transaction, run: Run) -> bool:
+        """Take the transaction as done if it changed a speculative task alone: that lives in memory."""
+        if run.events or run.dirty or tx.rows or tx.actions or len(tx.runs) != 1:
+            return False
+        assert run.task is not None
+        assert run.task.kind == WFT_SPECULATIVE
+        self._open = None
+        run.committed()
+        self.keep(run)
+        return True
+
     def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
         """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused."""
         try:

@@ -69,6 +69,8 @@ def schedule(
     """Schedule the workflow task. `bypass_matching`: the caller starts it at once, so no task is offered."""
     state = run.state
     assert state.task is None, "one workflow task at a time"
+    # Not a counter: a speculative task is never written, and after a restart no other may have its stamp.
+    state.task_stamp = tx.env.next_sequence()
     if run.flush_buffered():
         state.task_attempt = 1
         kind = WFT_NORMAL
@@ -85,11 +87,10 @@ def schedule(
         timeout=_timeout(tx, run, attempt),
         queue=state.sticky_queue or state.task_queue,
         sticky=sticky,
-        stamp=state.task_stamp + 1,
+        stamp=state.task_stamp,
         schedule_to_start=state.sticky_timeout if sticky else 0,
         first_of_run=state.last_started_id == 0,
     )
-    state.task_stamp += 1
     state.task = task
     if attempt == 1 and kind == WFT_NORMAL:
         _write_scheduled(run, task)
@@ -155,8 +156,7 @@ def reroute(tx: Transaction, run: Run, stamp: int) -> bool:
     task.queue = run.state.task_queue
     task.sticky = False
     task.schedule_to_start = tx.env.limits.speculative_timeout if task.kind == WFT_SPECULATIVE else 0
-    run.state.task_stamp += 1
-    task.stamp = run.state.task_stamp
+    task.stamp = run.state.task_stamp = tx.env.next_sequence()
     _offer(run, task)
     return True
 
