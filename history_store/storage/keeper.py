@@ -6,6 +6,8 @@ simple than "delete what is compacted", and this module is where they are kept s
 * A group may be idle for ever with one entry that is not compacted, so rows go from the middle, too.
 * A row that replaced entries of an older row must outlive that older row, or the replaced entries would come
   back at the next load. So the newer row waits for the older one (`_waiting`).
+* A row whose entries were replaced may stay for other groups after the row before it went. A load then finds
+  entries with a gap before them: `adrift`, until the row that replaced them turns up; it must.
 * A snapshot may replace a whole log. Then `floor` says that older rows hold nothing of this group.
 
 Hard states live in log rows, and are carried over to the groups table before their row goes.
@@ -63,6 +65,7 @@ class _Group:
     last: int  # index of the last entry, or `compacted` when there is none
     terms: list[tuple[int, int]] = field(default_factory=list)  # (first index, term) of each run of one term
     holders: deque[tuple[int, int]] = field(default_factory=deque)  # (sequence, last index needed there)
+    adrift: list[tuple[int, int]] = field(default_factory=list)  # loading: (sequence, first index) after a gap
 
     def term_at(self, index: int) -> int:
         at = bisect_right(self.terms, index, key=lambda run: run[0]) - 1
@@ -87,19 +90,42 @@ class LogKeeper:
     def replay(
         self, sequence: int, entries: list[tuple[int, list[Entry]]], hard_states: list[tuple[int, HardState]]
     ) -> list[tuple[int, list[Entry]]]:
-        """Take a log row found on disk; returns what of it counts. `LogGap` if some before is missing."""
+        """Take a log row found on disk; returns what of it counts. `LogGap` if it is not one run of entries."""
         self.next_sequence = max(self.next_sequence, sequence + 1)
-        counting = [(group, found) for group, found in entries if sequence >= self._group(group).row.floor]
+        counting = []
         self._needed[sequence] = 1  # held while we work, so that it cannot die before it is whole
-        for group, found in counting:
-            check_follows(group, found, self._group(group).last)
+        for group, found in entries:
+            state = self._group(group)
+            if sequence < state.row.floor or not found:
+                continue
+            if found[0].index > state.last + 1:
+                state.adrift.append((sequence, found[0].index))
+                self._needed[sequence] += 1
+                continue
+            check_follows(group, found, state.last)
+            for held, _ in state.adrift:  # all of it is replaced by this row, which therefore outlives it
+                self._waiting.setdefault(held, []).append(sequence)
+                self._needed[sequence] += 1
+                self._unneed(held)
+            state.adrift.clear()
             self._append(sequence, group, found)
+            counting.append((group, found))
         for group, hard in hard_states:
             if sequence >= self._group(group).row.hard_floor:
                 self._group(group).hard = hard
                 self._dirty.add(group)
         self._unneed(sequence)
         return counting
+
+    def replayed(self) -> None:
+        """All rows have been taken. `LogGap` if entries are missing that nothing replaced."""
+        for group, state in self._groups.items():
+            if state.adrift:
+                sequence, first = state.adrift[0]
+                raise LogGap(
+                    f"its log row {sequence} cannot be used: "
+                    f"group {group}: entry {first} does not follow entry {state.last}"
+                )
 
     def logs(self) -> dict[int, GroupLog]:
         """Every group, without its entries."""

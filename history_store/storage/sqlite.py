@@ -178,8 +178,10 @@ class SqliteStorage:
                 for group, found in counting:
                     if group not in logs:
                         logs[group] = keeper.logs()[group]
-                    if found:
-                        merge_entries(logs[group], found)
+                    merge_entries(logs[group], found)
+            keeper.replayed()
+        except LogGap as error:
+            raise self._corrupt(str(error)) from error
         except sqlite3.Error as error:
             raise self._translate(error, "reading the log") from error
         for group, log in keeper.logs().items():

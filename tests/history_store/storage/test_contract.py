@@ -336,6 +336,24 @@ def test_size_grows_with_the_data(disk):
     assert disk.storage.size_bytes() >= before + 500_000
 
 
+def test_replaced_entries_outlive_those_before_them(disk):
+    """The round of 3 to 4 stays for group 2 when that of 1 to 2 has gone; 2 to 3 came later and replaced them."""
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 2))]))
+    disk.storage.write(Round(entries=[(1, entries(1, 3, 4)), (2, entries(1, 1, 1))]))
+    disk.storage.write(Round(entries=[(1, entries(2, 2, 3)), (3, entries(1, 1, 1))]))
+    disk.storage.write(Round(compact=[(1, 1, 1)], applied=[(1, 1, 1, b"")]))
+    disk.storage.write(Round(applied=[(1, 1, 1, b"")]))  # what may go, goes with the next change
+    for _ in range(2):
+        found = disk.kill_and_open().load()
+        assert found[1].entries == entries(2, 2, 3)
+        disk.storage.write(Round(applied=[(1, 1, 1, b"")]))
+    disk.storage.write(Round(compact=[(1, 3, 2)], applied=[(1, 3, 2, b"")]))
+    disk.storage.write(Round(entries=[(1, entries(2, 4, 4))], applied=[(1, 3, 2, b"")]))
+    found = disk.kill_and_open().load()
+    assert found[1].entries == entries(2, 4, 4)
+    assert found[2].entries == found[3].entries == entries(1, 1, 1)
+
+
 # ------------------------------------------------------------------------------------------ against a model
 
 
