@@ -11,6 +11,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, execution_not_found, rpc
 from cluster.hosting import answers
+from cluster.hosting.committer import nobody
 from cluster.hosting.meta import REGISTERED
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 W = workflow_pb2
 STARTED = event_type_pb2.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
 HISTORY_SERVICE = "history-service"
+EAGER_TASK_FIELD = b"\x12"  # StartWorkflowExecutionResponse.eager_workflow_task = 2, length-delimited
 
 
 # ---- start
@@ -84,21 +86,45 @@ def start_or_join(
     if not eager:
         shard.commit(tx, answering(call, body))
         return
+    shard.commit(tx, nobody)
+    if run.running:
+        _answer_with_task(services, call, shard, run, body, first=True)
+    else:  # two events were too many for this node's limit
+        shard.group.when_committed(answering(call, body))
+
+
+def _answer_with_task(
+    services: Services, call: Call, shard: ShardHost, run: Run, body: bytes, *, first: bool
+) -> None:
+    """Answer at the commit with `body` and the started task of the run; with `body` alone if it is over then.
+
+    `first`: nobody else has the task, so it is given back if the caller is gone. A repeated answer that
+    nobody waits for leaves the task to whoever got the first.
+    """
+    state, task = run.state, run.state.task
+    assert task is not None
+    stamp = task.stamp
+    # The task is told as it was started: updates that came since are not in the first answer, and the worker
+    # that has it must not be taken to refuse them because the second answer carried them.
+    updates, run.updates = run.updates, None
+    try:
+        message = answers.workflow_task_answer(shard, run, False)
+    finally:
+        run.updates = updates
+    whole = body + EAGER_TASK_FIELD + answers.varint(len(message)) + message
 
     def deliver(error: ServiceError | None) -> None:
-        task = run.state.task
-        if error is None and task is not None:
+        # Not `run`: a transaction that failed in between has put another object in its place.
+        now = shard.find(state.namespace_id, state.workflow_id, state.run_id) if error is None else None
+        if now is None or now.state.task is None or now.state.task.stamp != stamp:
+            answering(call, body)(error)
+            return
+        if first or not call.done:
             services.node.watch(call.connection)
-            services.node.holders.deliver(call, shard, run, task.stamp)
-        answering(call, whole)(error)
+            services.node.holders.deliver(call, shard, now, stamp)
+        answering(call, whole)(None)
 
-    whole = b""
-    shard.commit(tx, deliver)
-    if not run.running:  # two events were too many for this node's limit
-        whole = body
-        return
-    task_bytes = answers.workflow_task_answer(shard, run, False)
-    whole = body + b"\x12" + answers.varint(len(task_bytes)) + task_bytes  # eager_workflow_task = 2
+    shard.group.when_committed(deliver)
 
 
 def create(
@@ -170,7 +196,12 @@ def _joined(
             link=link,
             first_execution_run_id=now.first_run_id,
         )
-        shard.group.when_committed(answering(call, response.SerializeToString()))
+        body = response.SerializeToString()
+        run = _eager_again(namespace, shard, request, request_id, now)
+        if run is not None:
+            _answer_with_task(services, call, shard, run, body, first=False)
+        else:
+            shard.group.when_committed(answering(call, body))
         return True
     if now.status != st.RUNNING:
         return False
@@ -205,6 +236,23 @@ def _joined(
 
     services.transact(call, shard, change)
     return True
+
+
+def _eager_again(
+    namespace: Namespace,
+    shard: ShardHost,
+    request: wire.StartWorkflowExecutionRequest,
+    request_id: str,
+    now: CurrentRun,
+) -> Run | None:
+    """The run whose first workflow task this very request started and nobody has ended, if it asks for it."""
+    if not request.request_eager_execution or now.status != st.RUNNING:
+        return None
+    run = shard.find(namespace.id, request.workflow_id, now.run_id)
+    assert run is not None, "the current run is there"
+    task = run.state.task
+    # Polls have ids of their own, so a task with this one is the first of its run, in its first attempt.
+    return run if task is not None and task.started_id and task.request_id == request_id else None
 
 
 def make_room(
