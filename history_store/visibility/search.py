@@ -11,7 +11,7 @@ token is refused.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,9 +20,10 @@ import msgspec
 from temporalio.api.common.v1 import Payload
 
 from history_store.engine.errors import ServiceError, invalid
-from history_store.visibility import sql, syntax
+from history_store.visibility import spans, sql, syntax
 from history_store.visibility.record import ExecutionRecord
-from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Resolved, resolve
+from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Meaning, Resolved, resolve
+from history_store.visibility.spans import Stretch
 from history_store.visibility.sql import Driver, Fragment, Scope
 
 DEFAULT_PAGE_SIZE = 1_000
@@ -32,6 +33,7 @@ MAX_GROUPS = 10_000
 Filter = str | syntax.Query  # what clients send; what `filters` builds
 
 _PROBE = 30_000  # a driver with fewer entries is walked and sorted; above, rather the default order
+_PROBE_START = 10_000  # so for start times, which the default order is good at, too (see `spans`)
 _TOKEN_VERSION = b"\x01"
 _DIGEST = 8
 
@@ -78,26 +80,79 @@ def list_executions(
     plan = _plan(connection, namespace_id, resolved, keep_order=True)
     if plan is None:
         return [], b""
-    terms = plan.order()
-    where = list(plan.where)
-    if after is not None:
-        where.append(_beyond(terms, after))
-    order = ", ".join(
-        term.expression + (" DESC" if term.descending else "") + (" NULLS LAST" if term.nullable else "")
-        for term in terms
-    )
-    sort_values = ", ".join(term.expression for term in terms)
-    tested = sql.join(where, " AND ")
-    rows = connection.execute(
-        f"SELECT {_RECORD}, {sort_values} FROM {plan.source} WHERE {tested.text}"
-        f" ORDER BY {order} LIMIT {size + 1}",
-        tested.parameters,
-    ).fetchall()
+    statement = _page(plan, resolved, after, size + 1)
+    if statement is None:
+        return [], b""
+    rows = connection.execute(statement.text, statement.parameters).fetchall()
     token = b""
     if len(rows) > size:
         rows.pop()
         token = _write_token(_digest(namespace_id, query), rows[-1][_RECORD_FIELDS:])
     return [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows], token
+
+
+def _page(plan: _Plan, resolved: Resolved, after: list[object] | None, rows: int) -> Fragment | None:
+    """The statement that reads a page; None if nothing can be there.
+
+    In the default order it has a part for each stretch; SQLite merges them without reading any to its end.
+    """
+    if resolved.order_by:
+        terms = [
+            _Term(sql.expression(field, plan.scope), descending, nullable=field.name not in _ALWAYS_SET)
+            for field, descending in resolved.order_by
+        ]
+        terms.append(_RUN_ID)
+        where = list(plan.where)
+        if after is not None:
+            where += [_beginning(terms[0], after), _beyond(terms, after)]
+        if resolved.order_by[0][0].name != "StartTime":
+            return _sorted(plan.source, where, terms, rows)
+        selects = [_select(plan.source, where, terms)]
+    else:
+        last = _order_key(after) if after is not None else spans.KEY_MAX
+        terms, selects = _default_terms("e"), []
+        for stretch in plan.stretches(last):
+            source, where, row = plan.stretch(stretch)
+            terms = _default_terms(row)
+            if after is not None:
+                where = [*where, _beyond(terms, after)]
+            if not plan.ordered:
+                return _sorted(source, where, terms, rows)
+            selects.append(_select(source, where, terms))
+        if not selects:
+            return None
+    text = " UNION ALL ".join(select.text for select in selects)
+    parameters = tuple(value for select in selects for value in select.parameters)
+    return Fragment(f"{text} ORDER BY {_order(terms, by_place=True)} LIMIT {rows}", parameters)
+
+
+def _order(terms: list[_Term], by_place: bool = False) -> str:
+    """What follows ORDER BY: expressions, or, of a UNION, the places of the columns."""
+    return ", ".join(
+        (str(place) if by_place else term.expression)
+        + (" DESC" if term.descending else "")
+        + (" NULLS LAST" if term.nullable else "")
+        for place, term in enumerate(terms, _RECORD_FIELDS + 1)
+    )
+
+
+def _sorted(source: str, where: list[Fragment], terms: list[_Term], rows: int) -> Fragment:
+    """A page of what has to be sorted as a whole: the sorter gets ids, and only the page's rows are read."""
+    tested, order = sql.join(where, " AND "), _order(terms)
+    page = f"SELECT e.id FROM {source} WHERE {tested.text} ORDER BY {order} LIMIT {rows}"
+    found = Fragment(f"e.id IN ({page})", tested.parameters)
+    select = _select("visibility_executions e NOT INDEXED", [found], terms)
+    return Fragment(f"{select.text} ORDER BY {order}", select.parameters)
+
+
+def _default_terms(row: str) -> list[_Term]:
+    return [_Term(f"{row}.order_key", True), _Term("e.start_time", True), _RUN_ID]
+
+
+def _select(source: str, where: list[Fragment], terms: list[_Term]) -> Fragment:
+    tested = sql.join(where, " AND ")
+    sort_values = ", ".join(term.expression for term in terms)
+    return Fragment(f"SELECT {_RECORD}, {sort_values} FROM {source} WHERE {tested.text}", tested.parameters)
 
 
 def count_executions(
@@ -181,21 +236,30 @@ class _Plan:
     """Where the rows come from, and what is tested of them."""
 
     scope: Scope
+    parts: tuple[Meaning, ...]
     source: str  # what follows FROM
     where: list[Fragment]
     row: str  # the table whose order_key the index walked goes by
-    resolved: Resolved
+    ordered: bool  # the index walked is in the default order (or nothing better is known)
 
-    def order(self) -> list[_Term]:
-        terms = [
-            _Term(sql.expression(field, self.scope), descending, nullable=field.name not in _ALWAYS_SET)
-            for field, descending in self.resolved.order_by
-        ]
-        if not terms:
-            terms = [_Term(f"{self.row}.order_key", True), _Term("e.start_time", True)]
-        return [*terms, _Term("e.run_id", False)]
+    def stretches(self, last: int) -> list[Stretch]:
+        """What is to be read in the default order, from this order key on."""
+        found = (
+            spans.stretches(self.parts, last) if self.ordered else [Stretch(spans.whole(self.parts, last))]
+        )
+        return [stretch for stretch in found if stretch.span]
+
+    def stretch(self, stretch: Stretch) -> tuple[str, list[Fragment], str]:
+        """Source, tests and `row` for one stretch of the default order."""
+        if not stretch.irregular:
+            return self.source, [*self.where, sql.within(self.row, stretch.span)], self.row
+        tests = [part for part in self.parts if (found := spans.of_leaf(part)) is None or not found[1]]
+        where = [Fragment(self.scope.test("e.scope")), sql.IRREGULAR_ROW, *_tests(tests, self.scope)]
+        where.append(sql.within("e", stretch.span))
+        return "visibility_executions e INDEXED BY visibility_by_irregular", where, "e"
 
 
+_RUN_ID = _Term("e.run_id", False)
 _ALWAYS_SET = frozenset(
     {"StartTime", "WorkflowId", "RunId", "WorkflowType", "ExecutionStatus", "HistoryLength"}
     | {"HistorySizeBytes", "StateTransitionCount"}
@@ -214,34 +278,44 @@ def _plan(
     default_order = keep_order and not resolved.order_by
     walks_start = keep_order and bool(resolved.order_by) and resolved.order_by[0][0].name == "StartTime"
     driver = _choose(connection, sql.drivers(parts, scope), default_order, walks_start)
+    if driver is not None and driver.index == "visibility_by_order" and default_order:
+        driver = None  # what it says is a span of that order, and all stretches are cut to it
     exact = driver.leaf if driver is not None and driver.exact else None
-    rest = [
-        sql.condition(part, scope)
-        for part in parts
-        if part is not exact and not (isinstance(part, Leaf) and part.field.is_division)
-    ]
+    rest = [part for part in parts if part is not exact]
+    if default_order:
+        rest = [part for part in rest if (found := spans.of_leaf(part)) is None or not found[1]]
+    tests = _tests(rest, scope)
     in_scope = Fragment(scope.test("e.scope"))
     row = "e"
     if driver is None:
         walked = "order"
         if walks_start:
             walked = "start"
-        elif not keep_order and not rest:  # counting all: the narrowest index that knows the groups
+        elif not keep_order and not tests:  # counting all: the narrowest index that knows the groups
             group = resolved.group_by.name if resolved.group_by is not None else ""
             walked = {"": "start", "WorkflowType": "type"}.get(group, "order")
         source = f"visibility_executions e INDEXED BY visibility_by_{walked}"
-        where = [in_scope, *rest]
+        where = [in_scope, *tests]
     elif driver.index == "ids":
-        source, where = "visibility_executions e NOT INDEXED", [driver.test, in_scope, *rest]
+        source, where = "visibility_executions e NOT INDEXED", [driver.test, in_scope, *tests]
     elif driver.index:
-        source, where = f"visibility_executions e INDEXED BY {driver.index}", [in_scope, driver.test, *rest]
-    elif not rest and not keep_order and resolved.group_by is None:
+        source, where = f"visibility_executions e INDEXED BY {driver.index}", [in_scope, driver.test, *tests]
+    elif not tests and not keep_order and resolved.group_by is None:
         source, where = "visibility_values v", [driver.test]  # counted without looking at a row
     else:
         source = "visibility_values v CROSS JOIN visibility_executions e NOT INDEXED ON e.id = v.id"
-        where = [driver.test, *rest]
+        where = [driver.test, *tests]
         row = "v"
-    return _Plan(scope, source, where, row, resolved)
+    return _Plan(scope, parts, source, where, row, ordered=driver is None or driver.ordered)
+
+
+def _tests(parts: Iterable[Meaning], scope: Scope) -> list[Fragment]:
+    """The conditions on a row; the scope has seen to those on the division."""
+    return [
+        sql.condition(part, scope)
+        for part in parts
+        if not (isinstance(part, Leaf) and part.field.is_division)
+    ]
 
 
 def _scope(connection: sqlite3.Connection, namespace_id: str, resolved: Resolved) -> Scope:
@@ -270,11 +344,14 @@ def _choose(
         return first
     best, fewest = None, _PROBE
     for driver in drivers:
+        limit = fewest
+        if default_order and driver.index == "visibility_by_start":
+            limit = min(limit, _PROBE_START)
         entries = connection.execute(
-            f"SELECT count(*) FROM ({driver.probe.text} LIMIT {fewest})",
+            f"SELECT count(*) FROM ({driver.probe.text} LIMIT {limit})",
             driver.probe.parameters,
         ).fetchone()[0]
-        if entries < fewest:
+        if entries < limit:
             best, fewest = driver, entries
         if fewest == 0:
             break
@@ -307,12 +384,21 @@ def _beyond(terms: list[_Term], values: list[object]) -> Fragment:
             equal.append(Fragment(f"{term.expression} = ?", (value,)))
         else:
             equal.append(Fragment(f"{term.expression} IS NULL"))
-    chosen = sql.join(choices, " OR ") if choices else sql.FALSE
-    first = terms[0]
-    if values[0] is not None and not first.nullable:  # says nothing new, but lets the index begin there
-        bound = Fragment(f"{first.expression} {'<=' if first.descending else '>='} ?", (values[0],))
-        return sql.join([bound, chosen], " AND ")
-    return chosen
+    return sql.join(choices, " OR ") if choices else sql.FALSE
+
+
+def _beginning(first: _Term, values: list[object]) -> Fragment:
+    """What `_beyond` says of the first term by itself: nothing new, but it lets the index begin there."""
+    if values[0] is None or first.nullable:
+        return Fragment("1")
+    return Fragment(f"{first.expression} {'<=' if first.descending else '>='} ?", (values[0],))
+
+
+def _order_key(values: list[object]) -> int:
+    """Where in the default order the page before ended."""
+    if not values or not isinstance(values[0], int):
+        raise _bad_token()
+    return values[0]
 
 
 def _digest(namespace_id: str, query: Filter) -> bytes:

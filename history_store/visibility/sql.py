@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from history_store.visibility.projection import OPEN_BASE
+from history_store.visibility.projection import IRREGULAR
 from history_store.visibility.resolve import All, Any, Field, Leaf, Meaning, Stored
+from history_store.visibility.spans import OPEN, OPEN_STATUSES, Span, of_leaf
 
 _MANY = 50  # longer lists travel as one JSON parameter
 
@@ -145,6 +146,11 @@ def one_of(column: str, values: Sequence[Stored]) -> Fragment:
     return Fragment(f"{column} IN (SELECT value FROM json_each(?))", (msgspec.json.encode(values).decode(),))
 
 
+def within(row: str, span: Span) -> Fragment:
+    """The row's order key is in the span. One bound at either end: SQLite would pick any of several."""
+    return Fragment(f"({row}.order_key >= ? AND {row}.order_key <= ?)", (span.low, span.high))
+
+
 def _starts(column: str, prefix: str, negated: bool) -> Fragment:
     """A prefix is a range of the code point order that SQLite compares by."""
     if not prefix:
@@ -225,8 +231,8 @@ _INDEXES = {
     "ExecutionStatus": "visibility_by_status",
     "StartTime": "visibility_by_start",
 }
-_OPEN_STATUSES = (1, 8)  # Running, Paused: exactly those without a close time
 _COMPLETED = 2
+IRREGULAR_ROW = Fragment(IRREGULAR.replace("order_key", "e.order_key").replace("start_time", "e.start_time"))
 RARE_STATUS = "e.status NOT IN (1, 2)"  # word for word what visibility_by_status is limited to
 _INDEXABLE = frozenset({"=", "in", "<", "<=", ">", ">=", "between", "starts", "contains"})
 
@@ -280,10 +286,10 @@ def _status_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
     if leaf.operator not in ("=", "in"):
         return None
     tested = test("e.status", leaf)
-    if all(value in _OPEN_STATUSES for value in leaf.values):
-        tested = Fragment(f"(e.order_key >= {OPEN_BASE} AND {tested.text})", tested.parameters)
+    if (found := of_leaf(leaf)) is not None and found[0] == OPEN:
+        tested = join([within("e", OPEN), tested], " AND ")
         return _index_driver(leaf, scope, "visibility_by_order", tested, ordered=single)
-    if any(value in _OPEN_STATUSES or int(value) <= _COMPLETED for value in leaf.values):
+    if any(value in OPEN_STATUSES or int(value) <= _COMPLETED for value in leaf.values):
         return None
     tested = Fragment(f"({RARE_STATUS} AND {tested.text})", tested.parameters)
     return _index_driver(
@@ -292,29 +298,12 @@ def _status_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
 
 
 def _close_driver(leaf: Leaf, scope: Scope, single: bool) -> Driver | None:
-    """Order keys of closed executions are their close times, cut to the range of order keys."""
-    exact = True
-    if leaf.operator == "null":
-        tested = Fragment(f"e.order_key >= {OPEN_BASE}")
-    elif leaf.operator == "not null":
-        tested = Fragment(f"e.order_key < {OPEN_BASE}")
-    elif leaf.operator in ("=", "<", "<=", ">", ">=", "between"):
-        cut = Leaf(leaf.field, leaf.operator, tuple(_clamped(value) for value in leaf.values))
-        own = test("e.order_key", cut)
-        if cut.values != leaf.values or any(value in (0, OPEN_BASE - 1) for value in cut.values):
-            exact = False
-            own = Fragment(own.text.replace(" > ?", " >= ?").replace(" < ?", " <= ?"), own.parameters)
-        tested = Fragment(f"({own.text} AND e.order_key < {OPEN_BASE})", own.parameters)
-    else:
+    found = of_leaf(leaf)
+    if found is None:
         return None
-    driver = _index_driver(leaf, scope, "visibility_by_order", tested, ordered=single)
+    span, exact = found
+    driver = _index_driver(leaf, scope, "visibility_by_order", within("e", span), ordered=single)
     return driver if exact else replace(driver, exact=False)
-
-
-def _clamped(value: Stored) -> int:
-    """A close time as an order key, which is cut to its range (`projection.order_key`)."""
-    assert isinstance(value, int)
-    return min(max(value, 0), OPEN_BASE - 1)
 
 
 def _root_driver(leaf: Leaf, scope: Scope) -> Driver | None:

@@ -31,6 +31,7 @@ _spec.loader.exec_module(oracle)
 keywords = st.sampled_from(oracle.KEYWORDS)
 times = st.sampled_from(oracle.TIMES)
 ints = st.sampled_from(oracle.INTS)
+closed_statuses = st.sampled_from([number for number in sorted(oracle.STATUSES) if number != 1])
 doubles = st.sampled_from(oracle.DOUBLES)
 texts = st.lists(st.sampled_from(oracle.WORDS), min_size=1, max_size=3).map(" ".join)
 POOLS: dict[str, st.SearchStrategy[Any]] = {
@@ -88,9 +89,8 @@ def rows(draw: st.DrawFn, namespace: str, run: int, before: Any = None) -> Any:
     if draw(st.booleans()):
         values["ExecutionStatus"] = 1
     else:
-        values.update(
-            {name: draw(POOLS[name]) for name in ("CloseTime", "ExecutionStatus", "ExecutionDuration")}
-        )
+        values.update({name: draw(POOLS[name]) for name in ("CloseTime", "ExecutionDuration")})
+        values["ExecutionStatus"] = draw(closed_statuses)  # Running means "without close time"
     if draw(st.integers(0, 4)) == 0:
         values["TemporalNamespaceDivision"] = draw(POOLS["TemporalNamespaceDivision"])
     run_id = f"run{run:02d}"
@@ -198,6 +198,77 @@ def test_list_agrees(
         paged, token = search.list_executions(connection, "ns1", text, oracle.CUSTOM, page_size)
         while token:
             assert paged
+            page, token = search.list_executions(connection, "ns1", text, oracle.CUSTOM, page_size, token)
+            assert page
+            paged += page
+        assert paged == expected, text
+    finally:
+        search._PROBE = 30_000
+        connection.close()
+
+
+LONG = projection.REGULAR_NS
+# start and close times on either side of what is irregular, of the epoch, and of what an order key holds
+EDGES = [oracle.BASE + d for d in (-1, 0, 1, LONG - 1, LONG, LONG + 1, 2 * LONG, 3 * LONG)]
+EDGES += [1, LONG, LONG + 1, projection.OPEN_BASE - 1, projection.OPEN_BASE - LONG]
+edges = st.sampled_from(EDGES)
+start_bounds = st.one_of(
+    st.tuples(
+        st.just("cmp"), st.just("StartTime"), st.sampled_from(["<", "<=", ">", ">=", "="]),
+        st.one_of(edges, st.sampled_from([0, -1, -(2**63), 2**63 - 1])),
+    ),
+    st.tuples(st.just("between"), st.just("StartTime"), edges, edges, st.just(False)),
+)  # fmt: skip
+other_bounds = st.one_of(
+    st.tuples(st.just("cmp"), st.just("CloseTime"), st.sampled_from(["<", "<=", ">", ">=", "="]), edges),
+    st.tuples(st.just("null"), st.just("CloseTime"), st.booleans()),
+    st.tuples(st.just("cmp"), st.just("ExecutionStatus"), st.just("="), st.sampled_from([1, 2, 3])),
+    st.tuples(st.just("cmp"), st.just("K"), st.just("="), st.just("a")),
+    st.tuples(st.just("cmp"), st.just("WorkflowType"), st.just("="), st.just("a")),
+    start_bounds,
+)
+
+
+def timed_row(run: int, start: int, close: int = 0) -> Any:
+    values = {"WorkflowId": "w", "RunId": f"run{run:05d}", "WorkflowType": "a", "TaskQueue": "q", "K": "a"}
+    values.update({"HistoryLength": 1, "StartTime": start, "ExecutionTime": start, "ExecutionStatus": 1})
+    if close:
+        values.update({"CloseTime": close, "ExecutionStatus": 2})
+    return oracle.Row("ns1", values["RunId"], values)
+
+
+@st.composite
+def timed_rows(draw: st.DrawFn, run: int) -> Any:
+    values: dict[str, Any] = {"WorkflowId": "w", "RunId": f"run{run:02d}", "TaskQueue": "q"}
+    values.update({"WorkflowType": draw(st.sampled_from("ab")), "K": draw(st.sampled_from("ab"))})
+    values.update({"StartTime": draw(edges), "ExecutionTime": 1, "HistoryLength": 1, "ExecutionStatus": 1})
+    if draw(st.integers(0, 3)):
+        values.update({"CloseTime": draw(edges), "ExecutionDuration": 1})
+        values["ExecutionStatus"] = draw(st.sampled_from([2, 3]))
+    return oracle.Row("ns1", values["RunId"], values)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 16).flatmap(lambda n: st.tuples(*[timed_rows(run) for run in range(n)])),
+    start_bounds,
+    st.lists(other_bounds, max_size=2),
+    st.integers(1, 3),
+    st.integers(0, 10**6),
+    probes,
+)
+def test_stretches_of_the_default_order_leave_nothing_out(
+    model: Any, bound: Any, others: list[Any], page_size: int, seed: int, probe: int
+) -> None:
+    """Start times are no range of the default order: long executions, and clocks that run backwards."""
+    connection = built([[row.record() for row in model]])
+    search._PROBE = probe
+    try:
+        query = ("and", bound, *others) if others else bound
+        text = text_of(query, [], seed)
+        expected = [row.record() for row in oracle.in_order(oracle.found(list(model), "ns1", query), [])]
+        paged, token = search.list_executions(connection, "ns1", text, oracle.CUSTOM, page_size)
+        while token:
             page, token = search.list_executions(connection, "ns1", text, oracle.CUSTOM, page_size, token)
             assert page
             paged += page
@@ -345,3 +416,57 @@ def test_any_token_is_answered_or_refused(
         good[place] = byte
         with pytest.raises(ServiceError, match="Invalid NextPageToken"):
             search.list_executions(one_row, "ns1", "", {}, 1, bytes(good))
+
+
+def test_every_edge_of_a_stretch() -> None:
+    """Executions from each edge to each edge, and every bound at an edge."""
+    times = [(start, close) for start in EDGES for close in (0, *EDGES)]
+    model = [timed_row(run, *both) for run, both in enumerate(times)]
+    connection = built([[row.record() for row in model]])
+    search._PROBE = 1
+    try:
+        for operator in ("<", "<=", ">", ">=", "="):
+            for edge in EDGES:
+                query = ("cmp", "StartTime", operator, edge)
+                expected = [row.record() for row in oracle.in_order(oracle.found(model, "ns1", query), [])]
+                text = f"StartTime {operator} {edge}"
+                found, _ = search.list_executions(connection, "ns1", text, oracle.CUSTOM)
+                assert found == expected, text
+    finally:
+        search._PROBE = 30_000
+        connection.close()
+
+
+def test_old_executions_are_found_without_looking_at_the_newer_ones() -> None:
+    """And a file made before the index of irregular ones gets it when it is opened."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    second = 1_000_000_000
+    model = []
+    for n in range(12_000):
+        start = oracle.BASE + n * 10 * second
+        close = start + (3 * LONG if n % 1_000 == 500 else second * (n % 100))
+        model.append(timed_row(n, start, close))
+    connection = built([[row.record() for row in model]])
+    connection.execute("DROP INDEX visibility_by_irregular")
+    projection.create(connection)
+    search._PROBE, search._PROBE_START = 1_000, 500
+    try:
+        for more in ("", " AND ExecutionStatus = 'Completed'", " AND WorkflowType = 't'", " AND K = 'a'"):
+            text = f"StartTime < {oracle.BASE + 1_100 * 10 * second}{more}"
+            expected = [row.record() for row in oracle.in_order(model[:1_100], [])]
+            connection.set_progress_handler(step, 100)
+            steps = 0
+            found, token = search.list_executions(connection, "ns1", text, oracle.CUSTOM, 100)
+            second_page, _ = search.list_executions(connection, "ns1", text, oracle.CUSTOM, 100, token)
+            connection.set_progress_handler(None, 0)
+            assert found + second_page == expected[:200]
+            assert steps < 600, f"{text}: {steps * 100} steps"  # looking at each takes more than 100,000
+    finally:
+        search._PROBE, search._PROBE_START = 30_000, 10_000
+        connection.close()
