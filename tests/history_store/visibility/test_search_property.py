@@ -457,7 +457,7 @@ def test_old_executions_are_found_without_looking_at_the_newer_ones() -> None:
     projection.create(connection)
     search._PROBE, search._PROBE_START = 1_000, 500
     try:
-        for more in ("", " AND ExecutionStatus = 'Completed'", " AND WorkflowType = 't'", " AND K = 'a'"):
+        for more in ("", " AND ExecutionStatus = 'Completed'", " AND WorkflowType = 'a'", " AND K = 'a'"):
             text = f"StartTime < {oracle.BASE + 1_100 * 10 * second}{more}"
             expected = [row.record() for row in oracle.in_order(model[:1_100], [])]
             connection.set_progress_handler(step, 100)
