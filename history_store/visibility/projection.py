@@ -26,6 +26,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 
 import msgspec
 from google.protobuf.message import DecodeError as ProtobufDecodeError
@@ -123,11 +124,21 @@ _COLUMNS = (
     "attributes", "memo", "search_attributes",
 )  # fmt: skip
 _CHANGING = _COLUMNS[10:]  # what a run may change in its life
-_UPSERT = (
-    "INSERT INTO visibility_executions (" + ", ".join(_COLUMNS) + ") VALUES ",  # noqa: S608 - our own names
+# OR FAIL: a statement of many rows that may fail half way would keep a copy of every page it touches, to take
+# itself back. Nobody needs that here: after any error the whole transaction is taken back.
+_INSERT = (
+    "INSERT OR FAIL INTO visibility_executions (" + ", ".join(_COLUMNS) + ") VALUES ",  # noqa: S608 our names
     f"({', '.join('?' * len(_COLUMNS))})",
-    " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _CHANGING),
+    "",
 )
+_UPDATE = (
+    "UPDATE OR FAIL visibility_executions SET "  # noqa: S608 our names
+    + ", ".join(f"{name} = v.column{place}" for place, name in enumerate(_CHANGING, 1))
+    + " FROM (VALUES ",
+    f"({', '.join('?' * (len(_CHANGING) + 1))})",
+    f") v WHERE visibility_executions.id = v.column{len(_CHANGING) + 1}",
+)
+_UPDATE_ONE = "UPDATE visibility_executions SET " + " = ?, ".join(_CHANGING) + " = ? WHERE id = ?"  # noqa: S608
 _INSERT_VALUES = ("INSERT OR IGNORE INTO visibility_values VALUES ", "(?, ?, ?, ?, ?)", "")
 # An OR of whole keys: SQLite looks each up. (A row value IN a list would scan the table.)
 _DELETE_VALUES = (
@@ -135,6 +146,7 @@ _DELETE_VALUES = (
     "(scope = ? AND name = ? AND value = ? AND order_key = ? AND id = ?)",
     "",
 )
+_ENTRY = 5  # columns of visibility_values
 _CHUNKS = (64, 16, 4, 1)  # few distinct statement texts, so that the statement cache holds them
 
 Stored = int | str
@@ -214,18 +226,20 @@ def stored(value: sa.Value, value_type: int) -> Stored | list[Stored]:
 
 @lru_cache(maxsize=64)
 def _statement(parts: tuple[str, str, str], rows: int) -> str:
+    if parts is _UPDATE and rows == 1:
+        return _UPDATE_ONE  # half the work of a join with one row
     head, row, tail = parts
     return head + (" OR " if parts is _DELETE_VALUES else ", ").join([row] * rows) + tail
 
 
 def _execute_rows(
-    connection: sqlite3.Connection, parts: tuple[str, str, str], rows: Sequence[tuple[object, ...]]
+    connection: sqlite3.Connection, parts: tuple[str, str, str], items: Sequence[object], width: int
 ) -> None:
-    done = 0
+    """`items`: the rows' values one after the other, `width` of them a row."""
+    done, rows = 0, len(items) // width
     for chunk in _CHUNKS:
-        while len(rows) - done >= chunk:
-            parameters = [item for row in rows[done : done + chunk] for item in row]
-            connection.execute(_statement(parts, chunk), parameters)
+        while rows - done >= chunk:
+            connection.execute(_statement(parts, chunk), items[done * width : (done + chunk) * width])
             done += chunk
 
 
@@ -238,7 +252,8 @@ class _Batch:
     existing: dict[tuple[str, str], _Existing] = field(default_factory=dict)
     scopes: dict[tuple[str, str], int] = field(default_factory=dict)
     names: dict[tuple[str, int], int] = field(default_factory=dict)
-    upserts: list[tuple[object, ...]] = field(default_factory=list)
+    inserts: list[object] = field(default_factory=list)  # rows' values, one after the other
+    updates: list[object] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     dead: list[Entry] = field(default_factory=list)
     born: list[Entry] = field(default_factory=list)
@@ -260,6 +275,7 @@ class _Batch:
 
     def put(self, record: ExecutionRecord, old: _Existing | None) -> None:
         division, attributes = self._attributes(record.search_attributes)
+        encoded = _encode(attributes).decode() if attributes else None
         scope = self._scope(record.namespace_id, division)
         key = order_key(record)
         if old is not None and old.scope != scope:
@@ -268,59 +284,45 @@ class _Batch:
         if old is None:
             self.read.highest = row_id = self.read.highest + 1
             self.born.extend(_entries(scope, key, row_id, attributes))
+            self.inserts += (row_id, scope, *_fixed(record), *_changing(record, key, encoded))
         else:
             row_id = old.id
-            if attributes or old.attributes is not None:
+            self.updates += (*_changing(record, key, encoded), row_id)
+            if encoded == old.attributes:
+                if encoded is not None and key != old.order_key:  # it closed: all entries move
+                    self.dead.extend(_entries(scope, old.order_key, row_id, attributes))
+                    self.born.extend(_entries(scope, key, row_id, attributes))
+            else:
                 before = set(_entries(scope, old.order_key, row_id, _old_attributes(old)))
                 after = set(_entries(scope, key, row_id, attributes))
                 self.dead.extend(before - after)
                 self.born.extend(after - before)
-        self.upserts.append(_row(record, row_id, scope, key, attributes))
 
     def write(self) -> None:
         if self.dead:
-            self.dead.sort(key=_entry_order)
-            _execute_rows(self.connection, _DELETE_VALUES, self.dead)
+            self.dead.sort()  # values of one name (and type) are all numbers or all texts
+            _execute_rows(self.connection, _DELETE_VALUES, list(chain.from_iterable(self.dead)), _ENTRY)
         if self.removed:
             self.connection.execute(
                 "DELETE FROM visibility_executions WHERE id IN (SELECT value FROM json_each(?))",
                 (_encode(self.removed).decode(),),
             )
-        _execute_rows(self.connection, _UPSERT, self.upserts)
+        _execute_rows(self.connection, _UPDATE, self.updates, len(_CHANGING) + 1)
+        _execute_rows(self.connection, _INSERT, self.inserts, len(_COLUMNS))
         if self.born:
-            self.born.sort(key=_entry_order)
-            _execute_rows(self.connection, _INSERT_VALUES, self.born)
+            self.born.sort()
+            _execute_rows(self.connection, _INSERT_VALUES, list(chain.from_iterable(self.born)), _ENTRY)
 
     def _attributes(self, encoded: bytes) -> tuple[str, Attributes]:
-        """The division, and the other attributes by the number of their name.
-
-        What cannot be read is left out: it was validated when it was accepted, and a commit cannot be
-        refused.
-        """
+        """The division, and the other attributes by the number of their name."""
         if not encoded:
             return "", {}
-        try:
-            fields = SearchAttributes.FromString(encoded).indexed_fields
-        except ProtobufDecodeError:
-            return "", {}
-        division = ""
-        result: Attributes = {}
-        for name in sorted(fields):
-            payload = fields[name]
-            value_type = (
-                sa.metadata_type(payload) or sa.PREDEFINED.get(name, 0) or _guessed_type(payload.data)
-            )
-            try:
-                value = sa.decode(payload, value_type)
-            except sa.DecodeError:
-                continue
-            if value is None:
-                continue
-            if name == sa.NAMESPACE_DIVISION:
-                division = storable_text(value) if isinstance(value, str) else ""
-            else:
-                result[str(self._name(storable_text(name), value_type))] = stored(value, value_type)
-        return division, result
+        division, found = _decoded_once(encoded) if len(encoded) <= _REMEMBERED_BYTES else _decoded(encoded)
+        names = self.names
+        return division, {
+            str(names.get((name, value_type)) or self._name(name, value_type)): value
+            for name, value_type, value in found
+        }
 
     def _scope(self, namespace_id: str, division: str) -> int:
         number = self.scopes.get((namespace_id, division))
@@ -344,11 +346,6 @@ class _Batch:
         return number
 
 
-def _entry_order(entry: Entry) -> tuple[int, int, bool, Stored, int, int]:
-    scope, name, value, key, row_id = entry
-    return scope, name, isinstance(value, str), value, key, row_id
-
-
 def _entries(scope: int, key: int, row_id: int, attributes: Attributes) -> Iterable[Entry]:
     for name, value in attributes.items():
         if isinstance(value, list):
@@ -360,6 +357,37 @@ def _entries(scope: int, key: int, row_id: int, attributes: Attributes) -> Itera
 
 def _old_attributes(old: _Existing) -> Attributes:
     return {} if old.attributes is None else _decode_attributes(old.attributes)
+
+
+def _decoded(encoded: bytes) -> tuple[str, list[tuple[str, int, Stored | list[Stored]]]]:
+    """The division, and name, type and stored value of the other attributes.
+
+    What cannot be read is left out: it was validated when it was accepted, and a commit cannot be refused.
+    """
+    found: list[tuple[str, int, Stored | list[Stored]]] = []
+    division = ""
+    try:
+        fields = SearchAttributes.FromString(encoded).indexed_fields
+    except ProtobufDecodeError:
+        return "", found
+    for name, payload in sorted(fields.items()):
+        value_type = sa.metadata_type(payload) or sa.PREDEFINED.get(name, 0) or _guessed_type(payload.data)
+        try:
+            value = sa.decode(payload, value_type)
+        except sa.DecodeError:
+            continue
+        if value is None:
+            continue
+        if name == sa.NAMESPACE_DIVISION:
+            division = storable_text(value) if isinstance(value, str) else ""
+        else:
+            found.append((storable_text(name), value_type, stored(value, value_type)))
+    return division, found
+
+
+# Most executions close with the attributes they began with, and many have the same. (1 MB at most.)
+_REMEMBERED_BYTES = 256
+_decoded_once = lru_cache(maxsize=1024)(_decoded)
 
 
 def _guessed_type(data: bytes) -> int:
@@ -375,16 +403,21 @@ def _guessed_type(data: bytes) -> int:
             return sa.INT if data.lstrip(b"-").isdigit() else sa.DOUBLE
 
 
-def _row(
-    record: ExecutionRecord, row_id: int, scope: int, key: int, attributes: Attributes
-) -> tuple[object, ...]:
-    is_open = not record.close_time
+def _fixed(record: ExecutionRecord) -> tuple[object, ...]:
+    """The columns from run_id to root_run_id."""
     return (
-        row_id, scope, record.run_id, record.workflow_id, record.workflow_type, clamp(record.start_time),
+        record.run_id, record.workflow_id, record.workflow_type, clamp(record.start_time),
         record.parent_workflow_id or None, record.parent_run_id or None,
         record.root_workflow_id or None, record.root_run_id or None,
+    )  # fmt: skip
+
+
+def _changing(record: ExecutionRecord, key: int, attributes: str | None) -> tuple[object, ...]:
+    """The columns of _CHANGING."""
+    is_open = not record.close_time
+    return (
         record.status, key, record.execution_time or None, record.close_time or None,
         None if is_open else clamp(record.execution_duration), record.task_queue or None,
         record.history_length, record.history_size_bytes, record.state_transition_count,
-        _encode(attributes).decode() if attributes else None, record.memo, record.search_attributes,
+        attributes, record.memo, record.search_attributes,
     )  # fmt: skip
