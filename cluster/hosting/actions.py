@@ -14,7 +14,7 @@ import structlog
 from temporalio.api.common.v1.message_pb2 import WorkflowExecution
 from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
 
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from history_store.engine import children, close, inputs, start
 from history_store.engine import state as st
 from history_store.engine.errors import Code, ServiceError

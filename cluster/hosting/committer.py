@@ -15,139 +15,27 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from cluster.hosting.group import Group, Send, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
-from history_store.raft import DATA, Config, RawNode
-from history_store.shard.rows import Rows
+from history_store.raft import Config
 from history_store.storage.contract import Round, Storage, StorageError, StorageFull, StorageReadOnly
 
 if TYPE_CHECKING:
     import random
 
     from history_store.raft import Ready
-    from history_store.storage.contract import Entry, GroupLog
-    from history_store.visibility.record import VisibilityOp
+    from history_store.storage.contract import GroupLog
 
 log = structlog.get_logger("storage")
 
 FLUSH_AGE_S = 0.5  # rows lag the log by about this; replay at start is bounded by it and the next limit
 FLUSH_BYTES_MAX = 8 << 20
 FULL_RETRY_S = 0.25
-
-Waiter = Callable[[ServiceError | None], None]
-
-
-def nobody(error: ServiceError | None) -> None:
-    """The waiter of a commit that nobody waits for."""
-
-
-class Group:
-    """One Raft group on this node: its replica, its rows, and who waits for its entries."""
-
-    def __init__(
-        self, committer: Committer, group: int, storage: Storage, found: GroupLog | None, rng: random.Random
-    ) -> None:
-        self.id = group
-        self.committer = committer
-        self.rows = Rows(storage, group)
-        config = Config(node_id=1, voters=(1,))
-        self.raft = RawNode(config, rng.randrange, found)
-        self._waiters: deque[tuple[int, Waiter, bool]] = deque()
-        self._written: dict[int, tuple[list[tuple[bytes, bytes | None]], list[VisibilityOp]]] = {}
-        self.proposed = 0
-        self.committed = 0
-        if found is not None:
-            self.proposed = self.committed = found.applied
-
-    def recover(self) -> None:
-        """Become leader (alone, at once) and rebuild the overlay from what the log has after `applied`."""
-        assert self.raft.campaign(), "the only voter leads"
-        while self.raft.has_ready():
-            ready = self.raft.ready()
-            self._apply_found(ready.committed_entries)
-            batch = Round()
-            collect(batch, self, ready)
-            self.committer.storage.write(batch)
-            self._apply_found(self.raft.advance(ready))
-
-    def _apply_found(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            self.committed = self.proposed = entry.index
-            if entry.kind == DATA:
-                self.rows.replay(entry)
-            else:
-                self.rows.commit(entry.index, entry.term, [], [], 0)
-
-    def propose(
-        self, data: bytes, rows: list[tuple[bytes, bytes | None]], visibility: list[VisibilityOp]
-    ) -> int:
-        """Append; the rows are visible here from now on. Raises a definite error if it cannot be taken."""
-        if self.committer.refusal is not None:
-            raise self.committer.refusal
-        index = self.raft.propose(data)
-        self.proposed = index
-        self.rows.propose(index, rows)
-        self._written[index] = (rows, visibility)
-        self.committer.mark(self)
-        return index
-
-    def when_committed(self, waiter: Waiter, *, patient: bool = False, index: int | None = None) -> None:
-        """Call back when everything proposed so far is committed (at once if it is, or if `index` is).
-
-        While the disk takes no writes a waiter hears an indefinite error, since a client must not hang; a
-        patient one (the node's own doings) waits until it is true.
-        """
-        if self.committed >= (self.proposed if index is None else index):
-            waiter(None)
-        elif self.committer.refusal is not None and not patient:
-            waiter(Indefinite(f"this waits for the disk: {self.committer.refusal.message}"))
-        else:
-            self._waiters.append((self.proposed, waiter, patient))
-
-    def applied(self, entries: list[Entry]) -> None:
-        """These entries are committed: rows may be stored, waiters hear of it."""
-        written = self._written
-        for entry in entries:
-            rows, visibility = written.pop(entry.index, ([], []))
-            self.rows.commit(entry.index, entry.term, rows, visibility, len(entry.data))
-            self.committed = entry.index
-
-    def tell(self) -> None:
-        """Call the waiters whose entries are committed."""
-        waiters, committed = self._waiters, self.committed
-        while waiters and waiters[0][0] <= committed:
-            notify(waiters.popleft()[1], None)
-
-    def fail_waiters(self, error: ServiceError) -> None:
-        """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
-        waiters, self._waiters = self._waiters, deque()
-        for index, waiter, patient in waiters:
-            if patient:
-                self._waiters.append((index, waiter, True))
-            else:
-                notify(waiter, error)
-
-
-def notify(waiter: Waiter, error: ServiceError | None) -> None:
-    """Tell one who waits: whatever is wrong with it, the others are to hear."""
-    try:
-        waiter(error)
-    except Exception:
-        log.exception("somebody who waited for the disk could not be told")
-
-
-def collect(batch: Round, group: Group, ready: Ready) -> None:
-    """Put a Ready into a round."""
-    if ready.entries:
-        batch.entries.append((group.id, ready.entries))
-    if ready.hard_state is not None:
-        batch.hard_states.append((group.id, ready.hard_state))
-
 
 class Committer:
     """All groups of a node, and its one writer thread."""
@@ -158,9 +46,13 @@ class Committer:
         storage: Storage,
         inline: bool,
         on_broken: Callable[[BaseException], None],
+        node_id: int = 1,
+        send: Send | None = None,
     ) -> None:
         self.loop = loop
         self.storage = storage
+        self.node_id = node_id
+        self._send = send
         self.groups: dict[int, Group] = {}
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0
@@ -171,6 +63,7 @@ class Committer:
         self._busy = False
         self._projecting = False  # the round under way carries records for List
         self._scheduled = False
+        self._pumping = False
         self._flush_wanted = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flush_waiters: list[Waiter] = []
@@ -184,11 +77,23 @@ class Committer:
             self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
             self._thread.start()
 
-    def add(self, group: int, found: GroupLog | None, rng: random.Random) -> Group:
-        """Open a group; its log has been loaded."""
-        made = self.groups[group] = Group(self, group, self.storage, found, rng)
+    def add(
+        self, group: int, found: GroupLog | None, rng: random.Random, config: Config | None = None
+    ) -> Group:
+        """Open a group; its log has been loaded (None: it is new). A group without others leads at once."""
+        if config is None:
+            config = Config(node_id=self.node_id, voters=(self.node_id,))
+        made = self.groups[group] = Group(
+            self, group, self.storage, found, rng.randrange, config, self._send
+        )
         made.recover()
         return made
+
+    def write_now(self, group: Group, ready: Ready) -> None:
+        """Write a Ready at once: before anything else runs."""
+        batch = Round()
+        group.collect(batch, ready)
+        self.storage.write(batch)
 
     # ---- forming rounds
 
@@ -198,9 +103,51 @@ class Committer:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and not self._busy:
-            self._scheduled = True
-            self.loop.call_soon(self._begin)
+        if not self._busy:
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._begin)
+        elif self._send is not None and not self._pumping:
+            self._pumping = True
+            self.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """While a round is being written: appends leave for the other replicas, and what they have is applied.
+
+        So a follower's sync overlaps ours, and an entry that a quorum of others has does not wait for ours.
+        """
+        self._pumping = False
+        if self._stopped:
+            return
+        for group in list(self._dirty):
+            group.send(group.raft.take_messages())
+            committed = group.raft.take_committed()
+            if committed:
+                group.apply(committed)
+                group.tell()
+
+    def _take_readies(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:
+        """A Ready of each dirty group: what must be durable goes in the round, the rest is done here."""
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for group in dirty:
+                if not group.raft.has_ready():
+                    continue
+                ready = group.raft.ready()
+                group.note_state(ready)
+                group.send(ready.messages)
+                if ready.must_sync:
+                    group.collect(batch, ready)
+                    readies.append((group, ready))
+                    # Committed and durable before this Ready: nobody needs to wait for the disk.
+                    group.apply(ready.committed_entries)
+                else:
+                    group.apply(ready.committed_entries)
+                    group.apply(group.raft.advance(ready))
+                    group.send(ready.messages_after)
+                    if group.raft.has_ready():
+                        self._dirty[group] = None
+                group.tell()
 
     def _begin(self) -> None:
         self._scheduled = False
@@ -208,13 +155,8 @@ class Committer:
             return
         batch = Round()
         readies: list[tuple[Group, Ready]] = []
-        for group in self._dirty:
-            if group.raft.has_ready():
-                ready = group.raft.ready()
-                collect(batch, group, ready)
-                readies.append((group, ready))
-        self._dirty.clear()
-        flushed: list[tuple[Group, list[tuple[bytes, bytes | None]], int, int]] = []
+        self._take_readies(batch, readies)
+        flushed: list[Any] = []
         told, self._flush_waiters = self._flush_waiters, []
         if self._flush_wanted or told:
             self._flush_wanted = False
@@ -222,6 +164,7 @@ class Committer:
         if not (batch.entries or batch.rows or batch.visibility or batch.applied or readies):
             for waiter in told:
                 notify(waiter, None)
+            self._plan_flush()
             return
         self._busy = True
         self._projecting = bool(batch.visibility)
@@ -248,8 +191,10 @@ class Committer:
             batch.rows.extend(rows)
             batch.visibility.extend(visibility)
             batch.applied.append((group.id, index, term, group.raft.conf_bytes))
-            batch.compact.append((group.id, index, term))
-            flushed.append((group, rows, index, term))
+            keep = group.compactable(index, term)
+            if keep is not None:
+                batch.compact.append((group.id, *keep))
+            flushed.append((group, rows, index, keep))
 
     def flush(self, waiter: Waiter) -> None:
         """Store the rows of everything committed so far, then call back."""
@@ -302,12 +247,13 @@ class Committer:
             log.warning("the disk takes writes again")
             self.refusal = None
         self._busy = self._projecting = False
-        for group, rows, index, term in flushed:
+        for group, rows, index, keep in flushed:
             group.rows.stored(rows, index)
-            group.raft.compact(index, term)
+            if keep is not None:
+                group.raft.compact(*keep)
         for group, ready in readies:
-            group.applied(ready.committed_entries)
-            group.applied(group.raft.advance(ready))
+            group.apply(group.raft.advance(ready))
+            group.send(ready.messages_after)
             self.entries += len(ready.entries)
         for group, _ in readies:
             group.tell()

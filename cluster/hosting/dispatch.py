@@ -14,7 +14,7 @@ import structlog
 from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityTaskQueueRequest
 
 from cluster.hosting import answers
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from cluster.matching.contract import QueueKey
 from history_store.engine import activity as activities
 from history_store.engine import workflow_task
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from cluster.frontend.contract import Call, Connection
-    from cluster.hosting.committer import Waiter
+    from cluster.hosting.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shard_host import ShardHost
     from history_store.engine.run import Run, Transaction

@@ -17,7 +17,7 @@ from history_store.engine.errors import Code, ServiceError
 from history_store.shard import image
 
 if TYPE_CHECKING:
-    from cluster.hosting.committer import Group, Waiter
+    from cluster.hosting.group import Group, Waiter
 
 NAMESPACE = b"n"
 SETTING = b"s"

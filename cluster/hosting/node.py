@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cluster.hosting.actions import Actions
-from cluster.hosting.committer import Committer, nobody
+from cluster.hosting.committer import Committer
+from cluster.hosting.group import nobody
 from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.queries import Queries

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from temporalio.api.history.v1.message_pb2 import HistoryEvent
 
     from cluster.hosting.clock import Clock
-    from cluster.hosting.committer import Group, Waiter
+    from cluster.hosting.group import Group, Waiter
     from cluster.matching.contract import QueueKey
     from history_store.engine.environment import EngineLimits
     from history_store.engine.updates import Update

@@ -27,6 +27,8 @@ from history_store.raft.messages import (
 from history_store.raft.roles import Role
 from history_store.storage.contract import Entry, GroupLog, HardState
 
+KEPT_ENTRIES = 1024  # a follower that becomes leader can serve others that lag by so much without an image
+
 _LEADER = Role.LEADER  # a global is cheaper than an attribute of the enum
 
 
@@ -368,6 +370,22 @@ class RawNode:
     def is_quiet(self) -> bool:
         """Whether the group sleeps: ticks do nothing until something happens."""
         return self._core.quiet or (self._core.alone and self._core.role is _LEADER)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the group has no other member."""
+        return self._core.alone
+
+    def lowest_match(self, index: int) -> int:
+        """At the leader: the last entry up to `index` that every member is known to have, learners included.
+
+        A follower does not know what others have: it answers with `index` less what a leader may still need
+        of it, should it be elected: nothing is forgotten here before it is `KEPT_ENTRIES` old.
+        """
+        core = self._core
+        if core.role is _LEADER:
+            return min([index, *(p.match for p in core.progress.values())])
+        return max(index - KEPT_ENTRIES, 0)
 
     @property
     def transferee(self) -> int:

@@ -1,9 +1,12 @@
-"""The rows of one shard as its leader sees them: storage, and over it what is proposed but not yet stored.
+"""The rows of one shard: storage, and over it what is committed (or, at the leader, proposed) but not yet stored.
 
-An entry's rows are visible here from the moment it is proposed (the leader pipelines), and leave the overlay
-when storage has them. The overlay is always reconstructible: it is exactly the entries after `applied`.
-Writing entries' rows late, many at once, lets rows that change often (a run's core row, a task row that is
-gone a millisecond later) be written once or never.
+At the leader an entry's rows are visible from the moment it is proposed (the leader pipelines), and leave the
+overlay when storage has them. The overlay is always reconstructible: it is exactly the entries after
+`applied`. Writing entries' rows late, many at once, lets rows that change often (a run's core row, a task row
+that is gone a millisecond later) be written once or never.
+
+A follower reads no rows, so it keeps no overlay: committed entries wait as they came, and are decoded when
+they are stored. `lead` builds the overlay, `follow` drops it with all that was proposed in vain.
 """
 
 from __future__ import annotations
@@ -27,12 +30,45 @@ def _bucket(key: bytes) -> bytes:
     return key[:BUCKET_BYTES] if kind in (ITEM, HISTORY) else kind
 
 
+class _Committed:
+    """An entry whose rows storage does not have yet; `data` is what they are decoded from, if they are not."""
+
+    __slots__ = ("data", "index", "rows", "term", "visibility")
+
+    def __init__(
+        self,
+        index: int,
+        term: int,
+        rows: list[tuple[bytes, bytes | None]] | None,
+        visibility: list[VisibilityOp] | None,
+        data: bytes,
+    ) -> None:
+        self.index = index
+        self.term = term
+        self.rows = rows
+        self.visibility = visibility
+        self.data = data
+
+    def decode(self) -> None:
+        """Make rows and visibility of the data."""
+        if self.rows is None:
+            self.rows, self.visibility = _decode(self.data)
+            self.data = b""
+
+
+def _decode(data: bytes) -> tuple[list[tuple[bytes, bytes | None]], list[VisibilityOp]]:
+    found = image.decode(data)
+    return found.rows, [*found.shown, *found.hidden]
+
+
 class Rows:
     """Reads through the overlay; collects what a flush has to write."""
 
     __slots__ = (
         "_buckets",
         "_committed",
+        "_flushing",
+        "_leads",
         "_prefix",
         "_storage",
         "committed_bytes",
@@ -45,9 +81,9 @@ class Rows:
         self.group = group
         self._prefix = group.to_bytes(4, "big")
         self._buckets: dict[bytes, dict[bytes, tuple[int, bytes | None]]] = {}
-        self._committed: deque[tuple[int, int, list[tuple[bytes, bytes | None]], list[VisibilityOp]]] = (
-            deque()
-        )
+        self._committed: deque[_Committed] = deque()
+        self._flushing: list[_Committed] = []  # taken for storage, which does not have them yet
+        self._leads = True
         self.committed_bytes = 0
         self.visibility_pending = 0
 
@@ -70,15 +106,35 @@ class Rows:
         size: int,
     ) -> None:
         """The entry at `index` is committed: its rows may be stored."""
-        self._committed.append((index, term, rows, visibility))
+        self._committed.append(_Committed(index, term, rows, visibility, b""))
         self.committed_bytes += size
         self.visibility_pending += len(visibility)
 
-    def replay(self, entry: Entry) -> None:
-        """A committed entry found in the log at start."""
-        found = image.decode(entry.data)
-        self.propose(entry.index, found.rows)
-        self.commit(entry.index, entry.term, found.rows, [*found.shown, *found.hidden], len(entry.data))
+    def receive(self, entry: Entry) -> None:
+        """A committed data entry that this node did not propose (in its present term)."""
+        if not self._leads:
+            self._committed.append(_Committed(entry.index, entry.term, None, None, entry.data))
+            self.committed_bytes += len(entry.data)
+            self.visibility_pending += 1  # there may be some in it
+            return
+        rows, visibility = _decode(entry.data)
+        self.propose(entry.index, rows)
+        self.commit(entry.index, entry.term, rows, visibility, len(entry.data))
+
+    def lead(self) -> None:
+        """Everything up to our term's first entry is committed: show what storage does not have yet."""
+        if self._leads:
+            return
+        self._leads = True
+        for item in (*self._flushing, *self._committed):
+            item.decode()
+            assert item.rows is not None
+            self.propose(item.index, item.rows)
+
+    def follow(self) -> None:
+        """Somebody else leads, or nobody: what was proposed here may never be."""
+        self._leads = False
+        self._buckets.clear()
 
     @property
     def pending_entries(self) -> int:
@@ -91,10 +147,14 @@ class Rows:
             return None
         latest: dict[bytes, bytes | None] = {}
         visibility: list[VisibilityOp] = []
-        for _, _, rows, ops in self._committed:
-            latest.update(rows)
-            visibility.extend(ops)
-        index, term = self._committed[-1][0], self._committed[-1][1]
+        for item in self._committed:
+            item.decode()
+            assert item.rows is not None
+            assert item.visibility is not None
+            latest.update(item.rows)
+            visibility.extend(item.visibility)
+        index, term = self._committed[-1].index, self._committed[-1].term
+        self._flushing.extend(self._committed)
         self._committed.clear()
         self.committed_bytes = 0
         self.visibility_pending = 0
@@ -106,6 +166,7 @@ class Rows:
 
     def stored(self, flushed: list[tuple[bytes, bytes | None]], index: int) -> None:
         """Storage has these rows, up to entry `index`: the overlay need not hold them any more."""
+        self._flushing = [item for item in self._flushing if item.index > index]
         buckets = self._buckets
         for full, _ in flushed:
             key = full[4:]

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from cluster.frontend.services.base import Services
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from cluster.hosting.meta import DELETED, Namespace
 from history_store.engine import close, keys
 from history_store.engine.errors import ServiceError

@@ -13,7 +13,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services import workflows
 from cluster.frontend.services.base import Services, execution_not_found, fail, rpc
 from cluster.frontend.status import status_of
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
 from history_store.engine.errors import Code, ServiceError

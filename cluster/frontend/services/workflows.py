@@ -11,7 +11,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, execution_not_found, rpc
 from cluster.hosting import answers
-from cluster.hosting.committer import nobody
+from cluster.hosting.group import nobody
 from cluster.hosting.meta import REGISTERED
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st

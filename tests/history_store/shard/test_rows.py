@@ -109,7 +109,7 @@ class Shard:
             self.flight = None
         self.rows = Rows(self.storage, GROUP)
         for entry in self.log[self.applied :]:
-            self.rows.replay(entry)
+            self.rows.receive(entry)
         self.committed = len(self.log)
 
     def scan(self, low: bytes, high: bytes, limit: int, reverse: bool) -> Iterator[tuple[bytes, bytes]]:

@@ -1,0 +1,268 @@
+"""One Raft group on this node: its replica, its rows, and who waits for its entries.
+
+A group *leads* here once an entry of its own term is committed: then everything before it is, too, its rows
+are current, and the shard on top may read and propose. It stops to lead with the first sign of another
+leader or a lost quorum: what was proposed and not committed is then *indefinite* (it may yet be committed by
+whoever leads next), and everybody who waits hears so.
+
+The storage's contract with the core is in `history_store.raft`; the rounds are committer.py's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from history_store.engine.errors import Code, Indefinite, ServiceError
+from history_store.raft import DATA, RawNode
+from history_store.shard import image
+from history_store.shard.rows import Rows
+
+if TYPE_CHECKING:
+    from cluster.hosting.committer import Committer
+    from history_store.raft import Config, Dice, Message, Ready
+    from history_store.storage.contract import Entry, GroupLog, Round, Storage
+    from history_store.visibility.record import VisibilityOp
+
+log = structlog.get_logger("raft")
+
+LOG_BYTES_MAX = 4 << 20  # of a group's log kept in memory for replicas that lag; more, and they get an image
+
+Waiter = Callable[[ServiceError | None], None]
+Send = Callable[[int, "Message"], None]  # (group, message)
+RowList = list[tuple[bytes, bytes | None]]
+
+
+def nobody(error: ServiceError | None) -> None:
+    """The waiter of a commit that nobody waits for."""
+
+
+class LostLeadership(Indefinite):
+    """The entry may or may not be committed: another node leads now. The front asks there again."""
+
+
+class NotLeading(ServiceError):
+    """This node does not lead the group (definite: nothing happened). `leader` is who does, 0 if unknown."""
+
+    def __init__(self, leader: int) -> None:
+        super().__init__(Code.UNAVAILABLE, "this node does not lead the shard")
+        self.leader = leader
+
+
+class Group:
+    """The replica of one group."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        group: int,
+        storage: Storage,
+        found: GroupLog | None,
+        dice: Dice,
+        config: Config,
+        send: Send | None = None,
+    ) -> None:
+        self.id = group
+        self.committer = committer
+        self.rows = Rows(storage, group)
+        self.raft = RawNode(config, dice, found)
+        self.leading = False
+        self.on_lead: Callable[[], None] = _nothing
+        self.on_lose: Callable[[], None] = _nothing
+        self.on_rows: Callable[[RowList], None] | None = None  # rows of committed entries, also on followers
+        self._send = send
+        self._leads_from = 0  # index of the first entry of our term; 0 = we are not elected
+        self._leads_term = 0
+        self._waiters: deque[tuple[int, Waiter, bool]] = deque()
+        self._written: dict[int, tuple[RowList, list[VisibilityOp]]] = {}
+        self._reads: dict[bytes, Waiter] = {}
+        self._read_number = 0
+        self.proposed = 0
+        self.committed = 0
+        if found is not None:
+            self.proposed = self.committed = found.applied
+        self.rows.follow()
+
+    def recover(self) -> None:
+        """A replica without others leads at once; others wait for an election."""
+        voters = self.raft.conf.voters
+        if voters != (self.committer.node_id,) or self.raft.conf.outgoing:
+            return
+        assert self.raft.campaign(), "the only voter leads"
+        while self.raft.has_ready():
+            ready = self.raft.ready()
+            self.note_state(ready)
+            self.apply(ready.committed_entries)
+            self.committer.write_now(self, ready)
+            self.apply(self.raft.advance(ready))
+        assert self.leading, "the only voter has committed its first entry"
+
+    # ---- what the shard asks
+
+    def propose(self, data: bytes, rows: RowList, visibility: list[VisibilityOp]) -> int:
+        """Append; the rows are visible here from now on. Raises a definite error if it cannot be taken."""
+        if self.committer.refusal is not None:
+            raise self.committer.refusal
+        if not self.leading:
+            raise NotLeading(self.raft.leader)
+        index = self.raft.propose(data)
+        self.proposed = index
+        self.rows.propose(index, rows)
+        self._written[index] = (rows, visibility)
+        self.committer.mark(self)
+        return index
+
+    def when_committed(self, waiter: Waiter, *, patient: bool = False, index: int | None = None) -> None:
+        """Call back when everything proposed so far is committed (at once if it is, or if `index` is).
+
+        While the disk takes no writes a waiter hears an indefinite error, since a client must not hang; a
+        patient one (the node's own doings) waits until it is true. Both hear `LostLeadership`.
+        """
+        if self.committed >= (self.proposed if index is None else index):
+            waiter(None)
+        elif self.committer.refusal is not None and not patient:
+            waiter(Indefinite(f"this waits for the disk: {self.committer.refusal.message}"))
+        else:
+            self._waiters.append((self.proposed, waiter, patient))
+
+    @property
+    def readable(self) -> bool:
+        """Whether what is committed here is all that is committed anywhere, for certain, at this moment."""
+        return self.leading and self.raft.read_index_now() is not None
+
+    def when_readable(self, waiter: Waiter) -> None:
+        """Call back when a quorum has confirmed that this node still leads. NotLeading, LostLeadership."""
+        if not self.leading:
+            waiter(NotLeading(self.raft.leader))
+            return
+        if self.raft.read_index_now() is not None:
+            waiter(None)
+            return
+        self._read_number += 1
+        context = self._read_number.to_bytes(8, "big")
+        self._reads[context] = waiter
+        try:
+            self.raft.read_index(context)
+        except Exception as error:  # noqa: BLE001 - too many wait, or nobody leads: either way nothing happened
+            del self._reads[context]
+            waiter(ServiceError(Code.UNAVAILABLE, f"the shard's quorum does not answer: {error}"))
+            return
+        self.committer.mark(self)
+
+    # ---- what the committer asks
+
+    def collect(self, batch: Round, ready: Ready) -> None:
+        """Put a Ready into a round."""
+        if ready.entries:
+            batch.entries.append((self.id, ready.entries))
+        if ready.hard_state is not None:
+            batch.hard_states.append((self.id, ready.hard_state))
+
+    def compactable(self, index: int, term: int) -> tuple[int, int] | None:
+        """Up to where (index, term) the log may be forgotten once rows up to `index` are stored."""
+        raft = self.raft
+        if raft.is_alone:
+            return index, term
+        # Others may lag a little: an entry is cheaper to send than an image. Their lag is bounded by bytes.
+        low = raft.lowest_match(index)
+        if raft.log_bytes > LOG_BYTES_MAX:
+            low = index
+        if low <= raft.compacted:
+            return None
+        return low, raft.term_of(low)
+
+    def send(self, messages: list[Message]) -> None:
+        """Messages to the other replicas."""
+        if messages:
+            assert self._send is not None, "a replica without others has nobody to write to"
+            for message in messages:
+                self._send(self.id, message)
+
+    def note_state(self, ready: Ready) -> None:
+        """Who leads may have changed, and reads may have been confirmed."""
+        raft = self.raft
+        if self._leads_from and (raft.term != self._leads_term or not raft.is_leader):
+            self._lose()
+        if not self._leads_from and raft.is_leader:
+            self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
+            self._leads_term = raft.term
+        for state in ready.read_states:
+            waiter = self._reads.pop(state.context, None)
+            if waiter is not None:
+                # A leader confirms what it has committed; it is applied the moment it is.
+                notify(waiter, None)
+
+    def apply(self, entries: list[Entry]) -> None:
+        """These entries are committed: rows may be stored; waiters hear of it in `tell`."""
+        written = self._written
+        rows = self.rows
+        for entry in entries:
+            known = written.pop(entry.index, None)
+            if known is not None:
+                rows.commit(entry.index, entry.term, known[0], known[1], len(entry.data))
+            elif entry.kind == DATA:
+                rows.receive(entry)
+            else:
+                rows.commit(entry.index, entry.term, [], [], 0)
+            self.committed = entry.index
+            if self.on_rows is not None and entry.kind == DATA:
+                self.on_rows(known[0] if known is not None else image.decode(entry.data).rows)
+        if self._leads_from and not self.leading and self.committed >= self._leads_from:
+            self._lead()
+
+    def tell(self) -> None:
+        """Call the waiters whose entries are committed."""
+        waiters, committed = self._waiters, self.committed
+        while waiters and waiters[0][0] <= committed:
+            notify(waiters.popleft()[1], None)
+
+    def fail_waiters(self, error: ServiceError) -> None:
+        """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
+        waiters, self._waiters = self._waiters, deque()
+        for index, waiter, patient in waiters:
+            if patient:
+                self._waiters.append((index, waiter, True))
+            else:
+                notify(waiter, error)
+
+    # ---- leadership
+
+    def _lead(self) -> None:
+        self.leading = True
+        self.proposed = max(self.committed, self.raft.last_index)
+        self.rows.lead()
+        log.debug("leads", group=self.id, term=self.raft.term, index=self.committed)
+        self.on_lead()
+
+    def _lose(self) -> None:
+        self._leads_from = 0
+        led, self.leading = self.leading, False
+        waiters, self._waiters = self._waiters, deque()
+        reads, self._reads = self._reads, {}
+        self._written.clear()
+        self.rows.follow()
+        self.proposed = self.committed
+        if led:
+            log.info("leads no more", group=self.id, term=self.raft.term, leader=self.raft.leader)
+            self.on_lose()
+        lost = LostLeadership("another node took over the shard meanwhile; whether it was done is not known")
+        for _, waiter, _ in waiters:
+            notify(waiter, lost)
+        gone = NotLeading(self.raft.leader)
+        for waiter in reads.values():
+            notify(waiter, gone)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+def notify(waiter: Waiter, error: ServiceError | None) -> None:
+    """Tell one who waits: whatever is wrong with it, the others are to hear."""
+    try:
+        waiter(error)
+    except Exception:
+        log.exception("somebody who waited for the disk could not be told")
