@@ -88,7 +88,14 @@ class Actions:
         self, target: ShardHost, shard: ShardHost, key: bytes, action: Action, then: Callable[[], None]
     ) -> None:
         """When the target's part is committed, do the rest."""
-        target.group.when_committed(lambda _: self._try(shard, key, action, then), patient=True)
+
+        def committed(lost: ServiceError | None) -> None:
+            if lost is None:
+                self._try(shard, key, action, then)
+            else:  # the target has another leader: ask it, if the source is still ours
+                self.node.loop.call_later(RETRY_S, self.do, shard, key, action)
+
+        target.group.when_committed(committed, patient=True)
 
     # ---- children
 

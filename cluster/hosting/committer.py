@@ -37,6 +37,7 @@ FLUSH_AGE_S = 0.5  # rows lag the log by about this; replay at start is bounded 
 FLUSH_BYTES_MAX = 8 << 20
 FULL_RETRY_S = 0.25
 
+
 class Committer:
     """All groups of a node, and its one writer thread."""
 
@@ -83,9 +84,7 @@ class Committer:
         """Open a group; its log has been loaded (None: it is new). A group without others leads at once."""
         if config is None:
             config = Config(node_id=self.node_id, voters=(self.node_id,))
-        made = self.groups[group] = Group(
-            self, group, self.storage, found, rng.randrange, config, self._send
-        )
+        made = self.groups[group] = Group(self, group, self.storage, found, rng.randrange, config, self._send)
         made.recover()
         return made
 

@@ -246,8 +246,13 @@ class Delivery:
 
     def committed(self, error: ServiceError | None) -> None:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
-        assert error is None, "a delivery waits patiently"
         poll = self.poll
+        if error is not None:
+            # Another node leads the shard: whether the start is history is its business, and it gives the task
+            # to somebody. The worker polls again.
+            if poll.open:
+                poll.answer(b"")
+            return
         if poll.open:
             poll.answer(self.body)
             if self.kind == WORKFLOW:
@@ -318,6 +323,13 @@ class Holders:
         connection = self._holder.pop(run_id, None)
         if connection is not None:
             self._held[connection].pop(run_id, None)
+
+    def forget(self, shard: ShardHost) -> None:
+        """Another node leads the shard: it hands over what its workers hold."""
+        for held in self._held.values():
+            for run_id in [run_id for run_id, (owner, _, _) in held.items() if owner is shard]:
+                del held[run_id]
+                self._holder.pop(run_id, None)
 
     def closed(self, connection: Connection) -> None:
         """The connection is gone: whoever held tasks there will not answer."""

@@ -47,9 +47,18 @@ class LostLeadership(Indefinite):
 class NotLeading(ServiceError):
     """This node does not lead the group (definite: nothing happened). `leader` is who does, 0 if unknown."""
 
-    def __init__(self, leader: int) -> None:
+    def __init__(self, leader: int, group: int = 0) -> None:
         super().__init__(Code.UNAVAILABLE, "this node does not lead the shard")
         self.leader = leader
+        self.group = group
+
+
+class NotReadable(ServiceError):
+    """Whether this node still leads has to be confirmed first: ask again from `group.when_readable`."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(Code.UNAVAILABLE, "the shard's quorum has not answered yet")
+        self.group = group
 
 
 class Group:
@@ -107,7 +116,7 @@ class Group:
         if self.committer.refusal is not None:
             raise self.committer.refusal
         if not self.leading:
-            raise NotLeading(self.raft.leader)
+            raise NotLeading(self.raft.leader, self.id)
         index = self.raft.propose(data)
         self.proposed = index
         self.rows.propose(index, rows)
@@ -136,7 +145,7 @@ class Group:
     def when_readable(self, waiter: Waiter) -> None:
         """Call back when a quorum has confirmed that this node still leads. NotLeading, LostLeadership."""
         if not self.leading:
-            waiter(NotLeading(self.raft.leader))
+            waiter(NotLeading(self.raft.leader, self.id))
             return
         if self.raft.read_index_now() is not None:
             waiter(None)
@@ -251,7 +260,7 @@ class Group:
         lost = LostLeadership("another node took over the shard meanwhile; whether it was done is not known")
         for _, waiter, _ in waiters:
             notify(waiter, lost)
-        gone = NotLeading(self.raft.leader)
+        gone = NotLeading(self.raft.leader, self.id)
         for waiter in reads.values():
             notify(waiter, gone)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from cluster.hosting.actions import Actions
 from cluster.hosting.committer import Committer
-from cluster.hosting.group import nobody
 from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
+from cluster.hosting.group import NotLeading, NotReadable, nobody
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.queries import Queries
 from cluster.hosting.shard_host import ShardHost
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
     from cluster.frontend.contract import Connection
     from cluster.hosting.clock import Clock, Identifiers
+    from cluster.hosting.group import Group, Send
     from cluster.matching.contract import Task
     from history_store.engine.environment import EngineLimits
     from history_store.engine.run import Run, TaskSpec
     from history_store.engine.state import Action
+    from history_store.raft import Config
     from history_store.storage.contract import Storage
 
 log = structlog.get_logger("node")
@@ -41,8 +43,22 @@ FORGET_QUEUES_S = 60.0
 BACKLOG_HINT_MAX = 10
 
 
+class Membership(NamedTuple):
+    """What a node is among others."""
+
+    node_id: int
+    config_of: Callable[[int], Config | None]  # how a group's replica here begins; None: it has no others
+    send: Send | None  # Raft messages to other replicas
+    peers: Callable[[], list[int]] = list  # other nodes that can be reached now
+
+
+def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Membership.config_of`
+    """Every group of a node without others."""
+    return None
+
+
 class Node:
-    """One process's share of the cluster; here, all of it."""
+    """One process's share of the region: the replicas it holds, and the shards it leads."""
 
     def __init__(
         self,
@@ -57,23 +73,24 @@ class Node:
         shards: int,
         cluster_id: str,
         on_broken: Callable[[BaseException], None],
+        member: Membership | None = None,
     ) -> None:
         self.loop = loop
         self.storage = storage
         self.clock = clock
         self.limits = limits
         self._ids = ids
+        self._rng = rng
         self._last_sequence = 0
-        self.committer = Committer(loop, storage, inline, on_broken)
-        found = storage.load()
-        self.meta = Meta(self.committer.add(META_GROUP, found.get(META_GROUP), rng))
-        if self.meta.settings is None:
-            self.meta.write_settings(Settings(shards, cluster_id), nobody)
-        assert self.meta.settings is not None
-        self.shards = [
-            ShardHost(self, self.committer.add(number + 1, found.get(number + 1), rng), clock, loop)
-            for number in range(self.meta.settings.shards)
-        ]
+        self._started = False
+        self._member = member if member is not None else Membership(1, alone, None)
+        self.node_id = self._member.node_id
+        self.committer = Committer(loop, storage, inline, on_broken, self._member.node_id, self._member.send)
+        self._found = storage.load()
+        self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
+        self.entered: list[ShardHost] | None = None  # shards met by the call that is being handled
+        self._groups_of_slots: list[int] = []
+        self.meta = Meta(self._open(META_GROUP))
         self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
@@ -82,6 +99,66 @@ class Node:
         self.polls: set[Poll] = set()  # those that wait
         self.actions = Actions(self)
         self._sweep: asyncio.TimerHandle | None = None
+        if member is None:
+            self._all_here(Settings(shards, cluster_id))
+
+    def _open(self, group: int) -> Group:
+        config = self._member.config_of(group)
+        return self.committer.add(group, self._found.pop(group, None), self._rng, config)
+
+    def _all_here(self, settings: Settings) -> None:
+        """The node is the whole region: every shard is here, and led here."""
+        if self.meta.settings is None:
+            self.meta.write_settings(settings, nobody)
+        assert self.meta.settings is not None
+        count = self.meta.settings.shards
+        for group in range(1, count + 1):
+            self.open_shard(group)
+        self.own_slots([slot * count // SLOTS + 1 for slot in range(SLOTS)])
+
+    # ---- shards come and go
+
+    def open_shard(self, number: int) -> Group:
+        """Hold a replica of the shard with this Raft group."""
+        group = self._open(number)
+        group.on_lead = lambda: self._lead(group)
+        group.on_lose = lambda: self._lose(group)
+        if group.leading:
+            self._lead(group)
+        return group
+
+    def own_slots(self, groups: list[int]) -> None:
+        """Which group each slot belongs to."""
+        assert len(groups) == SLOTS, "every slot has an owner"
+        self._groups_of_slots = groups
+
+    def _lead(self, group: Group) -> None:
+        shard = self.led[group.id] = ShardHost(self, group, self.clock, self.loop)
+        self._backlogs.clear()  # it may have tasks of any queue
+        if self._started:
+            self._take_up(shard)
+
+    def _lose(self, group: Group) -> None:
+        shard = self.led.pop(group.id, None)
+        if shard is not None:
+            shard.retire()
+            self._backlogs.clear()
+            self.holders.forget(shard)
+            self.matching.resync()
+            for attempt in list(shard.attempts):
+                attempt.lost()
+
+    def _take_up(self, shard: ShardHost) -> None:
+        """Take up what was under way when the shard's last leader ended."""
+        shard.recover()
+        orphans = Orphans(shard, self.clock.now_ns())
+        self.loop.call_later(ORPHAN_GRACE_S, orphans.hand_over)
+        self.matching.resync()
+
+    @property
+    def shards(self) -> list[ShardHost]:
+        """The shards that this node leads."""
+        return list(self.led.values())
 
     @property
     def cluster_id(self) -> str:
@@ -92,10 +169,9 @@ class Node:
     def start(self) -> None:
         """Take up what the data says was under way."""
         self.committer.start()
+        self._started = True
         for shard in self.shards:
-            shard.recover()
-            orphans = Orphans(shard, self.clock.now_ns())
-            self.loop.call_later(ORPHAN_GRACE_S, orphans.hand_over)
+            self._take_up(shard)
         self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
 
     def _forget_queues(self) -> None:
@@ -114,9 +190,31 @@ class Node:
 
     # ---- where things are
 
+    def peers(self) -> list[int]:
+        """Other nodes that can be reached now."""
+        return self._member.peers()
+
     def shard_of(self, namespace_id: str, workflow_id: str) -> ShardHost:
-        """The shard that owns the workflow id."""
-        return self.shards[slot_of(namespace_id, workflow_id) * len(self.shards) // SLOTS]
+        """The shard that owns the workflow id, if it is led here. NotLeading, NotReadable."""
+        number = self._groups_of_slots[slot_of(namespace_id, workflow_id)]
+        shard = self.led.get(number)
+        if shard is None:
+            raise NotLeading(self.leader_of(number), number)
+        if self.entered is not None and not shard.group.raft.is_alone:
+            self.entered.append(shard)
+            if shard.group.raft.read_index_now() is None:
+                raise NotReadable(shard.group)
+        return shard
+
+    def leader_of(self, number: int) -> int:
+        """The node that leads a group as far as is known here; 0 if that is nobody."""
+        group = self.committer.groups.get(number)
+        return group.raft.leader if group is not None else 0
+
+    @property
+    def shard_count(self) -> int:
+        """How many shards the region has."""
+        return len(set(self._groups_of_slots))
 
     def version_of(self, namespace_id: str) -> int:
         """The failover version that the namespace's events carry now."""

@@ -84,9 +84,9 @@ class Query:
 
     def start(self, poller: Any) -> bool:
         """A worker is there to be asked."""
-        run = self.run()
         if self.call.done:
             return False
+        run = self.run()
         if run is None:
             self.fail(Code.NOT_FOUND, GONE)
             return False
@@ -111,9 +111,9 @@ class Query:
 
     def reroute(self) -> None:
         """The sticky worker died: ask any other."""
-        run = self.run()
         if self.call.done:
             return
+        run = self.run()
         if run is None:
             self.fail(Code.NOT_FOUND, GONE)
             return

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from cluster.hosting.group import nobody
+from cluster.hosting.group import NotLeading, nobody
 from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
 from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
-from history_store.raft import RaftError
+from history_store.raft import NotLeader, RaftError
 from history_store.shard import image, runs
 from history_store.storage.contract import StorageError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from temporalio.api.history.v1.message_pb2 import HistoryEvent
 
     from cluster.hosting.clock import Clock
+    from cluster.hosting.forward import Attempt
     from cluster.hosting.group import Group, Waiter
     from cluster.matching.contract import QueueKey
     from history_store.engine.environment import EngineLimits
@@ -107,6 +108,8 @@ class ShardHost:
         self._horizon = 0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._wake_at = 0
+        self.attempts: set[Attempt] = set()  # calls under way here; tried elsewhere if we lose the lead
+        self.retired = False  # another node leads, or will: nothing here is true any more
 
     # ---- engine.Environment
 
@@ -146,6 +149,8 @@ class ShardHost:
 
     def find(self, namespace_id: str, workflow_id: str, run_id: str = "") -> Run | None:
         """The run (the current one if no run id is given), or None."""
+        if self.retired:
+            raise NotLeading(self.group.raft.leader, self.group.id)
         if not run_id:
             now = self.current(namespace_id, workflow_id)
             if now is None:
@@ -222,6 +227,8 @@ class ShardHost:
 
     def begin(self) -> Transaction:
         """A transaction at the present time."""
+        if self.retired:
+            raise NotLeading(self.group.raft.leader, self.group.id)
         left = self._open
         if left is not None and any(run.tx is left for run in left.runs):
             # An exception left it half done, or its runs would be shut to every transaction after it.
@@ -267,6 +274,9 @@ class ShardHost:
                     close.enforce_history_limits(tx, run)
             tx.seal()
             index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
+        except NotLeader as error:  # noticed by the core, not yet by us
+            self.abort(tx)
+            raise NotLeading(error.leader_hint, self.group.id) from error
         except RaftError as error:
             self.abort(tx)
             raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
@@ -303,10 +313,10 @@ class ShardHost:
                 trim(run)
         self.group.when_committed(waiter, patient=patient)
         if settle:
-            self.group.when_committed(lambda _: tell(settle), patient=True)
+            self.group.when_committed(lambda lost: None if lost else tell(settle), patient=True)
         if tx.actions:
             actions = tx.actions
-            self.group.when_committed(lambda _: self._act(actions), patient=True)
+            self.group.when_committed(lambda lost: None if lost else self._act(actions), patient=True)
         for spec in offers:
             try:
                 self.node.offered(self, spec)
@@ -380,6 +390,8 @@ class ShardHost:
         self._arm()
 
     def _fire(self) -> None:
+        if self.retired:
+            return
         try:
             self._fire_due()
         except StorageError as error:
@@ -451,6 +463,15 @@ class ShardHost:
         """Stop the clockwork."""
         if self._wake_timer is not None:
             self._wake_timer.cancel()
+            self._wake_timer = None
+
+    def retire(self) -> None:
+        """This node leads the shard no more: drop all that was speculative, or only the leader's to know."""
+        self.retired = True
+        self.close()
+        self.runs.clear()
+        self._closed.clear()
+        self._wakes.clear()
 
 
 def _pinned(run: Run) -> bool:

@@ -121,7 +121,7 @@ def list_clusters(services: Services, _call: Call, _request: wire.ListClustersRe
         cluster_name=CLUSTER_NAME,
         cluster_id=services.node.cluster_id,
         initial_failover_version=1,
-        history_shard_count=len(services.node.shards),
+        history_shard_count=services.node.shard_count,
         is_connection_enabled=True,
     )
     return response.SerializeToString()

@@ -58,7 +58,7 @@ def get_cluster_info(services: Services, _call: Call, _request: wire.GetClusterI
         server_version=SERVER_VERSION,
         cluster_id=services.node.cluster_id,
         cluster_name=CLUSTER_NAME,
-        history_shard_count=len(services.node.shards),
+        history_shard_count=services.node.shard_count,
         persistence_store="holdfast",
         visibility_store="holdfast",
         initial_failover_version=1,

@@ -135,7 +135,9 @@ class Completed:
         run.committed()
         if run.updates is not None and run.updates.changed:
             registry, changed = run.updates, run.updates.take_changed()
-            self.shard.group.when_committed(lambda _: registry.settle(changed), patient=True)
+            self.shard.group.when_committed(
+                lambda lost: None if lost else registry.settle(changed), patient=True
+            )
         self.shard.group.when_committed(self._committed)
 
     def _committed(self, error: ServiceError | None) -> None:

@@ -1,0 +1,457 @@
+"""Calls in a region: served where the shard's leader is, and tried again when it moves.
+
+A call comes to any node. Its handler runs there; where it needs a shard that another node leads, the same
+request goes to that node as it came (one hop), and the handler runs there, with a `RemoteConnection` in
+place of the client's. If leadership moves meanwhile, whoever took the call from the client asks the new
+leader, until the client's deadline: request ids and task tokens make that the same request, not a second.
+
+An `Attempt` is one try of a call. When it is lost its handler is told that the client has gone, what it still
+answers is ignored, and the next attempt begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cluster.frontend.status import status_of
+from cluster.hosting.group import NotLeading, NotReadable
+from history_store.engine.errors import Code, ServiceError
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.node import Node
+    from cluster.hosting.shard_host import ShardHost
+
+log = structlog.get_logger("forward")
+
+RETRY_S = 0.03  # between tries while a shard has no leader that we know of
+PATIENCE_S = 10.0  # what a call without a deadline gets to find one
+MARGIN_S = 0.2  # before the client's deadline, so that it hears why
+
+# Peer messages of this module: [kind, ...]
+CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP = 10, 11, 12, 13, 14, 15
+
+
+class Attempt:
+    """One try of a call, as its handler sees it (a `contract.Call`)."""
+
+    __slots__ = (
+        "_call",
+        "_forward",
+        "_handler",
+        "_shards",
+        "_task",
+        "deadline",
+        "done",
+        "on_cancel",
+        "on_message",
+        "remote",
+        "request",
+        "until",
+    )
+
+    def __init__(self, forward: Forward, call: Call, handler: Handler, until: float) -> None:
+        self._forward = forward
+        self._call = call
+        self._handler = handler
+        self._shards: list[ShardHost] = []
+        self._task: asyncio.Task[bytes | None] | None = None
+        self.request = call.request
+        self.deadline = call.deadline
+        self.done = False
+        self.on_cancel: Callable[[], None] | None = None
+        self.on_message: Callable[[bytes | None], None] | None = None
+        self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
+        self.until = until
+
+    # ---- contract.Call
+
+    @property
+    def method(self) -> str:
+        """Full method name."""
+        return self._call.method
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """The client's."""
+        return self._call.metadata
+
+    @property
+    def connection(self) -> Connection:
+        """The client's connection."""
+        return self._call.connection
+
+    def finish(self, body: bytes) -> None:
+        """Answer."""
+        if not self.done:
+            self._end()
+            self._call.finish(body)
+
+    def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
+        """Answer with a status."""
+        if not self.done:
+            self._end()
+            self._call.fail(code, message, details)
+
+    def set_metadata(
+        self,
+        *,
+        initial: Iterable[tuple[str, str | bytes]] = (),
+        trailing: Iterable[tuple[str, str | bytes]] = (),
+    ) -> None:
+        """Metadata for the answer."""
+        self._call.set_metadata(initial=initial, trailing=trailing)
+
+    def write(self, body: bytes) -> None:
+        """Unary calls only come here."""
+        raise NotImplementedError(f"{self.method} is no stream")
+
+    # ---- its life
+
+    def run(self) -> None:
+        """Call the handler and see to its answer."""
+        node = self._forward.node
+        self._call.on_cancel = self._cancelled
+        before, node.entered = node.entered, self._shards
+        try:
+            result = self._handler(self)
+        except NotLeading as error:
+            self._leave()
+            self._forward.elsewhere(self, error)
+            return
+        except NotReadable as error:
+            self._leave()
+            error.group.when_readable(self._readable)
+            return
+        except Exception as error:  # noqa: BLE001 - the caller hears of it, and the log
+            self._fail_with(error)
+            return
+        finally:
+            node.entered = before
+        if result is None:
+            if not self.done:
+                for shard in self._shards:
+                    shard.attempts.add(self)
+        elif isinstance(result, bytes):
+            self.finish(result)
+        else:
+            self._task = asyncio.ensure_future(self._drive(result))
+
+    async def _drive(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        try:
+            body = await coroutine
+        except (NotLeading, NotReadable) as error:
+            if not self.done:
+                self._forward.elsewhere(self, error if isinstance(error, NotLeading) else NotLeading(0))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail_with(error)
+        else:
+            if body is not None:
+                self.finish(body)
+
+    def _fail_with(self, error: Exception) -> None:
+        if not self.done:
+            self.fail(*status_of(error, self.method, self.connection.peer))
+
+    def _readable(self, error: ServiceError | None) -> None:
+        if self.done:
+            return
+        if isinstance(error, NotLeading):
+            self._forward.elsewhere(self, error)
+        elif error is not None:
+            self._fail_with(error)
+        else:
+            self.run()
+
+    def _leave(self) -> None:
+        for shard in self._shards:
+            shard.attempts.discard(self)
+        self._shards.clear()
+
+    def _end(self) -> None:
+        self.done = True
+        self._leave()
+        self._forward.ended(self)
+
+    def _cancelled(self) -> None:
+        """The client has gone, or its time is up."""
+        if self.done:
+            return
+        self._end()
+        if self._task is not None:
+            self._task.cancel()
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    def lost(self) -> None:
+        """The shard has another leader: whether this try did anything is not known. Try again there."""
+        if self.done:
+            return
+        self.done = True
+        self._leave()
+        if self._task is not None:
+            self._task.cancel()
+        if self.on_cancel is not None:
+            self.on_cancel()  # the handler forgets the call, as if the client had gone
+        again = Attempt(self._forward, self._call, self._handler, self.until)
+        self._call.on_cancel = again._cancelled
+        self._forward.later(again)
+
+    def answer(self, body: bytes) -> None:
+        """Another node has answered."""
+        self.finish(body)
+
+
+class RemoteConnection:
+    """A client's connection to another node."""
+
+    __slots__ = ("_callbacks", "closed", "key", "peer")
+
+    def __init__(self, key: tuple[int, int], peer: str) -> None:
+        self.key = key
+        self.peer = peer
+        self.closed = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once when it is gone."""
+        if self.closed:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def close(self) -> None:
+        """It is gone, or its node is."""
+        self.closed = True
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:  # the others are to hear, too
+                log.exception("what hung on a connection could not be told that it closed")
+
+
+class RemoteCall:
+    """A call that came by way of another node (a `contract.Call`)."""
+
+    __slots__ = ("_forward", "connection", "deadline", "done", "method", "node_id", "number", "on_cancel",
+                 "on_message", "request")  # fmt: skip
+
+    def __init__(
+        self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
+        deadline: float | None, connection: RemoteConnection,
+    ) -> None:  # fmt: skip
+        self._forward = forward
+        self.node_id = node_id
+        self.number = number
+        self.method = method
+        self.request = request
+        self.deadline = deadline
+        self.connection = connection
+        self.done = False
+        self.on_cancel: Callable[[], None] | None = None
+        self.on_message: Callable[[bytes | None], None] | None = None
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """Handlers of shards look at none."""
+        return {}
+
+    def finish(self, body: bytes) -> None:
+        """Send the answer back."""
+        if not self.done:
+            self._close()
+            self._forward.send(self.node_id, [ANSWER, self.number, body])
+
+    def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
+        """Send the status back."""
+        if not self.done:
+            self._close()
+            self._forward.send(self.node_id, [ERROR, self.number, int(code), message, details])
+
+    def lost(self) -> None:
+        """We do not lead (any more): the node that has the client asks another."""
+        if not self.done:
+            self._close()
+            self._forward.send(self.node_id, [LOST, self.number])
+
+    def _close(self) -> None:
+        self.done = True
+        self._forward.served.pop((self.node_id, self.number), None)
+
+    def set_metadata(
+        self,
+        *,
+        initial: Iterable[tuple[str, str | bytes]] = (),
+        trailing: Iterable[tuple[str, str | bytes]] = (),
+    ) -> None:
+        """Nothing that a shard's handler sets is for clients."""
+
+    def write(self, body: bytes) -> None:
+        """Streams are not sent on."""
+        raise NotImplementedError(f"{self.method} is no stream")
+
+
+class Forward:
+    """Sends calls on to other nodes, and serves theirs."""
+
+    def __init__(self, node: Node, send: Callable[[int, list[Any]], bool]) -> None:
+        self.node = node
+        self.loop = node.loop
+        self.send = send
+        self.handlers: Mapping[str, Handler] = {}  # those of the node, not wrapped
+        self.served: dict[tuple[int, int], RemoteCall] = {}
+        self.forwarded = 0
+        self._numbers = 0
+        self._sent: dict[int, Attempt] = {}
+        self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
+        self._remote: dict[tuple[int, int], RemoteConnection] = {}
+
+    def wrap(self, handler: Handler) -> Handler:
+        """The handler as the front calls it."""
+
+        def handle(call: Call) -> None:
+            now = self.loop.time()
+            until = now + PATIENCE_S
+            if call.deadline is not None:
+                until = min(until, call.deadline - MARGIN_S)
+            Attempt(self, call, handler, until).run()
+
+        return handle
+
+    # ---- the node that has the client
+
+    def elsewhere(self, attempt: Attempt, error: NotLeading) -> None:
+        """The shard is not led here: send the call on, or wait until somebody leads."""
+        to = error.leader
+        if to in (0, self.node.node_id) or isinstance(attempt._call, RemoteCall):
+            self.later(attempt)
+            return
+        self._numbers += 1
+        number = self._numbers
+        deadline = attempt.deadline
+        left_ms = -1 if deadline is None else max(1, int((deadline - self.loop.time()) * 1000))
+        connection = attempt.connection
+        message = [CALL, number, attempt.method, attempt.request, left_ms, self._number_of(connection),
+                   connection.peer]  # fmt: skip
+        if not self.send(to, message):
+            self.later(attempt)
+            return
+        self.forwarded += 1
+        attempt.remote = (to, number)
+        self._sent[number] = attempt
+
+    def _number_of(self, connection: Connection) -> int:
+        number = self._connections.get(connection)
+        if number is None:
+            self._numbers += 1
+            number = self._connections[connection] = self._numbers
+            connection.on_close(lambda: self._hung_up(connection))
+        return number
+
+    def _hung_up(self, connection: Connection) -> None:
+        number = self._connections.pop(connection, None)
+        if number is not None:
+            for peer in self.node.peers():
+                self.send(peer, [HUNG_UP, number])
+
+    def later(self, attempt: Attempt) -> None:
+        """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
+        call = attempt._call
+        if isinstance(call, RemoteCall):
+            call.lost()  # one hop: the node that has the client looks for the leader
+            return
+        if self.loop.time() >= attempt.until:
+            attempt.fail(
+                int(Code.UNAVAILABLE),
+                "the shard of this workflow has no leader at present (are a majority of its nodes up? "
+                "see `holdfast cluster health`); whether an earlier try took effect is not known",
+            )
+            return
+        self.loop.call_later(RETRY_S, self._again, attempt)
+
+    def _again(self, attempt: Attempt) -> None:
+        if not attempt.done:
+            attempt.run()
+
+    def ended(self, attempt: Attempt) -> None:
+        """The attempt is over: if another node works on it, that is in vain."""
+        if attempt.remote is not None:
+            node_id, number = attempt.remote
+            attempt.remote = None
+            if self._sent.pop(number, None) is not None:
+                self.send(node_id, [CANCEL, number])
+
+    # ---- peers
+
+    def received(self, node_id: int, message: list[Any]) -> None:
+        """A message of this module's kinds."""
+        kind, number = message[0], message[1]
+        if kind == ANSWER:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                attempt.finish(message[2])
+        elif kind == CALL:
+            self._serve(node_id, message)
+        elif kind == ERROR:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                attempt.fail(message[2], message[3], message[4])
+        elif kind == LOST:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                self.later(attempt)
+        elif kind == CANCEL:
+            call = self.served.pop((node_id, number), None)
+            if call is not None:
+                call.done = True
+                if call.on_cancel is not None:
+                    call.on_cancel()
+        elif kind == HUNG_UP:
+            connection = self._remote.pop((node_id, number), None)
+            if connection is not None:
+                connection.close()
+
+    def connection_of(self, node_id: int, number: int, peer: str) -> RemoteConnection:
+        """A client's connection to another node, as one object for all its calls."""
+        key = (node_id, number)
+        found = self._remote.get(key)
+        if found is None:
+            found = self._remote[key] = RemoteConnection(key, peer)
+        return found
+
+    def _serve(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request, left_ms, connection, peer = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        call = RemoteCall(
+            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer)
+        )
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release that this node runs")
+            return
+        self.served[node_id, number] = call
+        Attempt(self, call, handler, 0.0).run()
+
+    def down(self, node_id: int) -> None:
+        """The node is gone, with its clients and with what we asked of it."""
+        for key in [key for key in self.served if key[0] == node_id]:
+            call = self.served.pop(key)
+            call.done = True
+            if call.on_cancel is not None:
+                call.on_cancel()
+        for key in [key for key in self._remote if key[0] == node_id]:
+            self._remote.pop(key).close()
+        for number in [
+            number for number, attempt in self._sent.items() if attempt.remote == (node_id, number)
+        ]:
+            attempt = self._sent.pop(number)
+            attempt.remote = None
+            self.later(attempt)
