@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from history_store.engine.errors import Code, Indefinite, ServiceError
-from history_store.raft import DATA, RawNode
+from history_store.raft import DATA, RaftError, RawNode
 from history_store.shard import image
 from history_store.shard.rows import Rows
 
@@ -81,13 +81,15 @@ class Group:
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing
         self.on_lose: Callable[[], None] = _nothing
-        self.on_rows: Callable[[RowList], None] | None = None  # rows of committed entries, also on followers
+        # Rows of committed entries, also on followers; True: this node proposed them, in its present term.
+        self.on_rows: Callable[[RowList, bool], None] | None = None
         self._send = send
         self._leads_from = 0  # index of the first entry of our term; 0 = we are not elected
         self._leads_term = 0
         self._waiters: deque[tuple[int, Waiter, bool]] = deque()
         self._written: dict[int, tuple[RowList, list[VisibilityOp]]] = {}
-        self._reads: dict[bytes, Waiter] = {}
+        self._reads: dict[bytes, Waiter] = {}  # asked, and not confirmed
+        self._current: list[tuple[int, Waiter]] = []  # confirmed, and the index not yet applied here
         self._read_number = 0
         self.proposed = 0
         self.committed = 0
@@ -150,14 +152,24 @@ class Group:
         if self.raft.read_index_now() is not None:
             waiter(None)
             return
+        self.when_current(waiter)
+
+    def when_current(self, waiter: Waiter) -> None:
+        """Call back when everything that is committed anywhere at this moment is applied here, leader or not.
+
+        ServiceError UNAVAILABLE if that cannot be found out: no leader, or it changed meanwhile.
+        """
+        if self.leading and self.raft.read_index_now() is not None:
+            waiter(None)
+            return
         self._read_number += 1
         context = self._read_number.to_bytes(8, "big")
         self._reads[context] = waiter
         try:
             self.raft.read_index(context)
-        except Exception as error:  # noqa: BLE001 - too many wait, or nobody leads: either way nothing happened
+        except RaftError as error:
             del self._reads[context]
-            waiter(ServiceError(Code.UNAVAILABLE, f"the shard's quorum does not answer: {error}"))
+            waiter(ServiceError(Code.UNAVAILABLE, f"group {self.id} cannot confirm a read: {error}"))
             return
         self.committer.mark(self)
 
@@ -198,11 +210,15 @@ class Group:
         if not self._leads_from and raft.is_leader:
             self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
             self._leads_term = raft.term
+        if ready.soft_state is not None and self._reads and not raft.is_leader:
+            # What was asked of the leader before may never be answered.
+            reads, self._reads = self._reads, {}
+            for waiter in reads.values():
+                notify(waiter, NotLeading(raft.leader, self.id))
         for state in ready.read_states:
-            waiter = self._reads.pop(state.context, None)
-            if waiter is not None:
-                # A leader confirms what it has committed; it is applied the moment it is.
-                notify(waiter, None)
+            found = self._reads.pop(state.context, None)
+            if found is not None:
+                self._current.append((state.index, found))
 
     def apply(self, entries: list[Entry]) -> None:
         """These entries are committed: rows may be stored; waiters hear of it in `tell`."""
@@ -218,7 +234,10 @@ class Group:
                 rows.commit(entry.index, entry.term, [], [], 0)
             self.committed = entry.index
             if self.on_rows is not None and entry.kind == DATA:
-                self.on_rows(known[0] if known is not None else image.decode(entry.data).rows)
+                if known is not None:
+                    self.on_rows(known[0], True)
+                else:
+                    self.on_rows(image.decode(entry.data).rows, False)
         if self._leads_from and not self.leading and self.committed >= self._leads_from:
             self._lead()
 
@@ -227,6 +246,11 @@ class Group:
         waiters, committed = self._waiters, self.committed
         while waiters and waiters[0][0] <= committed:
             notify(waiters.popleft()[1], None)
+        if self._current:
+            ready = [waiter for index, waiter in self._current if index <= committed]
+            self._current = [item for item in self._current if item[0] > committed]
+            for waiter in ready:
+                notify(waiter, None)
 
     def fail_waiters(self, error: ServiceError) -> None:
         """The round cannot be written now: whoever is not patient hears that it may or may not happen."""

@@ -1,6 +1,8 @@
 """The meta group: namespaces and their search attributes, kept as rows of Raft group 0.
 
-All of it is held decoded; a change is proposed like any other transaction and seen by others when committed.
+All of it is held decoded, on every node. The leader changes what it holds when it proposes, so that changes
+can follow each other at once; the others follow what is committed (`applied`), and so does a leader that lost
+its office (`lost`): what it proposed last may never be.
 """
 
 from __future__ import annotations
@@ -73,11 +75,56 @@ class Meta:
         self.group = group
         self.by_id: dict[str, Namespace] = {}
         self.by_name: dict[str, Namespace] = {}
-        for _, value in group.rows.scan(NAMESPACE, bytes((NAMESPACE[0] + 1,))):
-            self._keep(_namespace(value))
-        data = group.rows.get(SETTING)
-        self.settings = _settings(data) if data is not None else None
+        self.settings: Settings | None = None
         self.on_change: list[Callable[[], None]] = []
+        self._rows: dict[bytes, bytes] = {}  # as committed
+        self.load()
+        group.on_rows = self.applied
+
+    def load(self) -> None:
+        """Take what the rows say now: at the start, and when an image replaced them."""
+        self._rows.clear()
+        for kind in (NAMESPACE, SETTING):
+            self._rows.update(self.group.rows.scan(kind, bytes((kind[0] + 1,))))
+        self.lost()
+
+    def lost(self) -> None:
+        """Forget what was proposed and not committed."""
+        self.by_id.clear()
+        self.by_name.clear()
+        for key, value in self._rows.items():
+            if key[:1] == NAMESPACE:
+                self._keep(_namespace(value))
+        data = self._rows.get(SETTING)
+        self.settings = _settings(data) if data is not None else None
+        for callback in self.on_change:
+            callback()
+
+    def applied(self, rows: list[tuple[bytes, bytes | None]], ours: bool) -> None:
+        """These rows are committed; `ours`: this node proposed them, and holds them already."""
+        changed = False
+        for key, value in rows:
+            if key[:1] not in (NAMESPACE, SETTING):
+                continue
+            old = self._rows.pop(key, None)
+            if value is not None:
+                self._rows[key] = value
+            if ours:
+                continue
+            changed = True
+            if key == SETTING:
+                self.settings = _settings(value) if value is not None else None
+                continue
+            if old is not None:
+                was = _namespace(old)
+                self.by_id.pop(was.id, None)
+                if (found := self.by_name.get(was.name)) is not None and found.id == was.id:
+                    del self.by_name[was.name]
+            if value is not None:
+                self._keep(_namespace(value))
+        if changed:
+            for callback in self.on_change:
+                callback()
 
     def _keep(self, namespace: Namespace) -> None:
         self.by_id[namespace.id] = namespace
