@@ -44,6 +44,7 @@ test: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate/rpcs.py
+	$(BIN)/python docs/generate/configuration.py
 	$(BIN)/python -m pytest tests/docs -q
 
 sim: $(STAMP)

@@ -18,6 +18,7 @@ import click
 
 COMMANDS = {
     "cluster": ("cluster.admin.cluster_commands:cluster", "Ask a server how it is and what it is."),
+    "config": ("cluster.admin.config_commands:config", "Check and show the configuration of nodes."),
     "demo": (
         "cluster.admin.demo_command:demo",
         "Show a research agent that survives the SIGKILL of its worker and of its server.",

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from cluster.admin.output import Exit, Failure, json_option, leave
+from cluster.admin.start_command import start
 from cluster.hosting.options import (
     FRONTS,
     LOG_FORMATS,
@@ -52,6 +53,9 @@ def server() -> None:
     Example:
       holdfast server start-dev --db-filename ./holdfast.db
     """
+
+
+server.add_command(start)
 
 
 def parse_dynamic_config(values: Iterable[str]) -> dict[str, object]:

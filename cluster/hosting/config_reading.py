@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -45,7 +45,7 @@ class Setting(msgspec.Struct, frozen=True):
         """The default as a person reads it; "" if there is none."""
         if self.default_words:
             return self.default_words
-        return "" if self.required or self.default is None else toml_value(self.default)
+        return "" if self.required or self.default in (None, []) else toml_value(self.default)
 
 
 def settings(sections: Sections) -> list[Setting]:
@@ -53,29 +53,36 @@ def settings(sections: Sections) -> list[Setting]:
     return [_setting(section, field) for section, field in _fields(sections)]
 
 
-def read(sections: Sections, tables: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def read(
+    sections: Sections, optional: Collection[str], tables: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Convert the values of a file.
 
-    Returns the converted values by section and key, only those that the file gives and that are allowed; and
-    the problems: key (or section) -> a sentence that says what is wrong and what to do.
+    `optional` names the sections that may be absent as a whole. Returns the values by section and key, only
+    those that the file gives and that are allowed (an absent optional section has no entry); and the
+    problems: key or section -> a sentence that says what is wrong, and one that says what to do.
     """
     problems: dict[str, str] = {}
-    values: dict[str, dict[str, Any]] = {section: {} for section in sections}
-    given = dict(_flat(sections, tables, problems))
+    found = _found(sections, tables, problems)
     types = {(section, field.name): field for section, field in _fields(sections)}
-    for (section, name), value in given.items():
-        field = types.get((section, name))
-        if field is None:
-            problems[f"{section}.{name}"] = _unknown(section, name, value, list(types))
+    values: dict[str, dict[str, Any]] = {}
+    for section, schema in sections.items():
+        if section in optional and section not in found:
             continue
-        try:
-            values[section][name] = msgspec.convert(value, _field_type(sections[section], name))
-        except msgspec.ValidationError:
-            problems[f"{section}.{name}"] = _not_allowed(_setting(section, field), value)
-    for (section, name), field in types.items():
-        wanted = section in _tables_given(given) or not section.startswith("tls.")
-        if field.required and wanted and (section, name) not in given:
-            problems[f"{section}.{name}"] = _missing(_setting(section, field))
+        values[section] = {}
+        for name, value in found.get(section, {}).items():
+            key = f"{section}.{name}"
+            field = types.get((section, name))
+            if field is None:
+                problems[key] = _unknown(section, name, value, list(types))
+                continue
+            try:
+                values[section][name] = msgspec.convert(value, _field_type(schema, name))
+            except msgspec.ValidationError:
+                problems[key] = _not_allowed(_setting(section, field), value)
+        for owner, field in _fields({section: schema}):
+            if field.required and field.name not in found.get(section, {}):
+                problems[f"{section}.{field.name}"] = _missing(_setting(owner, field))
     return values, problems
 
 
@@ -112,36 +119,38 @@ def nearest(word: str, known: list[str]) -> str | None:
 # ------------------------------------------------------------------------------------------------ inside
 
 
-def _flat(
+def _found(
     sections: Sections, tables: Mapping[str, Any], problems: dict[str, str], above: str = ""
-) -> Iterator[tuple[tuple[str, str], Any]]:
-    """((section, key), value) of everything in the file; what is no section at all becomes a problem."""
+) -> dict[str, Mapping[str, Any]]:
+    """The tables of the file that are sections; what is none becomes a problem."""
+    found: dict[str, Mapping[str, Any]] = {}
     for word, value in tables.items():
         section = f"{above}{word}"
         inner = any(known.startswith(f"{section}.") for known in sections)
         if section not in sections and not inner:
-            if not above or isinstance(value, dict):
-                problems[section] = _no_section(section, value, sections)
-            else:
-                problems[section] = f"{section} = {shown(value)}: [{above[:-1]}] has no keys. Remove it."
+            problems[section] = _no_section(section, value, sections)
         elif not isinstance(value, dict):
+            known = next(known for known in sections if known == section or known.startswith(f"{section}."))
             problems[section] = complaint(
-                section, value, f"{section} is a section", f"Write [{section}] on a line of its own"
+                section,
+                value,
+                f"{section} is no key",
+                f"Write [{known}] on a line of its own, and keys below it",
             )
         elif section in sections:
-            yield from (((section, name), item) for name, item in value.items())
-            if not value:
-                yield from ()
+            found[section] = value
         else:
-            yield from _flat(sections, value, problems, f"{section}.")
+            found |= _found(sections, value, problems, f"{section}.")
+    return found
 
 
 def _no_section(section: str, value: Any, sections: Sections) -> str:
     known = list(sections)
     if not isinstance(value, dict):
-        owners = [one for one in known if section in sections[one].__struct_fields__]
-        do = f"It belongs below [{owners[0]}]" if owners else "`holdfast config show` lists all keys"
-        return complaint(section, value, "no key stands outside the sections", do)
+        word = section.rpartition(".")[2]
+        owners = [one for one in known if word in sections[one].__struct_fields__]
+        do = f"Write it below [{owners[0]}]" if owners else "`holdfast config show` lists all keys"
+        return complaint(section, value, "there is no such key", do)
     meant = nearest(section, known)
     do = f"Did you mean [{meant}]?" if meant else f"There are {', '.join(f'[{one}]' for one in known)}."
     return f"[{section}]: there is no such section. {do}"
@@ -151,7 +160,7 @@ def _unknown(section: str, name: str, value: Any, known: list[tuple[str, str]]) 
     meant = nearest(name, [key for owner, key in known if owner == section])
     elsewhere = [owner for owner, key in known if key == name]
     if meant is None and elsewhere:
-        do = f"It belongs below [{elsewhere[0]}]"
+        do = f"Write it below [{elsewhere[0]}]"
     elif meant is None:
         do = "`holdfast config show` lists all keys"
     else:
@@ -173,10 +182,6 @@ def _missing(setting: Setting) -> str:
         f"{setting.key} is missing: it has to be {setting.allowed}. "
         f"Write {setting.name} = {example} below [{setting.section}]."
     )
-
-
-def _tables_given(given: Mapping[tuple[str, str], Any]) -> set[str]:
-    return {section for section, _ in given}
 
 
 def _fields(sections: Sections) -> Iterator[tuple[str, inspect.Field]]:
