@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +144,9 @@ def loaded_or_exit(file: Path) -> NodeConfig:
     try:
         return load(file)
     except ConfigError as error:
-        lines = f"{os.linesep}  ".join(error.problems)
+        lines = "\n  ".join(error.problems)
         raise Failure(
-            f"{file} cannot be used:{os.linesep}  {lines}",
+            f"{file} cannot be used:\n  {lines}",
             "correct the file; `holdfast config show` lists every key with its meaning",
             Exit.USAGE,
         ) from None

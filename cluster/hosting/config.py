@@ -459,7 +459,7 @@ def load(path: Path | str) -> NodeConfig:
     if "dynamic_config.path" not in problems and config.dynamic_config.path is not None:
         try:
             config = msgspec.structs.replace(
-                config, dynamic_values=_flat(_toml(Path(config.dynamic_config.path)))
+                config, dynamic_values=_flat(_toml(Path(config.dynamic_config.path), "Correct the path"))
             )
         except ConfigError as error:
             path_given = config.dynamic_config.path
@@ -477,13 +477,11 @@ def load(path: Path | str) -> NodeConfig:
 # ------------------------------------------------------------------------------------------------ inside
 
 
-def _toml(file: Path) -> dict[str, Any]:
+def _toml(file: Path, missing: str = "`holdfast config show` lists what it may say") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_bytes().decode())
     except FileNotFoundError:
-        raise ConfigError(
-            file, ["there is no such file. `holdfast config show` lists what it may say."]
-        ) from None
+        raise ConfigError(file, [f"there is no such file. {missing}."]) from None
     except OSError as error:
         raise ConfigError(file, [f"it cannot be read: {error.strerror}. Mend its permissions."]) from None
     except UnicodeDecodeError as error:

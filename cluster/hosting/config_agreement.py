@@ -64,8 +64,8 @@ def _own(configs: Sequence[NodeConfig]) -> Iterator[str]:
         # Two machines may well use the same path; only one machine's directory can be shared by mistake.
         if one.node.data_dir == other.node.data_dir and _on_one_host(one, other):
             yield (
-                f"node.data_dir is {shown(one.node.data_dir)} in {one.file} and in {other.file}, on one host: "
-                "a directory belongs to one node. Give each its own."
+                f"node.data_dir is {shown(one.node.data_dir)} in {one.file} and in {other.file}, on one "
+                "host: a directory belongs to one node. Give each its own."
             )
 
 
@@ -75,8 +75,8 @@ def _twice(configs: Sequence[NodeConfig], key: str, value_of: Callable[[NodeConf
         first = values.index(value)
         if first != index:
             yield (
-                f"{key} is {shown(value)} in {configs[first].file} and in {configs[index].file}: every node has its "
-                "own. Change one of them."
+                f"{key} is {shown(value)} in {configs[first].file} and in {configs[index].file}: every node "
+                "has its own. Change one of them."
             )
 
 
@@ -90,7 +90,8 @@ def _ports(configs: Sequence[NodeConfig]) -> Iterator[str]:
                 if port == other_port:
                     yield (
                         f"listen.{key} of {one.file} and listen.{other_key} of {other.file} are both "
-                        f"port {port} at {join_address(other.listen.host, port)}, on one host. Change one of them."
+                        f"port {port} at {join_address(other.listen.host, port)}, on one host. "
+                        "Change one of them."
                     )
 
 

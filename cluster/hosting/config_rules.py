@@ -123,7 +123,7 @@ def _advertised(config: NodeConfig) -> Problems:
 
 
 def _files_exist(config: NodeConfig) -> Problems:
-    files: list[tuple[str, str | None]] = [("dynamic_config.path", config.dynamic_config.path)]
+    files: list[tuple[str, str | None]] = []
     for name, section in (("peers", config.tls.peers), ("grpc", config.tls.grpc)):
         if section is not None:
             files += [(f"tls.{name}.{key}", getattr(section, key)) for key in section.__struct_fields__]

@@ -15,11 +15,10 @@ PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """# Configuration of a node
 
 Made from the schema by `make docs`; do not edit. A node of a region is started with
-`holdfast server start --config node.toml`. `holdfast config check node.toml` checks a file, and of several files
-whether they fit together;
-`holdfast config show node.toml` shows every value and where it comes from. What is wrong is
-told as a whole, and nothing is started: unknown keys, values that are not allowed, keys that contradict each
-other.
+`holdfast server start --config node.toml`. `holdfast config check node.toml` checks a file, and of several
+files whether they fit together; `holdfast config show node.toml` shows every value and where it comes from.
+What is wrong is told as a whole, and nothing is started: unknown keys, values that are not allowed, keys that
+contradict each other.
 
 Paths are relative to the file's own directory. The least of a file, for the first of three nodes:
 
