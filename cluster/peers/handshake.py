@@ -1,0 +1,116 @@
+"""The first frame in each direction: who is there, and whether the two may talk. Pure.
+
+The dialer says Hello, the other side answers Welcome or Refused and a sentence. Refusing is the accepting
+side's business; the sentence goes to both logs, since it is mostly the dialer's configuration that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TypeVar
+
+import msgspec
+
+from cluster.peers.contract import Identity, Message
+from cluster.peers.frames import HELLO, WELCOME, Fault
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """Fields may be added at the end, with defaults; older nodes pass over them."""
+
+    version_min: int
+    version_max: int
+    identity: Identity
+    expected: int  # the node that the dialer means to reach; 0: whoever is there
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """The answer of a node that will talk."""
+
+    version: int
+    identity: Identity
+
+
+def hello(mine: Identity, versions: tuple[int, int], expected: int) -> Message:
+    """What a dialer says."""
+    return [HELLO, *msgspec.to_builtins(Hello(*versions, mine, expected))]
+
+
+def welcome(version: int, mine: Identity) -> Message:
+    """What the accepting side answers."""
+    return [WELCOME, *msgspec.to_builtins(Welcome(version, mine))]
+
+
+def read_hello(message: Message) -> Hello:
+    """Fault: it is none."""
+    if message[0] != HELLO:
+        raise Fault(f"a first frame of kind {message[0]!r}, which is no hello")
+    return _convert(message, Hello)
+
+
+def read_welcome(message: Message) -> Welcome:
+    """Fault: it is none."""
+    if message[0] != WELCOME:
+        raise Fault(f"an answer of kind {message[0]!r} to a hello")
+    return _convert(message, Welcome)
+
+
+_Kind = TypeVar("_Kind", Hello, Welcome)
+
+
+def _convert(message: Message, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.convert(message[1:], kind)
+    except msgspec.ValidationError as error:
+        raise Fault(f"a {kind.__name__.lower()} that makes no sense: {error}") from None
+
+
+def common_version(mine: tuple[int, int], said: Hello) -> int:
+    """The highest version that both speak; 0: there is none."""
+    version = min(mine[1], said.version_max)
+    return version if version >= max(mine[0], said.version_min) else 0
+
+
+def objection(
+    mine: Identity, versions: tuple[int, int], said: Hello, peers: Container[int], strangers: bool
+) -> str:
+    """Why we will not talk to who said this, and what to do about it; "" if we will.
+
+    `peers`: the nodes we know of; `strangers`: whether callers without a node id are answered."""
+    other = said.identity
+    here = f"node {mine.name!r} (id {mine.node_id})"
+    there = f"node {other.name!r} (id {other.node_id})" if other.node_id else f"caller {other.name!r}"
+    stranger = other.node_id == 0
+    if other.cluster_id != mine.cluster_id and not (stranger and not other.cluster_id):
+        return (
+            f"{there} belongs to cluster {other.cluster_id!r} and {here} to cluster {mine.cluster_id!r}: "
+            "correct the address that was dialed, or give the node its own cluster's data directory"
+        )
+    if other.region != mine.region and not (stranger and not other.region):
+        return (
+            f"{there} belongs to region {other.region!r} and {here} to region {mine.region!r}: "
+            "correct the address that was dialed, or the region in the node's configuration"
+        )
+    if not common_version(versions, said):
+        return (
+            f"{there} speaks protocol versions {said.version_min} to {said.version_max}, {here} speaks "
+            f"{versions[0]} to {versions[1]}: upgrade one release at a time"
+        )
+    if said.expected not in (0, mine.node_id):
+        return (
+            f"{there} dialed node {said.expected} and reached {here}: "
+            f"correct the address of node {said.expected}"
+        )
+    if stranger:
+        return "" if strangers else f"{here} answers nodes of its region only"
+    if other.node_id == mine.node_id:
+        return (
+            f"{there} has the same id as {here}: if a node dialed its own address, correct that; if two "
+            "processes run with copies of one data directory, stop one and let it join as a new node"
+        )
+    if other.node_id not in peers:
+        return (
+            f"{there} is not among the nodes that {here} knows: if it was just added this passes by itself; "
+            "if it was removed, stop it"
+        )
+    return ""

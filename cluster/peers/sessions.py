@@ -1,0 +1,210 @@
+"""A session with one peer: when it opens, when it ends, and dialing in between.
+
+Theory of operation. Each side dials the other; nothing decides between the two connections, because each is
+used in one direction. The session is open when we have both: ours was welcomed, theirs said hello. The loss
+of either ends it, and then both are closed, so that
+
+* the other side learns of it at once, through whichever of the two still carries anything: a cut in one
+  direction is seen by the side that hears nothing, and told through the reset that it sends;
+* no message of one session arrives in the next.
+
+The two sides do not open a session at the same moment. Who is first may send at once; the other holds what it
+reads until its own welcome is there, and if its dialing fails it hangs up, since the first would believe its
+messages read.
+
+A new hello on top of an open session means that the peer has lost its side of it (or its process): the old
+session ends before the new one begins. This cannot go on for ever: a side whose old connections are gone on
+the other side, too, loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from cluster.peers.contract import Address, PeerError, PeerState
+from cluster.peers.links import Accepted, Dialed
+
+if TYPE_CHECKING:
+    from cluster.peers.stream import StreamPeers
+
+_log: Final = structlog.get_logger("peers")
+
+
+class Session:
+    """All that this node has with one peer, up or not, until the peer is removed."""
+
+    def __init__(self, peers: StreamPeers, node_id: int, address: Address) -> None:
+        self.peers = peers
+        self.node_id = node_id
+        self.address = address
+        self.dialed: Dialed | None = None  # welcomed
+        self.accepted: Accepted | None = None  # has said hello
+        self.up = False
+        self._over = False  # removed, or the node closes
+        self._problem = ""
+        self._wake = asyncio.Event()
+        self._dialing: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------ dialing
+
+    def start(self) -> None:
+        """Begin to dial."""
+        assert self._dialing is None, "dialing begins once"
+        self._dialing = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.node_id}")
+        self._dialing.add_done_callback(self._dialed_last)
+
+    async def _dial(self) -> None:
+        limits = self.peers.limits
+        loop = asyncio.get_running_loop()
+        wait_s = limits.backoff_min_s
+        while True:
+            self._wake.clear()
+            link = Dialed(self.peers, self)
+            try:
+                async with asyncio.timeout(limits.handshake_s):
+                    await self.peers.network.connect(self.address, link)
+                    await link.welcomed
+                began = loop.time()
+                await link.gone
+                if loop.time() - began > limits.backoff_max_s:
+                    wait_s = limits.backoff_min_s
+            except TimeoutError:
+                self._dial_failed(f"no answer within {limits.handshake_s:g} s")
+            except (OSError, PeerError) as error:
+                self._dial_failed(str(error))
+            finally:
+                link.drop()
+            # A peer that dials us is there: no need to wait any longer.
+            try:
+                async with asyncio.timeout(wait_s * self.peers.rng.uniform(0.5, 1.0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                wait_s = min(wait_s * 2, limits.backoff_max_s)
+
+    def _dialed_last(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Not to be lost with the task: the process decides what an error nobody foresaw means.
+            context = {"message": f"dialing node {self.node_id} failed", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(context)
+
+    def _dial_failed(self, why: str) -> None:
+        if why != self._problem:
+            host, port = self.address
+            _log.warning("cannot reach a node", node=self.node_id, address=f"{host}:{port}", why=why)
+            self._problem = why
+        if self.accepted is not None and self.accepted.holds:
+            self._lose(f"it began a session that we could not join: {why}")
+
+    # ------------------------------------------------------------------ from the links
+
+    def dialed_open(self, link: Dialed) -> None:
+        """We were welcomed."""
+        assert self.dialed is None, "one connection is dialed at a time"
+        if self._over:
+            link.drop()
+            return
+        if self.accepted is not None and _incarnation(self.accepted) != _incarnation(link):
+            accepted, self.accepted = self.accepted, None
+            accepted.drop()
+        self.dialed = link
+        self._open_if_both()
+
+    def accepted_open(self, link: Accepted) -> None:
+        """They said hello, and were welcomed."""
+        link.session = self
+        if self.accepted is not None:
+            self._lose("it dialed again")
+        if self.dialed is not None and _incarnation(self.dialed) != _incarnation(link):
+            self._lose("it was restarted")
+        if self._over:  # the receiver may have removed the peer when it heard that it is down
+            link.drop()
+            return
+        self.accepted = link
+        if self.dialed is None:
+            self._wake.set()
+        self._open_if_both()
+
+    def link_lost(self, link: Dialed | Accepted, why: str) -> None:
+        """One of ours, or one that was replaced long ago."""
+        if link is self.dialed or link is self.accepted:
+            self._lose(why)
+
+    def _open_if_both(self) -> None:
+        if self.up or self.dialed is None or self.accepted is None:
+            return
+        self.up = True
+        self._problem = ""
+        identity = self.dialed.identity
+        assert identity is not None, "a welcome names who is there"
+        _log.info("a node is up", node=self.node_id, name=identity.name, version=self.dialed.version)
+        accepted = self.accepted
+        self.peers.opened(self, self.dialed, identity.incarnation)
+        if accepted is self.accepted:  # not lost on the way
+            accepted.release()
+
+    def _lose(self, why: str) -> None:
+        dialed, self.dialed = self.dialed, None
+        accepted, self.accepted = self.accepted, None
+        was_up, self.up = self.up, False
+        if dialed is not None:
+            dialed.drop()
+        if accepted is not None:
+            accepted.drop()
+        self._problem = why
+        if was_up:
+            if not self._over:
+                _log.warning("a node is down", node=self.node_id, why=why)
+            self.peers.ended(self)
+
+    # ------------------------------------------------------------------ from the node
+
+    def tick(self) -> None:
+        """A quarter of a second or so has passed."""
+        if self.dialed is not None:
+            self.dialed.tick()
+        if self.accepted is not None:
+            self.accepted.tick()
+
+    def remove(self) -> None:
+        """Hang up and dial no more; the receiver hears `down` if it was up."""
+        self._over = True
+        if self._dialing is not None:
+            self._dialing.cancel()
+        self._lose("the node is no peer any more")
+
+    async def close(self, grace_s: float) -> None:
+        """Hang up once what is queued is out; the receiver hears nothing."""
+        self._over = True
+        if self.dialed is not None:
+            # First ours: the peer ends the session as soon as it sees the end of either connection, and
+            # then reads no more.
+            await self.dialed.close(grace_s)
+        self.up = False
+        if self._dialing is not None:
+            self._dialing.cancel()
+            await asyncio.gather(self._dialing, return_exceptions=True)
+        self._lose("this node closes")
+
+    def state(self) -> PeerState:
+        """For people."""
+        link = self.dialed or self.accepted
+        identity = link.identity if link is not None else None
+        return PeerState(
+            node_id=self.node_id,
+            address=self.address,
+            up=self.up,
+            name=identity.name if identity is not None else "",
+            incarnation=identity.incarnation if identity is not None else "",
+            version=self.dialed.version if self.up and self.dialed is not None else 0,
+            queued_bytes=self.dialed.queued_bytes if self.dialed is not None else 0,
+            bulk_queued_bytes=self.dialed.bulk_queued_bytes if self.dialed is not None else 0,
+            problem="" if self.up else self._problem,
+        )
+
+
+def _incarnation(link: Dialed | Accepted) -> str:
+    assert link.identity is not None, "an open connection knows who is at the other end"
+    return link.identity.incarnation

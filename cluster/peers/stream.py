@@ -1,0 +1,230 @@
+"""A node's way to the others, over any network that carries streams of bytes: TCP, or simulated memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+import structlog
+
+from cluster.peers import handshake
+from cluster.peers.contract import (
+    VERSIONS,
+    Address,
+    Identity,
+    Limits,
+    Listener,
+    Message,
+    Network,
+    PeerState,
+    Receiver,
+    StrangerReceiver,
+)
+from cluster.peers.links import Accepted, Dialed
+from cluster.peers.sessions import Session
+from cluster.peers.strangers import Stranger
+
+_log: Final = structlog.get_logger("peers")
+
+_CLOSE_GRACE_S: Final = 1.0
+# Lines about callers who are not of the region: whoever finds the port must not fill the disk.
+_COMPLAINTS_MAX: Final = 10
+_COMPLAINTS_S: Final = 10.0
+
+
+class StreamPeers:
+    """contract.Peers.
+
+    identity: of this process; its node_id is not 0. rng: for the spread of waiting times. stranger: answers
+    callers that are no nodes; None refuses them. versions: of the protocol, lowest and highest."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        receiver: Receiver,
+        network: Network,
+        *,
+        rng: random.Random,
+        limits: Limits | None = None,
+        stranger: StrangerReceiver | None = None,
+        versions: tuple[int, int] = VERSIONS,
+    ) -> None:
+        assert identity.node_id > 0, "only a node has peers; who has no id yet asks with ask_stranger"
+        assert identity.incarnation, "a process must be told from the one before"
+        assert 1 <= versions[0] <= versions[1], "versions are a range"
+        self.identity = identity
+        self.receiver = receiver
+        self.network = network
+        self.rng = rng
+        self.limits = limits or Limits()
+        self.versions = versions
+        self._stranger_receiver = stranger
+        self._sessions: dict[int, Session] = {}
+        self._up: dict[int, Dialed] = {}
+        self._to_flush: list[Dialed] = []
+        self._arrivals: dict[Accepted, None] = {}  # have not said who they are
+        self._strangers: dict[Accepted, Stranger] = {}
+        self._listener: Listener | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._complaints = 0
+        self._complaints_since = 0.0
+        self._loop: asyncio.AbstractEventLoop
+
+    # ------------------------------------------------------------------ contract.Peers
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; after start."""
+        assert self._listener is not None, "it listens after start"
+        return self._listener.port
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen, and dial the peers. OSError: cannot listen."""
+        assert self._listener is None, "it starts once"
+        assert not self._closed, "it starts once"
+        self._loop = asyncio.get_running_loop()
+        self._listener = await self.network.listen(host, port, self._accepting)
+        for session in self._sessions.values():
+            session.start()
+        self._ticking = self._loop.call_later(self.limits.tick_s, self._tick)
+
+    async def close(self) -> None:
+        """Send what is queued, hang up, listen no more. The receiver hears nothing from its begin on."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._listener is not None:
+            self._listener.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self.flush()
+        self._up.clear()
+        for link in [*self._arrivals, *self._strangers]:
+            link.drop()
+        await asyncio.gather(*(session.close(_CLOSE_GRACE_S) for session in self._sessions.values()))
+        self._sessions.clear()
+
+    def set_peers(self, addresses: dict[int, Address]) -> None:
+        """Talk to these nodes and no others."""
+        assert not self._closed, "closed"
+        wanted = {node: address for node, address in addresses.items() if node != self.identity.node_id}
+        assert all(node > 0 for node in wanted), "a peer has an id"
+        for node_id, session in list(self._sessions.items()):
+            if wanted.get(node_id) != session.address:
+                del self._sessions[node_id]
+                session.remove()
+        for node_id, address in wanted.items():
+            if node_id not in self._sessions:
+                session = self._sessions[node_id] = Session(self, node_id, address)
+                if self._listener is not None:
+                    session.start()
+
+    def send(self, node_id: int, message: Message, bulk: bool = False) -> bool:
+        """Queue a message; it leaves at the end of the loop's turn."""
+        link = self._up.get(node_id)
+        if link is None:
+            return False
+        accepted = link.send_bulk(message) if bulk else link.send(message)
+        if not link.queued:
+            link.queued = True
+            if not self._to_flush:
+                self._loop.call_soon(self.flush)
+            self._to_flush.append(link)
+        return accepted
+
+    def flush(self) -> None:
+        """Write what is queued now, rather than at the end of the turn."""
+        if self._to_flush:
+            links, self._to_flush = self._to_flush, []
+            for link in links:
+                link.flush()
+
+    def is_up(self, node_id: int) -> bool:
+        """Whether a session with it is open."""
+        return node_id in self._up
+
+    def version(self, node_id: int) -> int:
+        """The protocol version spoken with a peer that is up; 0 if it is not."""
+        link = self._up.get(node_id)
+        return link.version if link is not None else 0
+
+    def states(self) -> list[PeerState]:
+        """All peers, by id."""
+        return [session.state() for _, session in sorted(self._sessions.items())]
+
+    # ------------------------------------------------------------------ from the sessions
+
+    def opened(self, session: Session, link: Dialed, incarnation: str) -> None:
+        """A session is open."""
+        self._up[session.node_id] = link
+        self.receiver.up(session.node_id, incarnation)
+
+    def ended(self, session: Session) -> None:
+        """A session that was open is over."""
+        self._up.pop(session.node_id, None)
+        if not self._closed:
+            self.receiver.down(session.node_id)
+
+    def _tick(self) -> None:
+        self._ticking = self._loop.call_later(self.limits.tick_s, self._tick)
+        for session in list(self._sessions.values()):
+            session.tick()
+
+    # ------------------------------------------------------------------ from those who call
+
+    def _accepting(self) -> Accepted | None:
+        if self._closed or len(self._arrivals) >= self.limits.handshakes_max:
+            return None
+        return Accepted(self)
+
+    def arrived(self, link: Accepted) -> None:
+        """It is connected."""
+        if self._closed:
+            link.drop()
+        else:
+            self._arrivals[link] = None
+
+    def departed(self, link: Accepted) -> None:
+        """It is gone."""
+        self._arrivals.pop(link, None)
+        stranger = self._strangers.pop(link, None)
+        if stranger is not None:
+            stranger.gone = True
+
+    def objection(self, said: handshake.Hello) -> str:
+        """Why not; "" if we will talk."""
+        strangers = self._stranger_receiver is not None
+        sentence = handshake.objection(self.identity, self.versions, said, self._sessions, strangers)
+        if sentence or said.identity.node_id or len(self._strangers) < self.limits.strangers_max:
+            return sentence
+        return f"node {self.identity.name!r} is busy with {len(self._strangers)} callers: try again later"
+
+    def identified(self, link: Accepted) -> None:
+        """It said who it is, and was welcomed."""
+        self._arrivals.pop(link, None)
+        assert link.identity is not None, "identified"
+        if link.stranger:
+            self._strangers[link] = Stranger(link)
+        else:
+            self._sessions[link.identity.node_id].accepted_open(link)
+
+    def stranger_message(self, link: Accepted, message: Message) -> None:
+        """A stranger asks."""
+        assert self._stranger_receiver is not None, "strangers are welcome"
+        self._stranger_receiver(self._strangers[link], message)
+
+    def complain(self, host: str, why: str) -> None:
+        """About a caller that never said who it is."""
+        if self._closed:
+            return
+        now = self._loop.time()
+        if now - self._complaints_since > _COMPLAINTS_S:
+            if self._complaints > _COMPLAINTS_MAX:
+                _log.warning("more callers were cut off", count=self._complaints - _COMPLAINTS_MAX)
+            self._complaints_since = now
+            self._complaints = 0
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS_MAX:
+            _log.warning("cut off a caller", caller=host, why=why)
