@@ -6,7 +6,7 @@
 Each round lets clients and workers at the server for a random time, does something to it, kills it with
 SIGKILL, and starts it again on the same file. From time to time the data files are photographed while the
 server stands still amid its work, and a second server must open the photograph and have everything that was
-acknowledged until then; some photographs also lose a random part of the write-ahead log's tail.
+acknowledged until then; some photographs also lose a random part of the journal's tail.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Suite:
         self._report.faults[what] += 1
         if torn:
             was, left = tear_tail(database, self._rng)
-            what = f"{what}, {left} of {was} bytes left"
+            what = f"{what}, {left} of {was} rounds left"
         until = self.history.until(position)
         until.alarms.clear()  # those are the other server's
         server = Server(database, self._program)

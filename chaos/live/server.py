@@ -1,7 +1,7 @@
 """A real server process, and what can be done to it from outside: kill, freeze, photograph its files.
 
-`Server` keeps nothing of the server's inside except two facts about SQLite's files, used by `tear_tail`:
-where a write-ahead log's frames end, and how much of it has been copied into the file.
+It knows nothing of the server's inside except which files there are, and, to tear a tail, where rounds begin
+in the journal.
 """
 
 from __future__ import annotations
@@ -12,22 +12,18 @@ import os
 import random
 import shutil
 import signal
-import struct
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from history_store.storage.files import DATA_SUFFIXES, JOURNAL_SUFFIX
+from history_store.storage.journal import BLOCK_BYTES, newest
+
 READY_S_MAX = 20.0
 STOPPED_S_MAX = 5.0
 PROGRAM = (sys.executable, "-m", "cluster.admin.main")
-
-# SQLite's file formats (sqlite.org/fileformat2.html, walformat.html)
-_WAL_HEADER_BYTES = 32
-_FRAME_HEADER_BYTES = 24
-_SHM_FRAMES_AT = 16
-_SHM_PAGE_SIZE_AT = 14
-_SHM_COPIED_AT = 128  # frames whose copying into the file was begun, at least
+TORN_ROUNDS_MAX = 40
 
 
 class ServerError(Exception):
@@ -129,7 +125,7 @@ class Server:
         files of one moment, possibly amid a write.
         """
         directory.mkdir(parents=True)
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in (*DATA_SUFFIXES, "-shm"):
             with suppress(FileNotFoundError):
                 shutil.copyfile(f"{self.database}{suffix}", directory / f"{self.database.name}{suffix}")
         return directory / self.database.name
@@ -157,26 +153,22 @@ def _state(task: Path) -> str:
 
 
 def tear_tail(database: Path, rng: random.Random) -> tuple[int, int]:
-    """Cut a photograph's write-ahead log at a random byte, as a disk that lies about its syncs may.
+    """Cut the last rounds of a photograph's journal at a random byte, as a disk that lies may lose them.
 
-    Only what has not been copied into the file can be cut: SQLite copies after a sync, so a file that knows
-    more than its log is no crash of any disk. Returns the bytes that were there and that are left.
+    Only rounds that are in the journal alone are of interest, and they are at its end. Returns how many
+    rounds the journal showed, and how many it shows now.
     """
-    wal = Path(f"{database}-wal")
-    shm = Path(f"{database}-shm").read_bytes()
-    if not wal.exists() or len(shm) < _SHM_COPIED_AT + 4:
+    journal = database.with_name(database.name + JOURNAL_SUFFIX)
+    if not journal.exists():
         return 0, 0
-    (frames,) = struct.unpack_from("=I", shm, _SHM_FRAMES_AT)
-    (page,) = struct.unpack_from("=H", shm, _SHM_PAGE_SIZE_AT)
-    (copied,) = struct.unpack_from("=I", shm, _SHM_COPIED_AT)
-    frame = _FRAME_HEADER_BYTES + (page if page > 1 else 65536)
-    size = _WAL_HEADER_BYTES + frames * frame
-    first = _WAL_HEADER_BYTES + min(copied, frames) * frame
-    if frames == 0 or first >= size or wal.stat().st_size < size:
-        return size, size
-    left = rng.randrange(first, size)
-    os.truncate(wal, left)
-    if rng.randrange(2):  # a torn sector may also hold anything
-        with wal.open("ab") as file:
-            file.write(rng.randbytes(rng.randrange(1, 2 * frame)))
-    return size, left
+    rounds = newest(journal)
+    if not rounds:
+        return 0, 0
+    lost = rounds[-rng.randint(1, min(len(rounds), TORN_ROUNDS_MAX)) :]
+    with journal.open("r+b") as file:
+        for number, (offset, _) in enumerate(lost):
+            at = rng.randrange(BLOCK_BYTES) if number == 0 else 0  # the first of them may be torn anywhere
+            file.seek(offset + at)
+            # a torn sector may also hold anything
+            file.write(rng.randbytes(BLOCK_BYTES - at) if rng.randrange(2) else bytes(BLOCK_BYTES - at))
+    return len(rounds), len(newest(journal))

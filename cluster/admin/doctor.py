@@ -161,7 +161,8 @@ def check_clock(database: Path | None) -> Result:
 def check_database(database: Path) -> Result:
     """The data file, if there is one, is ours, whole, and of a version that this program reads."""
     from history_store.storage.contract import StorageError
-    from history_store.storage.files import inspect
+    from history_store.storage.files import JOURNAL_SUFFIX, inspect
+    from history_store.storage.journal import read_epoch
 
     if not database.exists():
         return Result("database", Verdict.OK, f"{database} does not exist yet; the server makes it")
@@ -169,12 +170,18 @@ def check_database(database: Path) -> Result:
     if holder:
         # A file that is being written is never whole for a reader beside it: its server is the judge.
         return Result("database", Verdict.OK, f"{database} is in use by {holder}; not examined")
+    journal = database.with_name(database.name + JOURNAL_SUFFIX)
     try:
         inspect(database)
+        left = journal.exists()
+        if left:
+            read_epoch(journal)
     except StorageError as error:
         found, _, do = str(error).partition(". ")
         return Result("database", Verdict.FAIL, found, do or "see the server's log")
-    return Result("database", Verdict.OK, f"{database}: {database.stat().st_size / (1 << 20):.1f} MiB")
+    size = f"{database}: {database.stat().st_size / (1 << 20):.1f} MiB"
+    unclean = "; not closed cleanly, the next start reads its journal" if left else ""
+    return Result("database", Verdict.OK, size + unclean)
 
 
 def _holder(database: Path) -> str:

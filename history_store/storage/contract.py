@@ -5,6 +5,12 @@ the node's one writer thread, one at a time, and returns when the round is durab
 not at all. Reads are called on the event loop's thread, at any time, also while a write is under way;
 they see whole rounds only.
 
+`fold` stores rows without delaying appends: it may be called on a second thread, one at a time, while `write`
+goes on, on its own, with rounds that only append (entries and hard states). Such a round never waits for a
+fold, unless it finds the journal full; a `write` with more in it waits until the fold has ended. `maintain`
+belongs to the thread that folds. A round given to `fold` is about entries that `write` has returned for.
+`load`, `write`, `fold` and `close` raise the same errors.
+
 Two kinds of data: the Raft *log* (entries not yet turned into rows for good) and the *rows* (the
 state machine's image at `applied`). A round may carry log entries of some groups and, independently, rows of
 entries that were committed earlier; rows and the `applied` index that goes with them are one unit.
@@ -15,6 +21,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -64,7 +71,21 @@ class Round:
     applied: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     # (group, index, term, conf): the rows above bring the group's image to here
     compact: list[tuple[int, int, int]] = field(default_factory=list)
-    # (group, index, term): log entries up to index are not needed any more
+    # (group, index, term): log entries up to index are not needed any more. An index beyond the log, or a
+    # term that contradicts it, voids the group's whole log
+    wipe: list[int] = field(default_factory=list)
+    # groups whose rows all go, before `rows` are put: for an image that replaces them. With a `compact` of
+    # the same group its whole log goes, too. The projection does not know groups: give a DeleteRecord for
+    # each run of the old image, before the records of the new one
+
+
+class GroupImage(NamedTuple):
+    """All rows of a group at one moment."""
+
+    applied: int  # what they are exact for
+    applied_term: int
+    conf: bytes
+    rows: Iterator[tuple[bytes, bytes]]  # in key order
 
 
 class Storage(Protocol):
@@ -76,8 +97,14 @@ class Storage(Protocol):
     def write(self, batch: Round) -> None:
         """Make it durable, as a whole."""
 
+    def fold(self, batch: Round) -> None:
+        """Make rows, visibility, `applied` and `compact` durable, as a whole; appends go on meanwhile.
+
+        Compaction only up to what the log has: an image from elsewhere goes through `write`.
+        """
+
     def maintain(self) -> None:
-        """Work for between rounds: called on the writer thread after those who wait for a round were told."""
+        """Work for between rounds: called after those who wait for a round were told."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a row."""
@@ -87,6 +114,12 @@ class Storage(Protocol):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order (limit 0 = all)."""
 
+    def image(self, group: int) -> AbstractContextManager[GroupImage]:
+        """All rows of a group as they are on disk now, until the block ends; any one thread may read them.
+
+        While it lasts the disk keeps what is replaced, so it should not last for hours.
+        """
+
     def visibility_connection(self) -> sqlite3.Connection:
         """A read-only connection on the projection, for one thread at a time (a new one each call)."""
 
@@ -95,6 +128,12 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Give everything back; a later open needs no recovery."""
+
+
+def check_fold(batch: Round) -> None:
+    """A fold beside appends has nothing that would have to be ordered among them."""
+    if batch.entries or batch.hard_states or batch.wipe:
+        raise ValueError("entries, hard states and wipes go through write")
 
 
 class StorageError(Exception):

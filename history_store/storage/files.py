@@ -33,7 +33,10 @@ from history_store.storage.contract import (
 )
 
 APPLICATION_ID = 0x484F4C44  # "HOLD"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: rounds are in a journal of our own first (journal.py)
+JOURNAL_SUFFIX = "-log"
+# What data there may be beside a name, in use and after a crash; after a clean end only the first.
+DATA_SUFFIXES = ("", "-wal", JOURNAL_SUFFIX)
 
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
@@ -43,7 +46,7 @@ _WAL_MAGIC = 0x377F0682  # plus 1 when checksums are of big-endian words
 _MASK = 0xFFFFFFFF
 RESTORE = (
     "Restore it from a backup, or, if the data is not needed, "
-    "move it away together with its -wal and -shm files"
+    "move it away together with its -wal, -shm and -log files"
 )
 
 

@@ -16,6 +16,7 @@ from history_store.storage.contract import Entry, HardState
 
 ROW_VERSION = 1
 _HEADER = struct.Struct("<BI")
+HEAD_BYTES = _HEADER.size  # version and checksum
 # zlib lets go of the GIL above 5 KiB; getting it back from a busy event loop costs more than the checksum
 _CHECKSUM_SLICE_BYTES = 4096
 
@@ -54,6 +55,14 @@ def decode(sequence: int, body: bytes) -> tuple[Entries, HardStates]:
         return _decoder.decode(memoryview(body)[_HEADER.size :])
     except msgspec.MsgspecError as error:
         raise FrameError(f"its checksum is right but its content is not: {error}") from error
+
+
+def is_whole(sequence: int, body: bytes) -> bool:
+    """Whether the checksum is right, whatever the version."""
+    if len(body) < _HEADER.size:
+        return False
+    expected: int = _HEADER.unpack_from(body)[1]
+    return crc32(memoryview(body)[_HEADER.size :], sequence & 0xFFFFFFFF) == expected
 
 
 def _checksum(sequence: int, buffer: bytearray) -> int:

@@ -12,8 +12,13 @@ simple than "delete what is compacted", and this module is where they are kept s
 
 Hard states live in log rows, and are carried over to the groups table before their row goes.
 
+A round that goes to the database also says which log rows that very round makes needless (`_dying`): most
+rows are in the journal only when that happens, and never get to the database at all.
+
 Pure: nothing here reads a file. A round is planned first (`plan`), written by the caller, and only then
-taken over (`commit`), so that a write that failed leaves no trace.
+taken over (`commit`), so that a write that failed leaves no trace. Between the two of a round without entries
+and hard states (a fold), rounds that only append may be planned and taken over, each at once; their
+sequences are higher, so that what the fold says about older rows does not touch them.
 Invariant: for each group, `compacted <= last`, and its holders' `last` never decrease.
 """
 
@@ -50,7 +55,7 @@ class Plan:
     sequence: int
     log: bool  # the round needs a log row
     groups: list[GroupRow]
-    drop: list[int]  # log rows that may be deleted in the same transaction
+    drop: list[int]  # log rows that nobody needs once this round is durable
     resets: set[int]  # groups whose older log is void
 
 
@@ -65,7 +70,9 @@ class _Group:
     last: int  # index of the last entry, or `compacted` when there is none
     terms: list[tuple[int, int]] = field(default_factory=list)  # (first index, term) of each run of one term
     holders: deque[tuple[int, int]] = field(default_factory=deque)  # (sequence, last index needed there)
-    adrift: list[tuple[int, int]] = field(default_factory=list)  # loading: (sequence, first index) after a gap
+    adrift: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # loading: (sequence, first index) after a gap
 
     def term_at(self, index: int) -> int:
         at = bisect_right(self.terms, index, key=lambda run: run[0]) - 1
@@ -90,7 +97,7 @@ class LogKeeper:
     def replay(
         self, sequence: int, entries: list[tuple[int, list[Entry]]], hard_states: list[tuple[int, HardState]]
     ) -> list[tuple[int, list[Entry]]]:
-        """Take a log row found on disk; returns what of it counts. `LogGap` if it is not one run of entries."""
+        """Take a log row found on disk; returns what of it counts. `LogGap` if that is no run of entries."""
         self.next_sequence = max(self.next_sequence, sequence + 1)
         counting = []
         self._needed[sequence] = 1  # held while we work, so that it cannot die before it is whole
@@ -144,8 +151,11 @@ class LogKeeper:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def plan(self, batch: Round) -> Plan:
-        """Check the round against the log, and say what has to be written. Changes nothing."""
+    def plan(self, batch: Round, *, drop: bool = False) -> Plan:
+        """Check the round against the log, and say what has to be written. Changes nothing.
+
+        `drop`: the round goes to the database, also if it changes no group.
+        """
         hard = dict(batch.hard_states)
         sequence = self.next_sequence
         plan = Plan(sequence, bool(batch.entries), [], [], set())
@@ -155,8 +165,9 @@ class LogKeeper:
         rows: dict[int, GroupRow] = {}
         for group, index, term in batch.compact:
             row = rows.get(group) or self._group(group).row
-            if index > row.compacted:
-                if self._is_void(group, index, term):
+            wiped = group in batch.wipe
+            if index > row.compacted or (wiped and index == row.compacted):
+                if wiped or self._is_void(group, index, term):
                     plan.resets.add(group)
                     row = row._replace(floor=sequence)
                 rows[group] = row._replace(compacted=index, compacted_term=term)
@@ -165,8 +176,9 @@ class LogKeeper:
             rows[group] = row._replace(applied=index, applied_term=term, conf=conf)
         if batch.entries:
             self._check_all(batch, rows, plan.resets)
-        if rows and self._dead:
-            plan.drop = self._dead[:]
+        if rows or drop:
+            plan.drop = self._dead + self._dying(rows)
+        if plan.drop:
             for group in self._dirty:
                 rows.setdefault(group, self._groups[group].row)
         for group, row in rows.items():
@@ -180,8 +192,6 @@ class LogKeeper:
 
     def commit(self, batch: Round, plan: Plan) -> None:
         """The round is durable: take it over."""
-        if plan.drop:
-            del self._dead[: len(plan.drop)]
         for group, hard in batch.hard_states:
             state = self._group(group)
             if hard[:2] != state.hard[:2]:
@@ -190,13 +200,18 @@ class LogKeeper:
         for row in plan.groups:
             state = self._groups[row.group]
             state.row = row
-            self._dirty.discard(row.group)
+            if state.hard[:2] == (row.term, row.vote):
+                self._dirty.discard(row.group)
             if row.group in plan.resets:
                 state.last = row.compacted
                 state.terms.clear()
+            state.last = max(state.last, row.compacted)
             self._release(state)
+        if plan.drop:
+            gone = set(plan.drop)
+            self._dead = [sequence for sequence in self._dead if sequence not in gone]
         if plan.log or plan.groups:
-            self.next_sequence += 1
+            self.next_sequence = max(self.next_sequence, plan.sequence + 1)
         if plan.log:
             self._needed[plan.sequence] = 1
             for group, entries in batch.entries:
@@ -214,7 +229,28 @@ class LogKeeper:
     def _is_void(self, group: int, index: int, term: int) -> bool:
         """Whether a snapshot at (index, term) contradicts the log, so that all of it must go (Raft 7)."""
         state = self._group(group)
-        return index >= state.last or state.term_at(index) != term
+        return index > state.last or state.term_at(index) != term
+
+    def _dying(self, rows: dict[int, GroupRow]) -> list[int]:
+        """Which log rows nobody needs any more once the groups are as in `rows`. As `_release` does it."""
+        needs: dict[int, int] = {}
+        dying: list[int] = []
+
+        def unneed(sequence: int) -> None:
+            left = needs.get(sequence, self._needed[sequence]) - 1
+            needs[sequence] = left
+            if left == 0:
+                dying.append(sequence)
+
+        for group, row in rows.items():
+            for sequence, last in self._groups[group].holders:
+                if last > row.compacted and sequence >= row.floor:
+                    break
+                unneed(sequence)
+        for sequence in dying:  # it grows meanwhile
+            for waiting in self._waiting.get(sequence, ()):
+                unneed(waiting)
+        return dying
 
     def _check_all(self, batch: Round, rows: dict[int, GroupRow], resets: set[int]) -> None:
         lasts: dict[int, int] = {}

@@ -14,9 +14,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from history_store.storage.contract import (
     Entry,
+    GroupImage,
     GroupLog,
     HardState,
     Round,
@@ -25,9 +27,11 @@ from history_store.storage.contract import (
     StorageFull,
     StorageLocked,
     StorageReadOnly,
+    check_fold,
 )
-from history_store.storage.keeper import check_follows
+from history_store.storage.keeper import LogGap, check_follows
 from history_store.storage.ordered import OrderedKeys
+from history_store.storage.tables import group_bounds
 from history_store.visibility import projection
 
 _numbers = itertools.count(1)
@@ -98,10 +102,23 @@ class MemoryStorage:
             self._compact(batch)
             self._append(batch)
             self._take_states(batch)
+            for group in batch.wipe:
+                for key in self._keys_of(group):
+                    self._set(key, None)
             for key, value in batch.rows:
                 self._set(key, value)
         if failure is not None:
             self._fail(failure[0])
+
+    def fold(self, batch: Round) -> None:
+        """As `write`."""
+        check_fold(batch)
+        with self._lock:
+            for group, index, term in batch.compact:
+                log = self._group(group)
+                if index > log.compacted and self._is_void(log, index, term):
+                    raise LogGap(f"group {group}: a fold compacts beyond the log; use write")
+        self.write(batch)
 
     def maintain(self) -> None:
         """Nothing to do."""
@@ -118,6 +135,15 @@ class MemoryStorage:
         with self._lock:
             rows = self._rows
             return iter([(key, rows[key]) for key in self._keys.between(start, end, limit, reverse)])
+
+    @contextmanager
+    def image(self, group: int) -> Iterator[GroupImage]:
+        """All rows of a group, as they are now."""
+        with self._lock:
+            log = self._groups.get(group) or GroupLog(HardState(), 0, 0, 0, 0, [])
+            rows = [(key, self._rows[key]) for key in self._keys_of(group)]
+            image = GroupImage(log.applied, log.applied_term, log.conf, iter(rows))
+        yield image
 
     def visibility_connection(self) -> sqlite3.Connection:
         """A read-only connection on the projection."""
@@ -150,6 +176,10 @@ class MemoryStorage:
             self._broken = str(error) or "an earlier write failed"
         raise error
 
+    def _keys_of(self, group: int) -> list[bytes]:
+        start, end = group_bounds(group)
+        return list(self._keys.between(start, end, 0, False))
+
     def _group(self, group: int) -> GroupLog:
         log = self._groups.get(group)
         if log is None:
@@ -166,9 +196,14 @@ class MemoryStorage:
             last = lasts.get(group)
             if last is None:
                 last = log.compacted + len(log.entries)
-                if index > log.compacted and self._is_void(log, index, term):
+                if self._resets(batch, log, group, index, term):
                     last = index
             lasts[group] = max(check_follows(group, entries, last), log.compacted, index)
+
+    def _resets(self, batch: Round, log: GroupLog, group: int, index: int, term: int) -> bool:
+        if group in batch.wipe:
+            return index >= log.compacted and index > 0
+        return index > log.compacted and self._is_void(log, index, term)
 
     @staticmethod
     def _is_void(log: GroupLog, index: int, term: int) -> bool:
@@ -178,9 +213,10 @@ class MemoryStorage:
     def _compact(self, batch: Round) -> None:
         for group, index, term in batch.compact:
             log = self._group(group)
-            if index <= log.compacted:
+            resets = self._resets(batch, log, group, index, term)
+            if index <= log.compacted and not resets:
                 continue
-            if self._is_void(log, index, term):
+            if resets:
                 log.entries.clear()
             else:
                 del log.entries[: index - log.compacted]

@@ -1,17 +1,21 @@
-"""Storage in one SQLite file: the log, the rows and the projection of executions, committed together.
+"""Storage in one SQLite file and a journal beside it: the log, the rows and the projection of executions.
 
-Theory of operation. One connection writes (the node's writer thread), one reads (the loop's thread); the
-write-ahead log lets them work side by side, and synchronous=FULL makes a commit durable when it returns.
-Every SQLite step lets go of the GIL and has to get it back from a busy event loop, so what counts is the
-number of steps: a round that only appends to logs is one step (one INSERT of one row, committed by itself),
-and rows are written some dozens to a statement.
+Theory of operation. A round that only appends to logs is one write into the journal (journal.py), and durable
+when that returns. Everything else is one SQLite transaction (`_store`): rows, visibility, compaction, and
+with them the log rows of all rounds that are in the journal only and still needed; those nobody needs any
+more, which is most, never get to SQLite. The journal's blocks are free again then. When it is full, the next
+round is such a transaction, too. A clean end folds all of the journal into the database and removes it.
 
-Rows are in two tables by the kind byte of their key (4 bytes group, 1 byte kind, rest): history (kind `h`),
-which is long and read in ranges, in a table whose values do not crowd the keys' tree; all others in the
-keys' tree itself. A key and its value carry one CRC-32, checked at every read: SQLite has none of its own.
+Who may call what: `write` one thread; `fold` and `maintain` that one or one other, beside it. Two locks keep
+them apart: `_storing` is held by whoever writes to SQLite, `_appending` for as long as the journal and the
+keeper are changed, so that a fold takes its plan between two appends, and appends go on while it is carried
+out. Order: `_storing` first. `_turn` gives a fold that waits for `_appending` its turn.
 
-The write-ahead log is copied into the file by `maintain`, between rounds; if nobody calls it, by `write`.
-Which log rows may go is keeper.py's business; what is checked before SQLite opens the file is files.py's.
+One connection writes, one reads (the loop's thread); SQLite's write-ahead log lets them work side by side,
+and synchronous=FULL makes a commit durable when it returns. That log is copied into the file by `maintain`,
+between rounds; if nobody calls it, by a round that has rows.
+Which log rows may go is keeper.py's business; what is checked before SQLite opens the file is files.py's;
+tables and statements are in tables.py.
 """
 
 from __future__ import annotations
@@ -19,16 +23,16 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from heapq import merge
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
-import msgspec
-
-from history_store.storage import files
+from history_store.storage import files, journal, tables
 from history_store.storage.contract import (
+    GroupImage,
     GroupLog,
     Round,
     StorageBroken,
@@ -37,78 +41,20 @@ from history_store.storage.contract import (
     StorageFull,
     StorageLocked,
     StorageReadOnly,
+    check_fold,
 )
 from history_store.storage.frames import FrameError, decode, encode
+from history_store.storage.journal import Journal
 from history_store.storage.keeper import GroupRow, LogGap, LogKeeper, Plan
 from history_store.storage.memory import merge_entries
+from history_store.storage.tables import Identity, JournalState, intact
 from history_store.visibility import projection
 
-_PAGE_BYTES = 4096
-_STATEMENT_ROWS_MAX = 64  # rows a statement: one text for each count stays in the statement cache
-_STATEMENTS_MAX = 400
 _SCANNERS_MAX = 2  # connections kept for long scans
 _SCAN_ROWS = 256  # a scan that fits is one read; a longer one gets a connection of its own
 _WRITER_CACHE_BYTES_MAX = 8 << 20  # both caches count towards the 100 MB of an idle server
 _READER_CACHE_BYTES_MAX = 8 << 20
 _SCAN_CACHE_BYTES_MAX = 2 << 20
-_BUSY_MS = 5000  # another program (a backup) may hold SQLite's write lock that long
-_KIND_HISTORY = 0x68  # b"h"
-
-_SCHEMA = (
-    "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE log(sequence INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "CREATE TABLE groups(id INTEGER PRIMARY KEY, applied INTEGER, applied_term INTEGER, conf BLOB, "
-    "compacted INTEGER, compacted_term INTEGER, floor INTEGER, hard_floor INTEGER, "
-    "term INTEGER, vote INTEGER, commit_index INTEGER, crc INTEGER NOT NULL)",
-    "CREATE TABLE rows(key BLOB PRIMARY KEY, crc INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE history("
-    "id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, value BLOB NOT NULL)",
-)
-_INSERT_LOG = "INSERT INTO log VALUES (?,?)"
-_GET_ROW = "SELECT value, crc FROM rows WHERE key=?"
-_GET_HISTORY = "SELECT value, crc FROM history WHERE key=?"
-
-
-def _texts(head: str, item: str, tail: str = "") -> list[str]:
-    """The statement for each number of items."""
-    return [head + ",".join([item] * count) + tail for count in range(_STATEMENT_ROWS_MAX + 1)]
-
-
-_PUT_ROWS = _texts("INSERT OR REPLACE INTO rows VALUES ", "(?,?,?)")
-_PUT_HISTORY = _texts("INSERT OR REPLACE INTO history(key, crc, value) VALUES ", "(?,?,?)")
-_DELETE_ROWS = _texts("DELETE FROM rows WHERE key IN (", "?", ")")
-_DELETE_HISTORY = _texts("DELETE FROM history WHERE key IN (", "?", ")")
-_DELETE_LOG = _texts("DELETE FROM log WHERE sequence IN (", "?", ")")
-_PUT_GROUPS = _texts("INSERT OR REPLACE INTO groups VALUES ", "(?,?,?,?,?,?,?,?,?,?,?,?)")
-
-
-def _scan_texts(order: str) -> dict[str, str]:
-    one = "SELECT key, value, crc FROM {} WHERE key >= ?1 AND key < ?2"
-    tail = f" ORDER BY key {order} LIMIT ?3"
-    rows, history = one.format("rows"), one.format("history")
-    return {"rows": rows + tail, "history": history + tail, "both": f"{rows} UNION ALL {history}{tail}"}
-
-
-_SCANS = (_scan_texts("ASC"), _scan_texts("DESC"))
-
-
-def _intact(key: object, value: object, crc: object) -> bool:
-    """Whether a row is what was written. Damage can change a value's type as well."""
-    return type(key) is bytes and type(value) is bytes and crc32(value, crc32(key)) == crc
-
-
-def _group_crc(row: GroupRow) -> int:
-    return crc32(_encode_fields(row))
-
-
-_encode_fields = msgspec.msgpack.Encoder().encode
-
-
-class Identity(NamedTuple):
-    """Whose data a file holds."""
-
-    cluster_id: str
-    node_id: int
 
 
 class SqliteStorage:
@@ -122,18 +68,24 @@ class SqliteStorage:
         node_id: int = 0,
         checkpoint_bytes: int = 4 << 20,
         pages_max: int = 0,
+        journal_bytes: int = 16 << 20,
     ) -> None:
         """Open the file, or make it. An empty `cluster_id` or zero `node_id` takes what the file says.
 
         `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file.
         `pages_max`: a limit of the file in pages, 0 = the disk's.
+        `journal_bytes`: the length of the journal; it takes that space while the storage is open.
         """
         self.path = Path(os.path.realpath(path))
         self._broken = ""
         self._keeper: LogKeeper | None = None
         self._body = bytearray()
+        self._pending: dict[int, bytes] = {}  # log rows that are in the journal only, by sequence
+        self._storing = threading.Lock()
+        self._appending = threading.Lock()
+        self._turn = threading.Lock()
         self._pages_max = pages_max
-        self._checkpoint_frames = max(checkpoint_bytes // _PAGE_BYTES, 16)
+        self._checkpoint_frames = max(checkpoint_bytes // tables.PAGE_BYTES, 16)
         self._frames = 0.0  # estimate of what the write-ahead log holds
         self._frames_ratio = 1.0  # what an estimate has to be multiplied with, from the last checkpoint
         self._scanners: list[sqlite3.Connection] = []
@@ -143,12 +95,14 @@ class SqliteStorage:
             if self.path.exists():
                 files.inspect(self.path)
             else:
-                self._create(cluster_id or secrets.token_hex(8), node_id or 1)
+                tables.create(self.path, cluster_id or secrets.token_hex(8), node_id or 1)
             self._writer = self._open(_WRITER_CACHE_BYTES_MAX)
             try:
                 self.identity = self._check_identity(cluster_id, node_id)
-                self._reader = self._open_reader(_READER_CACHE_BYTES_MAX)
+                self._journal = self._open_journal(journal_bytes)
+                self._reader = tables.open_reader(self.path, _READER_CACHE_BYTES_MAX)
             except BaseException:
+                self._rollback()
                 self._writer.close()
                 raise
         except sqlite3.Error as error:
@@ -162,14 +116,19 @@ class SqliteStorage:
 
     def load(self) -> dict[int, GroupLog]:
         """Read the log of every group."""
+        with self._storing, self._appending:
+            return self._load()
+
+    def _load(self) -> dict[int, GroupLog]:
         try:
             for table in ("log", "groups"):  # a damaged page can hide rows, and no checksum misses them
                 (said,) = self._writer.execute(f"PRAGMA quick_check({table})").fetchone()
                 if said != "ok":
                     raise self._corrupt(f"table {table}: {said}")
-            keeper = LogKeeper(self._group_rows())
+            keeper = LogKeeper(self._group_rows(self._writer))
             logs = keeper.logs()
-            for sequence, body in self._writer.execute("SELECT sequence, body FROM log ORDER BY sequence"):
+            found_rows = self._writer.execute("SELECT sequence, body FROM log ORDER BY sequence")
+            for sequence, body in merge(found_rows, sorted(self._pending.items())):
                 try:
                     entries, hard_states = decode(sequence, body)
                     counting = keeper.replay(sequence, entries, hard_states)
@@ -191,38 +150,40 @@ class SqliteStorage:
         return logs
 
     def write(self, batch: Round) -> None:
-        """Make it durable, as a whole."""
+        """Make it durable, as a whole. On one thread."""
         if self._broken:
             raise StorageBroken(self._broken)
         if self._keeper is None:
             self.load()
-        keeper = self._keeper
-        assert keeper is not None, "load sets the keeper"
-        plan = keeper.plan(batch)
-        if plan.log or plan.groups or batch.rows or batch.visibility:
-            if self._frames > 4 * self._checkpoint_frames:
-                self._checkpoint()
-            try:
-                if plan.groups or batch.rows or batch.visibility:
-                    self._transaction(batch, plan)
-                else:
-                    self._append(batch, plan)
-            except BaseException as error:
-                self._rollback()
-                # an error without a code is of Python's binding, about a value; SQLite has not seen it
-                if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode"):
-                    raise self._write_failed(error) from error
-                raise
-        keeper.commit(batch, plan)
+        if batch.rows or batch.visibility or batch.applied or batch.compact or batch.wipe:
+            with self._storing:
+                self._store(batch, fold=False)
+        elif not self._append(batch):
+            with self._storing:  # a fold under way ends first, and may make room
+                if not self._append(batch):
+                    self._store(batch, fold=False)
+
+    def fold(self, batch: Round) -> None:
+        """Store rows and what goes with them, and give the journal's space back; `write` may run beside."""
+        check_fold(batch)
+        if self._broken:
+            raise StorageBroken(self._broken)
+        if self._keeper is None:
+            self.load()
+        with self._storing:
+            self._store(batch, fold=True)
 
     def maintain(self) -> None:
-        """Copy the write-ahead log into the file when it has grown."""
-        if self._frames > self._checkpoint_frames and not self._broken:
-            self._checkpoint()
+        """Copy the write-ahead log into the file when it has grown. Does not wait for a fold."""
+        if self._frames > self._checkpoint_frames and not self._broken and self._storing.acquire(False):
+            try:
+                self._checkpoint()
+            finally:
+                self._storing.release()
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a row."""
-        text = _GET_HISTORY if key[4:5] == b"h" else _GET_ROW
+        text = tables.GET_HISTORY if key[4:5] == b"h" else tables.GET_ROW
         try:
             row = self._reader.execute(text, (key,)).fetchone()
         except sqlite3.Error as error:
@@ -230,7 +191,7 @@ class SqliteStorage:
         if row is None:
             return None
         value: bytes = row[0]
-        if not _intact(key, value, row[1]):
+        if not intact(key, value, row[1]):
             raise self._bad_row(key)
         return value
 
@@ -241,7 +202,7 @@ class SqliteStorage:
 
         That is the moment of the call, or, when there are many, that of the first `next`.
         """
-        text = _SCANS[reverse][_tables(start, end)]
+        text = tables.scan_text(start, end, reverse)
         first = min(limit, _SCAN_ROWS) if limit else _SCAN_ROWS
         try:
             # one more than needed, so that running to the end tells whether there is more, and ends the read
@@ -254,17 +215,33 @@ class SqliteStorage:
             return self._scan_long(text, (start, end, limit or -1))
         return iter([self._checked(row) for row in found])
 
+    @contextmanager
+    def image(self, group: int) -> Iterator[GroupImage]:
+        """All rows of a group and what they are exact for, at one moment, for as long as the block lasts."""
+        connection = self.visibility_connection()
+        try:
+            connection.execute("BEGIN")
+            found = self._group_rows(connection, group)
+            row = found[0] if found else GroupRow(group)
+            start, end = tables.group_bounds(group)
+            cursor = connection.execute(tables.scan_text(start, end, False), (start, end, -1))
+            yield GroupImage(row.applied, row.applied_term, row.conf, map(self._checked, cursor))
+        except sqlite3.Error as error:
+            raise self._translate(error, "reading rows") from error
+        finally:
+            connection.close()
+
     def visibility_connection(self) -> sqlite3.Connection:
         """A read-only connection on the projection."""
         try:
-            return self._open_reader(_SCAN_CACHE_BYTES_MAX)
+            return tables.open_reader(self.path, _SCAN_CACHE_BYTES_MAX)
         except sqlite3.Error as error:
             raise self._translate(error, "opening it") from error
 
     def size_bytes(self) -> int:
         """What the data takes on disk."""
         total = 0
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in (*files.DATA_SUFFIXES, "-shm"):
             with suppress(FileNotFoundError):
                 total += os.stat(f"{self.path}{suffix}").st_blocks * 512
         return total
@@ -275,10 +252,15 @@ class SqliteStorage:
         for connection in (*self._scanners, self._reader):
             connection.close()
         self._scanners.clear()
-        with suppress(sqlite3.Error):  # what cannot be copied now is safe where it is
+        with self._storing:
             if not self._broken:
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self._writer.close()
+                # what cannot be brought into the file now is safe where it is
+                with suppress(StorageError):
+                    self._close_journal()
+                with suppress(sqlite3.Error):
+                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._journal.close()
+            self._writer.close()
         self._lock.release()
 
     # ---------------------------------------------------------------------------------------- for operators
@@ -294,7 +276,7 @@ class SqliteStorage:
             for table in ("rows", "history"):
                 say(table)
                 for key, value, crc in self._writer.execute(f"SELECT key, value, crc FROM {table}"):  # noqa: S608 our names
-                    if not _intact(key, value, crc):
+                    if not intact(key, value, crc):
                         problems.append(str(self._bad_row(key)))
             say("log")
             for sequence, body in self._writer.execute("SELECT sequence, body FROM log"):
@@ -302,29 +284,16 @@ class SqliteStorage:
                     decode(sequence, body)
                 except FrameError as error:
                     problems.append(f"{self.path}: log row {sequence}: {error}")
+            say("journal")
+            problems += self._verify_journal()
         except sqlite3.Error as error:
             problems.append(str(self._translate(error, "verifying it")))
         return problems
 
     # ------------------------------------------------------------------------------------------- opening
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False,
-            cached_statements=_STATEMENTS_MAX,
-        )  # fmt: skip
-        try:
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("PRAGMA cell_size_check=ON")
-            connection.execute("PRAGMA temp_store=MEMORY")
-            connection.execute("PRAGMA mmap_size=0")  # a mapped file that shrinks kills the process
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _open(self, cache_bytes: int) -> sqlite3.Connection:
-        connection = self._connect(self.path)
+        connection = tables.connect(self.path)
         try:
             connection.execute("PRAGMA synchronous=FULL")
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -333,13 +302,13 @@ class SqliteStorage:
                     f"{self.path}: the file system has no shared memory for SQLite. Use a local disk"
                 )
             connection.execute("PRAGMA wal_autocheckpoint=0")
-            connection.execute(f"PRAGMA journal_size_limit={self._checkpoint_frames * _PAGE_BYTES * 4}")
+            connection.execute(f"PRAGMA journal_size_limit={self._checkpoint_frames * tables.PAGE_BYTES * 4}")
             connection.execute(
                 "PRAGMA secure_delete=OFF"
             )  # some builds overwrite what is deleted: twice the writes
             connection.execute(f"PRAGMA cache_size=-{cache_bytes >> 10}")
             connection.execute("BEGIN IMMEDIATE")
-            projection.create(connection)
+            tables.upgrade(connection)
             connection.execute("COMMIT")
             if self._pages_max:
                 connection.execute(f"PRAGMA max_page_count={self._pages_max}")
@@ -348,41 +317,74 @@ class SqliteStorage:
             raise
         return connection
 
-    def _open_reader(self, cache_bytes: int) -> sqlite3.Connection:
-        connection = self._connect(self.path)
-        connection.execute(f"PRAGMA cache_size=-{cache_bytes >> 10}")
-        connection.execute("PRAGMA query_only=ON")
-        return connection
-
-    def _create(self, cluster_id: str, node_id: int) -> None:
-        """Make the file under another name first: under its own it is whole or not there."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        if wal.exists() and wal.stat().st_size:
-            raise StorageCorrupt(
-                f"{self.path} is missing, but its log {wal} is there. Put it back, or move both away"
-            )
-        new = self.path.with_name(self.path.name + "-new")
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            new.with_name(new.name + suffix).unlink(missing_ok=True)
-        connection = self._connect(new)
+    def _open_journal(self, size: int) -> Journal:
+        """Bring what an unclean end left into the database, then begin a new journal."""
+        path = self.path.with_name(self.path.name + files.JOURNAL_SUFFIX)
+        state = self._journal_state()
+        if state.live:
+            if not path.exists():
+                raise StorageCorrupt(
+                    f"{path} is missing: {self.path} was not closed, and the rounds that were acknowledged "
+                    "last are in that file. Put it back, or restore both from a backup"
+                )
+            found = journal.records(path, state.epoch, state.floor, state.place)
+            self._writer.execute("BEGIN IMMEDIATE")
+            tables.put_log(self._writer, [(record.sequence, record.body) for record in found])
+            state = JournalState(state.epoch, tables.draw_epoch())
+            tables.put_journal(self._writer, state)
+            self._writer.execute("COMMIT")
+        elif path.exists():
+            self._check_leftover(path, state)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        made = Journal(path, state.next_epoch, size)
         try:
-            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA application_id={files.APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            projection.create(connection)
-            check = str(crc32(f"{node_id} {cluster_id}".encode()))
-            identity = [("cluster_id", cluster_id), ("node_id", str(node_id)), ("check", check)]
-            connection.executemany("INSERT INTO meta VALUES (?,?)", identity)
-            connection.execute("COMMIT")
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
-        new.rename(self.path)
-        files.sync_directory(self.path.parent)
+            mark = made.mark
+            state = JournalState(made.epoch, tables.draw_epoch(), 1, mark.number, mark.offset)
+            self._writer.execute("BEGIN IMMEDIATE")
+            tables.put_journal(self._writer, state)
+            self._writer.execute("COMMIT")
+        except BaseException:
+            made.close()
+            raise
+        self._journal_known = state
+        return made
+
+    def _check_leftover(self, path: Path, state: JournalState) -> None:
+        """A journal beside a database that needs none: ours and empty of news, or somebody else's."""
+        epoch, data = journal.read_epoch(path)
+        if epoch == state.epoch or (epoch == state.next_epoch and journal.is_empty(data, epoch)):
+            return
+        raise StorageCorrupt(
+            f"{path} belongs to another database, or to another time of {self.path}, and has rounds that "
+            "this one has not. Put back the database that it belongs to, or move it away"
+        )
+
+    def _journal_state(self) -> JournalState:
+        state = tables.journal_state(self._writer)
+        if state is None:
+            raise self._corrupt("what it says about its journal (table journal) is not what was written")
+        return state
+
+    def _close_journal(self) -> None:
+        """Everything into the database; then the journal may go."""
+        if self._keeper is None:  # nothing was read, so nothing was written
+            self._keeper = LogKeeper([])
+        self._store(Round(), fold=True, last=True)
+        self._journal.remove()
+
+    def _verify_journal(self) -> list[str]:
+        with self._storing, self._appending:
+            state, mark = self._journal_known, self._journal.mark
+            try:
+                if self._journal_state() != state:
+                    return [f"{self.path}: table journal is not what was written"]
+                found = journal.records(self._journal.path, state.epoch, state.floor, state.place)
+            except StorageError as error:
+                return [str(error)]
+            if state.floor + len(found) != mark.number:
+                return [f"{self._journal.path}: record {state.floor + len(found)} cannot be read"]
+        return []
 
     def _check_identity(self, cluster_id: str, node_id: int) -> Identity:
         meta: dict[str, str] = dict(self._writer.execute("SELECT name, value FROM meta").fetchall())
@@ -400,59 +402,108 @@ class SqliteStorage:
 
     # -------------------------------------------------------------------------------------------- writing
 
-    def _append(self, batch: Round, plan: Plan) -> None:
-        """Write the log row; by itself it is a transaction of one step."""
-        encode(plan.sequence, batch.entries, batch.hard_states, self._body)
-        # executemany asks for no last row id, which would be one more hand-over of the GIL
-        self._writer.executemany(_INSERT_LOG, ((plan.sequence, self._body),))
-        self._frames += (2 + len(self._body) / _PAGE_BYTES) * self._frames_ratio
+    def _append(self, batch: Round) -> bool:
+        """Write a round that only appends to logs into the journal; False if that has no room for it."""
+        with self._turn:
+            self._appending.acquire()
+        try:
+            keeper = self._keeper
+            assert keeper is not None, "load sets the keeper"
+            plan = keeper.plan(batch)
+            if plan.log:
+                body = self._body
+                encode(plan.sequence, batch.entries, batch.hard_states, body)
+                try:
+                    if not self._journal.append(plan.sequence, body):
+                        return False
+                except StorageBroken as error:
+                    self._broken = str(error)
+                    raise
+                self._pending[plan.sequence] = bytes(body)
+            keeper.commit(batch, plan)
+        finally:
+            self._appending.release()
+        return True
 
-    def _transaction(self, batch: Round, plan: Plan) -> None:
+    def _store(self, batch: Round, *, fold: bool, last: bool = False) -> None:
+        """One SQLite transaction: the round, what is needed of the journal, and that it has been taken.
+
+        `fold`: rounds may be appended meanwhile, so this one has nothing that must be ordered among them.
+        `last`: the journal is not needed any more. The caller holds `_storing`.
+        """
+        keeper = self._keeper
+        assert keeper is not None, "load sets the keeper"
+        with self._turn:
+            self._appending.acquire()
+        try:
+            plan = keeper.plan(batch, drop=True)
+            if plan.resets and fold:
+                raise LogGap(f"groups {sorted(plan.resets)}: a fold compacts beyond the log; use write")
+            keeper.next_sequence = plan.sequence + 1  # appends beside us are later
+            gone = set(plan.drop)
+            taken = list(self._pending)
+            moved = [(sequence, self._pending[sequence]) for sequence in taken if sequence not in gone]
+            dropped = [sequence for sequence in plan.drop if sequence not in self._pending]
+            mark = self._journal.mark
+        finally:
+            self._appending.release()
+        if self._frames > 4 * self._checkpoint_frames:
+            self._checkpoint()
+        before = self._journal_known
+        state = (
+            JournalState(before.epoch, tables.draw_epoch())
+            if last
+            else before._replace(floor=mark.number, place=mark.offset)
+        )
+        try:
+            self._transaction(batch, plan, moved, dropped, state)
+        except BaseException as error:
+            self._rollback()
+            # an error without a code is of Python's binding, about a value; SQLite has not seen it
+            if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode"):
+                raise self._write_failed(error) from error
+            raise
+        with self._turn:
+            self._appending.acquire()
+        try:
+            keeper.commit(batch, plan)
+            for sequence in taken:
+                del self._pending[sequence]
+            self._journal.release(mark)
+            self._journal_known = state
+        finally:
+            self._appending.release()
+
+    def _transaction(
+        self,
+        batch: Round,
+        plan: Plan,
+        moved: list[tuple[int, bytes]],
+        dropped: list[int],
+        state: JournalState,
+    ) -> None:
         writer = self._writer
         writer.execute("BEGIN IMMEDIATE")
+        if moved:
+            tables.put_log(writer, moved)
         if plan.log:
-            self._append(batch, plan)
+            encode(plan.sequence, batch.entries, batch.hard_states, self._body)
+            tables.put_log(writer, [(plan.sequence, self._body)])
+        for group in batch.wipe:
+            tables.wipe(writer, group)
         if batch.rows:
-            self._write_rows(dict(batch.rows))
+            tables.put_rows(writer, dict(batch.rows))
         if batch.visibility:
             projection.apply(writer, batch.visibility)
         if plan.groups:
-            self._in_batches(_PUT_GROUPS, [(*row, _group_crc(row)) for row in plan.groups])
-        if plan.drop:
-            self._in_batches(_DELETE_LOG, [(sequence,) for sequence in plan.drop])
+            tables.put_groups(writer, plan.groups)
+        if dropped:
+            tables.drop_log(writer, dropped)
+        tables.put_journal(writer, state)
         writer.execute("COMMIT")
-        touched = 2 + len(batch.rows) + 4 * len(batch.visibility) + len(plan.drop) / 8
-        self._frames += touched * self._frames_ratio
-
-    def _write_rows(self, latest: dict[bytes, bytes | None]) -> None:
-        rows: list[bytes | int] = []
-        history: list[bytes | int] = []
-        gone_rows: list[tuple[bytes]] = []
-        gone_history: list[tuple[bytes]] = []
-        for key, value in latest.items():
-            if key[4] == _KIND_HISTORY:
-                if value is None:
-                    gone_history.append((key,))
-                else:
-                    history += (key, crc32(value, crc32(key)), value)
-            elif value is None:
-                gone_rows.append((key,))
-            else:
-                rows += (key, crc32(value, crc32(key)), value)
-        for texts, flat in ((_PUT_ROWS, rows), (_PUT_HISTORY, history)):
-            step = 3 * _STATEMENT_ROWS_MAX
-            for start in range(0, len(flat), step):
-                part = flat[start : start + step]
-                self._writer.executemany(texts[len(part) // 3], (part,))
-        self._in_batches(_DELETE_ROWS, gone_rows)
-        self._in_batches(_DELETE_HISTORY, gone_history)
-
-    def _in_batches(self, texts: list[str], items: Sequence[tuple[object, ...]]) -> None:
-        """Execute for all items, some dozens at a time."""
-        for start in range(0, len(items), _STATEMENT_ROWS_MAX):
-            part = items[start : start + _STATEMENT_ROWS_MAX]
-            values = [value for item in part for value in item]
-            self._writer.executemany(texts[len(part)], (values,))
+        logged = sum(len(body) for _, body in moved) + plan.log * len(self._body)
+        touched = 3 + len(batch.rows) + 4 * len(batch.visibility) + len(dropped) / 8
+        self._frames += (touched + logged / tables.PAGE_BYTES) * self._frames_ratio
 
     def _checkpoint(self) -> None:
         """Copy all of the write-ahead log, so that the next round starts it from its beginning."""
@@ -474,7 +525,7 @@ class SqliteStorage:
 
     def _scan_long(self, text: str, arguments: tuple[bytes, bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         """A scan of many rows has its own connection: an open read would keep the reader in the past."""
-        connection = self._scanners.pop() if self._scanners else self._open_reader(_SCAN_CACHE_BYTES_MAX)
+        connection = self._scanners.pop() if self._scanners else self.visibility_connection()
         cursor = connection.execute(text, arguments)
         try:
             while found := cursor.fetchmany(_SCAN_ROWS):
@@ -491,18 +542,15 @@ class SqliteStorage:
 
     def _checked(self, row: tuple[bytes, bytes, int]) -> tuple[bytes, bytes]:
         key, value, crc = row
-        if not _intact(key, value, crc):
+        if not intact(key, value, crc):
             raise self._bad_row(key)
         return key, value
 
-    def _group_rows(self) -> list[GroupRow]:
-        rows = []
-        for *fields, crc in self._writer.execute("SELECT * FROM groups ORDER BY id"):
-            row = GroupRow(*fields)
-            if _group_crc(row) != crc:
-                raise self._corrupt(f"the row of group {row.group} in table groups is not what was written")
-            rows.append(row)
-        return rows
+    def _group_rows(self, connection: sqlite3.Connection, group: int | None = None) -> list[GroupRow]:
+        found = tables.group_rows(connection, group)
+        if isinstance(found, int):
+            raise self._corrupt(f"the row of group {found} in table groups is not what was written")
+        return found
 
     # ---------------------------------------------------------------------------------------------- errors
 
@@ -554,14 +602,3 @@ class SqliteStorage:
                     f"{self.path}: {error} ({name} while {doing}); whether it was written is not known. "
                     "Check the disk, then restart the node: it recovers from its log"
                 )
-
-
-def _tables(start: bytes, end: bytes) -> str:
-    """Which tables a range of keys may meet."""
-    if start[:5] == end[:5]:
-        return "history" if start[4:5] == b"h" else "rows"
-    if start[4:5] == b"h" and len(start) >= 5 and end == start[:4] + b"i":
-        return "history"
-    if start[:4] == end[:4] and (start[4:5] > b"h" or end[4:] <= b"h"):
-        return "rows"
-    return "both"

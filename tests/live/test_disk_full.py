@@ -24,8 +24,9 @@ from chaos.live.history import History, Kind, Outcome
 from chaos.live.program import payloads
 from chaos.live.readback import read_everything, read_history, read_list
 from chaos.live.server import PROGRAM, Server
+from history_store.storage.files import DATA_SUFFIXES
 
-DISK_BYTES = 24 << 20
+DISK_BYTES = 40 << 20  # 16 MiB of it are the journal
 RECOVERY_S_MAX = 5.0
 MOUNT = 'mount -t tmpfs -o size=$1 tmpfs "$2" && shift 2 && exec "$@"'
 
@@ -154,7 +155,7 @@ async def test_a_stop_while_it_is_full_is_clean_and_loses_nothing(disk: Disk, tm
     while Outcome.FAIL not in await asyncio.gather(*(disk.start_workflow(20_000) for _ in range(8))):
         pass
     disk.server.freeze()  # its disk dies with it, so what is on it has to be taken while it is there
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in DATA_SUFFIXES:
         there = disk.filler.with_name(f"data.db{suffix}")
         (tmp_path / f"data.db{suffix}").write_bytes(there.read_bytes())
     disk.server.thaw()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import Result
 
 from cluster.admin import doctor
 from cluster.admin.doctor import Verdict
+from history_store.storage.files import DATA_SUFFIXES
 from history_store.storage.sqlite import SqliteStorage
 
 Run = Callable[..., Result]
@@ -84,6 +86,21 @@ def test_a_data_file_of_ours_is_well_in_use_or_not(tmp_path: Path) -> None:
         storage.close()
     found = doctor.check_database(database)
     assert (found.verdict, "MiB" in found.found) == (Verdict.OK, True)
+    assert "journal" not in found.found
+
+
+def test_what_an_unclean_end_left_is_examined_too(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path / "live.db")
+    for suffix in DATA_SUFFIXES:
+        shutil.copy(f"{tmp_path / 'live.db'}{suffix}", f"{tmp_path / 'x.db'}{suffix}")
+    storage.close()
+    found = doctor.check_database(tmp_path / "x.db")
+    assert found.verdict is Verdict.OK
+    assert "not closed cleanly" in found.found
+    os.truncate(tmp_path / "x.db-log", 100)
+    found = doctor.check_database(tmp_path / "x.db")
+    assert found.verdict is Verdict.FAIL
+    assert "x.db-log is damaged" in found.found
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

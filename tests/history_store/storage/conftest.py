@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from history_store.storage import files
 from history_store.storage.contract import Storage
 from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
@@ -23,7 +24,7 @@ class Disk:
     def open(self) -> Storage:
         if self.kind == "memory":
             return MemoryStorage()
-        return SqliteStorage(self.path, checkpoint_bytes=1 << 16)
+        return SqliteStorage(self.path, checkpoint_bytes=1 << 16, journal_bytes=1 << 18)
 
     def close_and_open(self) -> Storage:
         if isinstance(self.storage, MemoryStorage):
@@ -40,7 +41,7 @@ class Disk:
             return self.storage
         self.copies += 1
         left = self.directory / f"copy{self.copies}.db"
-        for suffix in ("", "-wal"):
+        for suffix in files.DATA_SUFFIXES:
             source = self.path.with_name(self.path.name + suffix)
             if source.exists():
                 shutil.copy(source, left.with_name(left.name + suffix))

@@ -337,7 +337,7 @@ def test_size_grows_with_the_data(disk):
 
 
 def test_replaced_entries_outlive_those_before_them(disk):
-    """The round of 3 to 4 stays for group 2 when that of 1 to 2 has gone; 2 to 3 came later and replaced them."""
+    """The round of 3 to 4 stays for group 2 when that of 1 to 2 has gone; 2 to 3 replaced them."""
     disk.storage.write(Round(entries=[(1, entries(1, 1, 2))]))
     disk.storage.write(Round(entries=[(1, entries(1, 3, 4)), (2, entries(1, 1, 1))]))
     disk.storage.write(Round(entries=[(1, entries(2, 2, 3)), (3, entries(1, 1, 1))]))

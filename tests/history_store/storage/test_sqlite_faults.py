@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from history_store.storage import files
 from history_store.storage.contract import (
     Entry,
     HardState,
@@ -24,6 +25,7 @@ from history_store.storage.contract import (
 from history_store.storage.sqlite import SqliteStorage
 
 ROOT = Path(__file__).parents[3]
+SMALL = 1 << 18  # a journal's length that fits on a small disk
 
 
 def row(number: int, kind: bytes = b"a") -> bytes:
@@ -31,7 +33,7 @@ def row(number: int, kind: bytes = b"a") -> bytes:
 
 
 def filled(path: Path, rounds: int = 30, *, close: bool = True) -> SqliteStorage:
-    storage = SqliteStorage(path)
+    storage = SqliteStorage(path, journal_bytes=SMALL)
     for n in range(1, rounds + 1):
         rows = [(row(n * 10 + i, kind), b"value %d " % n * 20) for i in range(10) for kind in (b"a", b"h")]
         storage.write(
@@ -43,11 +45,11 @@ def filled(path: Path, rounds: int = 30, *, close: bool = True) -> SqliteStorage
 
 
 def crashed(path: Path, rounds: int = 30) -> Path:
-    """A file as a kill leaves it: everything is still in the write-ahead log. Returns that log."""
+    """Files as a kill leaves them: everything is still in SQLite's write-ahead log. Returns that log."""
     live = path.with_name("live.db")
     storage = filled(live, rounds, close=False)
-    shutil.copy(live, path)
-    shutil.copy(f"{live}-wal", f"{path}-wal")
+    for suffix in files.DATA_SUFFIXES:
+        shutil.copy(f"{live}{suffix}", f"{path}{suffix}")
     storage.close()
     return Path(f"{path}-wal")
 
@@ -92,9 +94,9 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "x.db"
     filled(path, 2)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version=2")
+        connection.execute("PRAGMA user_version=3")
     connection.close()
-    refused(path, StorageCorrupt, "written by a newer Holdfast", "format 2")
+    refused(path, StorageCorrupt, "written by a newer Holdfast", "format 3")
 
 
 def test_a_file_of_another_node_is_refused(tmp_path):
@@ -137,8 +139,8 @@ def test_a_truncated_file_is_seen_beside_a_write_ahead_log(tmp_path):
     filled(path, 60)
     storage = SqliteStorage(path)
     storage.write(Round(rows=[(row(1), b"new")]))
-    shutil.copy(path, tmp_path / "y.db")
-    shutil.copy(f"{path}-wal", tmp_path / "y.db-wal")
+    for suffix in files.DATA_SUFFIXES:
+        shutil.copy(f"{path}{suffix}", tmp_path / f"y.db{suffix}")
     storage.close()
     os.truncate(tmp_path / "y.db", 3 * 4096)
     refused(tmp_path / "y.db", StorageCorrupt, "truncated")
@@ -293,14 +295,14 @@ def small_disk(tmp_path):
 def test_a_full_disk_refuses_and_goes_on_when_there_is_space(small_disk):
     path = small_disk / "x.db"
     (small_disk / "ballast").write_bytes(bytes(700_000))
-    storage = SqliteStorage(path)
+    storage = SqliteStorage(path, journal_bytes=SMALL)
     failed = grow_until_full(storage, 1)
     check_full(storage, failed)
     (small_disk / "ballast").unlink()
     storage.write(Round(rows=[(row(failed), b"now")], entries=[(1, [Entry(1, failed, 0, b"x")])]))
     assert storage.get(row(failed)) == b"now"
     storage.close()
-    storage = SqliteStorage(path)
+    storage = SqliteStorage(path, journal_bytes=SMALL)
     assert storage.load()[1].entries[-1].index == failed
     assert storage.verify() == []
     storage.close()
@@ -311,7 +313,10 @@ def test_a_disk_that_is_full_at_start_says_so(small_disk):
     with pytest.raises(StorageFull, match="no space left"):
         SqliteStorage(small_disk / "x.db")
     (small_disk / "ballast").unlink()
-    SqliteStorage(small_disk / "x.db").close()
+    with pytest.raises(StorageFull, match=r"no space left for .*x\.db-log \(16384 KiB are set aside"):
+        SqliteStorage(small_disk / "x.db")
+    assert sorted(os.listdir(small_disk)) == ["x.db", "x.db-lock"]
+    SqliteStorage(small_disk / "x.db", journal_bytes=SMALL).close()
 
 
 # ------------------------------------------------------------------------------------------ not writable
@@ -434,13 +439,18 @@ def shim(tmp_path_factory):
         " if (!real) real = dlsym(RTLD_NEXT, #name); if (bad()) { errno = EIO; return -1; }"
         " return real(fd); }\n"
         "FAIL(fsync)\nFAIL(fdatasync)\n"
+        "ssize_t pwrite64(int fd, const void *b, size_t n, off_t o)"
+        " { static ssize_t (*real)(int, const void *, size_t, off_t);"
+        ' if (!real) real = dlsym(RTLD_NEXT, "pwrite64"); if (bad()) { errno = EIO; return -1; }'
+        " return real(fd, b, n, o); }\n"
     )
     library = place / "fail.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return library
 
 
-def test_a_failed_sync_stops_the_storage_for_good(tmp_path, shim):
+@pytest.mark.parametrize("rows", ["", "rows=[(bytes(5), b'v')], "])
+def test_a_failed_sync_stops_the_storage_for_good(tmp_path, shim, rows):
     """After a failed fsync nobody knows what is on the disk, and a second one proves nothing."""
     flag = tmp_path / "flag"
     program = """
@@ -452,7 +462,7 @@ storage.write(Round(entries=[(1, [Entry(1, 1, 0, b"one")])]))
 open(os.environ["FAIL_FLAG"], "w").close()
 for _ in range(2):
     try:
-        storage.write(Round(entries=[(1, [Entry(1, 2, 0, b"two")])]))
+        storage.write(Round(ROWSentries=[(1, [Entry(1, 2, 0, b"two")])]))
     except StorageBroken as error:
         print(error)
     os.path.exists(os.environ["FAIL_FLAG"]) and os.unlink(os.environ["FAIL_FLAG"])
@@ -460,7 +470,8 @@ storage.maintain()
 storage.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "x.db")], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", program.replace("ROWS", rows), str(tmp_path / "x.db")],
+        cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "FAIL_FLAG": str(flag), "LD_PRELOAD": str(shim)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -501,8 +512,9 @@ def test_a_caller_that_raises_inside_a_round_harms_nobody_else(tmp_path, where):
 
 
 def log_rows(storage: SqliteStorage) -> int:
+    """How many log rows there are, in the database and in the journal only."""
     count: int = storage._writer.execute("SELECT count(*) FROM log").fetchone()[0]
-    return count
+    return count + len(storage._pending)
 
 
 def test_log_rows_go_when_they_are_compacted_and_an_idle_group_does_not_keep_them(tmp_path):
@@ -525,11 +537,11 @@ def test_a_round_that_says_nothing_new_writes_nothing(tmp_path):
     storage = SqliteStorage(tmp_path / "x.db")
     storage.write(Round(entries=[(1, [Entry(1, 1, 0, b"x")])], hard_states=[(1, HardState(1, 1, 0))]))
     before = log_rows(storage)
-    size = os.stat(tmp_path / "x.db-wal").st_size
+    size, mark = os.stat(tmp_path / "x.db-wal").st_size, storage._journal.mark
     storage.write(Round())
     storage.write(Round(hard_states=[(1, HardState(1, 1, 1))]))
     assert log_rows(storage) == before
-    assert os.stat(tmp_path / "x.db-wal").st_size == size
+    assert (os.stat(tmp_path / "x.db-wal").st_size, storage._journal.mark) == (size, mark)
     storage.close()
 
 
@@ -538,7 +550,7 @@ def test_the_write_ahead_log_stays_short_whether_or_not_anybody_maintains(tmp_pa
         path = tmp_path / f"{maintained}.db"
         storage = SqliteStorage(path, checkpoint_bytes=1 << 18)
         for n in range(1, 400):
-            storage.write(Round(entries=[(1, [Entry(1, n, 0, bytes(5000))])]))
+            storage.write(Round(rows=[(row(n), bytes(5000))]))
             if maintained:
                 storage.maintain()
         assert os.stat(f"{path}-wal").st_size < (1 << 18) * (3 if maintained else 9)
