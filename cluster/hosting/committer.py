@@ -111,7 +111,7 @@ class Committer:
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """While a round is being written: appends leave for the other replicas, and what they have is applied.
+        """While a round is being written: appends leave for other replicas, and what they have is applied.
 
         So a follower's sync overlaps ours, and an entry that a quorum of others has does not wait for ours.
         """

@@ -248,8 +248,8 @@ class Delivery:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
         poll = self.poll
         if error is not None:
-            # Another node leads the shard: whether the start is history is its business, and it gives the task
-            # to somebody. The worker polls again.
+            # Another node leads the shard: whether the task was started is its business, and it gives it to
+            # somebody. The worker polls again.
             if poll.open:
                 poll.answer(b"")
             return

@@ -68,6 +68,11 @@ def not_found(name: str) -> ServiceError:
     )
 
 
+def namespace_row(namespace: Namespace) -> tuple[bytes, bytes | None]:
+    """The row that keeps a namespace."""
+    return NAMESPACE + keys.raw_id(namespace.id), _pack(namespace)
+
+
 class Meta:
     """The registry."""
 
@@ -160,8 +165,7 @@ class Meta:
 
     def put(self, namespace: Namespace, waiter: Waiter) -> None:
         """Write a namespace, new or changed."""
-        row = NAMESPACE + keys.raw_id(namespace.id)
-        self._propose([(row, _pack(namespace))], waiter)
+        self._propose([namespace_row(namespace)], waiter)
         old = self.by_id.get(namespace.id)
         if old is not None and (old.name != namespace.name or namespace.state == DELETED):
             self.by_name.pop(old.name, None)

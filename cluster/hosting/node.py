@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cluster.frontend.contract import Connection
     from cluster.hosting.clock import Clock, Identifiers
+    from cluster.hosting.forward import Forward
     from cluster.hosting.group import Group, Send
     from cluster.matching.contract import Task
     from history_store.engine.environment import EngineLimits
@@ -89,8 +90,9 @@ class Node:
         self._found = storage.load()
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
         self.entered: list[ShardHost] | None = None  # shards met by the call that is being handled
-        self._groups_of_slots: list[int] = []
+        self._groups_of_slots: list[int] = [META_GROUP] * SLOTS  # until the table is known
         self.meta = Meta(self._open(META_GROUP))
+        self.forward: Forward | None = None  # with other nodes
         self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
@@ -199,6 +201,8 @@ class Node:
         number = self._groups_of_slots[slot_of(namespace_id, workflow_id)]
         shard = self.led.get(number)
         if shard is None:
+            if number == META_GROUP:
+                raise NotLeading(0)  # the region has no table yet
             raise NotLeading(self.leader_of(number), number)
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.append(shard)

@@ -32,7 +32,8 @@ from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
-    from cluster.frontend.contract import Front
+    from cluster.frontend.contract import Front, Handler
+    from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
 
 __all__ = ["Server", "ServerOptions", "serve"]
@@ -49,23 +50,27 @@ def serve(options: ServerOptions) -> int:
 
     Raises StorageError or OSError if it cannot start.
     """
-    logs.configure(options.log_level, options.log_format)
+    return run(Server(options))
+
+
+def run(server: Server) -> int:
+    """Run a server until SIGTERM or SIGINT."""
+    logs.configure(server.options.log_level, server.options.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return uvloop.run(_serve(options))
+    return uvloop.run(_run(server))
 
 
-async def _serve(options: ServerOptions) -> int:
+async def _run(server: Server) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
-    server = Server(options)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _settle, stop, 0)
     await server.start(on_broken=lambda _: _settle(stop, 1))
     gc.collect()
     gc.freeze()  # what was made at the start lives for ever: the collector need not look at it again
     gc.set_threshold(50_000, 20, 50)
-    if options.on_ready is not None:
-        options.on_ready(server.port)
+    if server.options.on_ready is not None:
+        server.options.on_ready(server.port)
     code = await stop
     await server.stop(graceful=code == 0)
     return code
@@ -94,44 +99,58 @@ class Server:
     async def start(self, on_broken: Any) -> None:
         """Open, recover, listen. OSError, StorageError."""
         options = self.options
-        loop = asyncio.get_running_loop()
         engine_limits, limits = dynamic_config.read(options.dynamic_config)
-        rng = random.Random(secrets.randbits(64))
-        clock = Clock()
-        storage = _open(options)
+        storage = self._open_storage()
         try:
-            self.node = Node(
-                loop,
-                storage,
-                clock,
-                Identifiers(clock, rng),
-                rng,
-                engine_limits,
-                inline=options.db_path is None,
-                shards=options.shards,
-                cluster_id=Identifiers(clock, rng).new(),
-                on_broken=on_broken,
-            )
+            self.node = self._make_node(storage, engine_limits, on_broken)
             self.node.start()
-            await self._namespaces()
             self.services = Services(self.node, limits, LONG_POLL_S)
             everything()
-            self.health = Health()
-            reflection = Reflection([WORKFLOW_SERVICE, OPERATOR_SERVICE, "grpc.health.v1.Health"])
-            methods = {**self.services.handlers(), **self.health.methods, **reflection.methods}
-            streaming = self.health.streaming | reflection.streaming
-            self.front = _front(options, methods, streaming)
-            await self.front.start(options.ip, options.port, _tls(options))
-            if options.metrics_port is not None:
-                from cluster.hosting.metrics import MetricsServer  # costs memory, so only if asked for
-
-                self._metrics = MetricsServer(self.node)
-                await self._metrics.start(options.ip, options.metrics_port)
+            await self._become_ready()
+            await self._listen()
             self.services.part(Deletions).resume()
             announce(self.health, True)
         except BaseException:
             storage.close()
             raise
+
+    def _open_storage(self) -> Storage:
+        return MemoryStorage() if self.options.db_path is None else SqliteStorage(self.options.db_path)
+
+    def _make_node(self, storage: Storage, limits: EngineLimits, on_broken: Any) -> Node:
+        rng = random.Random(secrets.randbits(64))
+        clock = Clock()
+        return Node(
+            asyncio.get_running_loop(),
+            storage,
+            clock,
+            Identifiers(clock, rng),
+            rng,
+            limits,
+            inline=self.options.db_path is None,
+            shards=self.options.shards,
+            cluster_id=Identifiers(clock, rng).new(),
+            on_broken=on_broken,
+        )
+
+    def _handlers(self) -> dict[str, Handler]:
+        return self.services.handlers()
+
+    async def _listen(self) -> None:
+        options = self.options
+        self.health = Health()
+        reflection = Reflection([WORKFLOW_SERVICE, OPERATOR_SERVICE, "grpc.health.v1.Health"])
+        methods = {**self._handlers(), **self.health.methods, **reflection.methods}
+        self.front = _front(options, methods, self.health.streaming | reflection.streaming)
+        await self.front.start(options.ip, options.port, _tls(options))
+        if options.metrics_port is not None:
+            from cluster.hosting.metrics import MetricsServer  # costs memory, so only if asked for
+
+            self._metrics = MetricsServer(self.node)
+            await self._metrics.start(options.ip, options.metrics_port)
+
+    async def _become_ready(self) -> None:
+        await self._namespaces()
 
     async def _namespaces(self) -> None:
         """Make sure that the namespaces and search attributes of the options exist."""
@@ -177,12 +196,6 @@ _INDEXED_VALUE_TYPES = {
     "Datetime": 6,
     "KeywordList": 7,
 }
-
-
-def _open(options: ServerOptions) -> Storage:
-    if options.db_path is None:
-        return MemoryStorage()
-    return SqliteStorage(options.db_path)
 
 
 def _front(options: ServerOptions, methods: Any, streaming: Any) -> Front:
