@@ -99,7 +99,7 @@ class Meta:
         self.by_name.clear()
         for key, value in self._rows.items():
             if key[:1] == NAMESPACE:
-                self._keep(_namespace(value))
+                self.hold(_namespace(value))
         data = self._rows.get(SETTING)
         self.settings = _settings(data) if data is not None else None
         for callback in self.on_change:
@@ -126,12 +126,13 @@ class Meta:
                 if (found := self.by_name.get(was.name)) is not None and found.id == was.id:
                     del self.by_name[was.name]
             if value is not None:
-                self._keep(_namespace(value))
+                self.hold(_namespace(value))
         if changed:
             for callback in self.on_change:
                 callback()
 
-    def _keep(self, namespace: Namespace) -> None:
+    def hold(self, namespace: Namespace) -> None:
+        """It is proposed, or committed: know it."""
         self.by_id[namespace.id] = namespace
         if namespace.state != DELETED:
             self.by_name[namespace.name] = namespace
@@ -169,7 +170,7 @@ class Meta:
         old = self.by_id.get(namespace.id)
         if old is not None and (old.name != namespace.name or namespace.state == DELETED):
             self.by_name.pop(old.name, None)
-        self._keep(namespace)
+        self.hold(namespace)
         for callback in self.on_change:
             callback()
 

@@ -193,6 +193,7 @@ class RegionServer(Server):
         rows = [*plan.rows, namespace_row(default)]
         group = self.node.meta.group
         group.propose(image.encode(rows, []), rows, [])
+        self.node.meta.hold(default)
         log.info("the region begins", nodes=len(nodes), shards=config.region.shards)
 
     def _handlers(self) -> dict[str, Handler]:
