@@ -16,9 +16,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
 
 from cluster.frontend.status import status_of
 from cluster.hosting.group import NotLeading, NotReadable
+from cluster.hosting.node import Barrier
 from history_store.engine.errors import Code, ServiceError
 
 if TYPE_CHECKING:
@@ -45,12 +47,12 @@ class Attempt:
         "_handler",
         "_shards",
         "_task",
+        "checked",
         "deadline",
         "done",
         "on_cancel",
         "on_message",
         "remote",
-        "request",
         "until",
     )
 
@@ -60,15 +62,24 @@ class Attempt:
         self._handler = handler
         self._shards: list[ShardHost] = []
         self._task: asyncio.Task[bytes | None] | None = None
-        self.request = call.request
         self.deadline = call.deadline
         self.done = False
+        self.checked = False  # the namespace it names was looked for in the newest table
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
         self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
         self.until = until
 
     # ---- contract.Call
+
+    @property
+    def request(self) -> bytes:
+        """The message; what is put in its place counts for later attempts, too."""
+        return self._call.request
+
+    @request.setter
+    def request(self, message: bytes) -> None:
+        self._call.request = message
 
     @property
     def method(self) -> str:
@@ -126,6 +137,11 @@ class Attempt:
         except NotReadable as error:
             self._leave()
             error.group.when_readable(self._readable)
+            return
+        except ServiceError as error:
+            if self._forward.may_be_news(self, error):
+                return
+            self._fail_with(error)
             return
         except Exception as error:  # noqa: BLE001 - the caller hears of it, and the log
             self._fail_with(error)
@@ -344,6 +360,25 @@ class Forward:
         self.forwarded += 1
         attempt.remote = (to, number)
         self._sent[number] = attempt
+
+    def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
+        """A namespace that is not known here may have been registered at another node a moment ago.
+
+        True: the attempt waits until this node knows all that the region knew when the call came.
+        """
+        if attempt.checked or not isinstance(error.detail, NamespaceNotFoundFailure):
+            return False
+        attempt.checked = True
+
+        def current(late: ServiceError | None) -> None:
+            if not attempt.done:
+                if late is not None:
+                    attempt._fail_with(late)
+                else:
+                    attempt.run()
+
+        Barrier(self.node, [self.node.meta.group], current)
+        return True
 
     def _number_of(self, connection: Connection) -> int:
         number = self._connections.get(connection)

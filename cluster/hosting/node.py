@@ -17,7 +17,7 @@ from cluster.hosting.shard_host import ShardHost
 from cluster.matching import Matching, QueueKey
 from cluster.matching.workers import WorkerRegistry
 from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
-from history_store.engine.errors import ServiceError
+from history_store.engine.errors import Code, ServiceError
 from history_store.engine.keys import SLOTS, slot_of
 from history_store.visibility import attributes as visibility_attributes
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cluster.frontend.contract import Connection
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.forward import Forward
-    from cluster.hosting.group import Group, Send
+    from cluster.hosting.group import Group, Send, Waiter
     from cluster.matching.contract import Task
     from history_store.engine.environment import EngineLimits
     from history_store.engine.run import Run, TaskSpec
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("node")
 
 FORGET_QUEUES_S = 60.0
+READ_S = 5.0  # what a read of all shards gets to find their leaders
+READ_RETRY_S = 0.05
 BACKLOG_HINT_MAX = 10
 
 
@@ -215,6 +217,20 @@ class Node:
         group = self.committer.groups.get(number)
         return group.raft.leader if group is not None else 0
 
+    def when_current(self, waiter: Waiter) -> None:
+        """Call back when all that is committed in any shard at this moment is applied here.
+
+        UNAVAILABLE if a shard cannot confirm it within READ_S, or has no replica here.
+        """
+        numbers = set(self._groups_of_slots)
+        missing = [number for number in numbers if number not in self.committer.groups]
+        if missing:
+            waiter(
+                ServiceError(Code.UNAVAILABLE, f"this node has no replica of shards {sorted(missing)[:5]}")
+            )
+            return
+        Barrier(self, [self.committer.groups[number] for number in sorted(numbers)], waiter)
+
     @property
     def shard_count(self) -> int:
         """How many shards the region has."""
@@ -355,6 +371,42 @@ class Node:
         """The shard of a workflow id, and the run if there is one."""
         shard = self.shard_of(namespace_id, workflow_id)
         return shard, shard.find(namespace_id, workflow_id, run_id)
+
+
+class Barrier:
+    """Waits until several groups are current here; asks again where leadership moved meanwhile."""
+
+    def __init__(self, node: Node, groups: list[Group], waiter: Waiter) -> None:
+        self._loop = node.loop
+        self._waiter: Waiter | None = waiter
+        self._left = len(groups)
+        self._until = node.loop.time() + READ_S
+        self._timer = node.loop.call_later(READ_S, self._give_up)
+        for group in groups:
+            self._ask(group)
+
+    def _ask(self, group: Group) -> None:
+        if self._waiter is None:
+            return
+
+        def heard(error: ServiceError | None) -> None:
+            if error is None:
+                self._left -= 1
+                if self._left == 0:
+                    self._end(None)
+            elif self._loop.time() < self._until:
+                self._loop.call_later(READ_RETRY_S, self._ask, group)
+
+        group.when_current(heard)
+
+    def _give_up(self) -> None:
+        self._end(ServiceError(Code.UNAVAILABLE, "a shard's quorum does not answer; try again"))
+
+    def _end(self, error: ServiceError | None) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._timer.cancel()
+            waiter(error)
 
 
 class _Source:

@@ -71,6 +71,45 @@ def _namespaced(name: str, request: type[Message]) -> bool:
     )
 
 
+def _id_of(request: type[Message]) -> Callable[[Any, Callable[[], str]], bool] | None:
+    """What gives a request the id that its caller left out; None if it has none. True: it did."""
+    if "request_id" not in request.DESCRIPTOR.fields_by_name:
+        return None
+
+    def fill(request: Any, new_id: Callable[[], str]) -> bool:
+        if request.request_id:
+            return False
+        request.request_id = new_id()
+        return True
+
+    return fill
+
+
+def _name_update(request: Any, new_id: Callable[[], str]) -> bool:
+    meta = request.request.meta
+    if meta.update_id:
+        return False
+    meta.update_id = new_id()
+    return True
+
+
+def _name_operations(request: Any, new_id: Callable[[], str]) -> bool:
+    named = False
+    for operation in request.operations:
+        if operation.HasField("start_workflow") and not operation.start_workflow.request_id:
+            operation.start_workflow.request_id = new_id()
+            named = True
+        if operation.HasField("update_workflow"):
+            named = _name_update(operation.update_workflow, new_id) or named
+    return named
+
+
+_IDS = {
+    "UpdateWorkflowExecutionRequest": _name_update,
+    "ExecuteMultiOperationRequest": _name_operations,
+}
+
+
 class Services:
     """The node as its RPCs see it."""
 
@@ -99,6 +138,7 @@ class Services:
         check = CHECKS.get(name.rpartition("/")[2])
         limits = self.limits
         resolve = self.meta.get if _namespaced(name, request_type) else None
+        name_it = _IDS.get(request_type.DESCRIPTOR.name) or _id_of(request_type)
         by_token = "task_token" in request_type.DESCRIPTOR.fields_by_name  # which names its namespace itself
 
         def handle(call: Call) -> bytes | Coroutine[Any, Any, bytes] | None:
@@ -110,6 +150,8 @@ class Services:
                 resolve(request.namespace)  # type: ignore[attr-defined]
             if check is not None:
                 check(request, limits)
+            if name_it is not None and self.node.forward is not None and name_it(request, self.node.new_id):
+                call.request = request.SerializeToString()  # so that a second attempt is the same request
             try:
                 return method(self, call, request)
             except ServiceError as error:

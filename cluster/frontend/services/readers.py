@@ -31,6 +31,19 @@ class Readers:
 
     def read(self, call: Call, work: Callable[[Connection], bytes]) -> None:
         """Answer the call with what `work` returns, once everything committed so far can be seen."""
+        if self._node.forward is None:
+            self._flush(call, work)
+            return
+
+        def current(error: ServiceError | None) -> None:
+            if error is not None:
+                fail(call, error)
+            else:
+                self._flush(call, work)
+
+        self._node.when_current(current)
+
+    def _flush(self, call: Call, work: Callable[[Connection], bytes]) -> None:
         committer = self._node.committer
         if committer.visibility_pending and committer.refusal is None:
             committer.flush(lambda _: self._start(call, work))
