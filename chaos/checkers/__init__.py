@@ -1,0 +1,1 @@
+"""Judges that know only what was asked and what was answered: pure functions of a recorded history."""
