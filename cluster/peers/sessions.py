@@ -60,7 +60,7 @@ class Session:
         limits = self.peers.limits
         loop = asyncio.get_running_loop()
         wait_s = limits.backoff_min_s
-        while True:
+        while not self._over:
             self._wake.clear()
             link = Dialed(self.peers, self)
             try:
@@ -69,6 +69,8 @@ class Session:
                     await link.welcomed
                 began = loop.time()
                 await link.gone
+                if self._over:
+                    return
                 if loop.time() - began > limits.backoff_max_s:
                     wait_s = limits.backoff_min_s
             except TimeoutError:
