@@ -8,241 +8,38 @@ Everything else only adds or removes pollers and tasks.
 gives nearly everything to whichever process re-polls fastest while others idle, and what gains from a warm
 cache (the next workflow task of a run) goes to a sticky queue anyway. It is Temporal's order too.
 
-*Memory holds a window, the shards hold the queue.* A durable task is a row of its shard until it is started,
-so memory may forget it. Invariant: in a queue that is not `overflowed`, the window holds every durable task;
-in one that is, every durable task outside the window comes after all those inside. Hence an overflowed queue
-admits an offered task only in front of its last one, and refills from the source when it runs low. A queue
-that was just made is overflowed: nobody has asked the shards yet. So a restart costs nothing until somebody
-polls, and a backlog nobody polls costs no memory.
-
 *Starting a task may call back* (an offer, a poll, a closed connection). Calls made meanwhile only record what
 they bring and mark the queue; the outermost call goes on with marked queues in turn, one match each, so that
 depth is constant and no queue starves another.
+
+*In a region* (`exchange.py`) a queue may also have pollers of other nodes, which are lent its tasks when no
+poller of this node waits, and tasks borrowed from other nodes, which only pollers of this node are given.
+
+What one queue holds, and what it leaves to the shards, is in `task_queue.py`.
 
 Not here: deadlines of polls (the caller cancels), which worker version may take a task, anything on disk.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from cluster.matching.contract import Clock, Connection, Poller, QueueKey, Source, Task
-from cluster.matching.stats import DEFAULT_RATE_PER_SECOND, PollerInfo, QueueStats, Rate
+from cluster.matching.stats import QueueStats
+from cluster.matching.task_queue import LIVE_POLL_NS, Presence, Queue
 from cluster.matching.throttle import Throttle
 
-WINDOW_TASKS = 1_000  # durable tasks of one queue in memory
-WINDOW_LOW_TASKS = 250  # an overflowed queue with fewer asks the source for more
-VOLATILE_TASKS = 500  # tasks of one queue that no shard keeps (queries)
-HISTORY_POLLERS = 1_000  # identities one queue remembers, as Temporal's poller history does
-HISTORY_TTL_NS = 300_000_000_000  # how long DescribeTaskQueue shows a worker after its last poll
-LIVE_POLL_NS = 10_000_000_000  # a worker that polled this lately and is still connected is alive, only busy
+if TYPE_CHECKING:
+    from cluster.matching.exchange import Exchange
+
 IDLE_QUEUE_NS = 300_000_000_000  # a queue nobody polled or offered to for this long is forgotten
 
 SHUT_DOWN_TTL_NS = 30_000_000_000  # how long polls of a worker that has shut down are refused
 SHUT_DOWN_WORKERS = 10_000  # how many such workers are remembered
 
-assert 0 < WINDOW_LOW_TASKS < WINDOW_TASKS
 assert LIVE_POLL_NS < IDLE_QUEUE_NS
-
-_Entry = tuple[int, int, Task]  # (priority, sequence, task): the first two are unique, so tasks never compare
-
-
-class _Presence:
-    """One connection that polled one queue."""
-
-    __slots__ = ("parked", "seen_ns")
-
-    def __init__(self) -> None:
-        self.parked: set[Poller] = set()
-        self.seen_ns = 0  # when a poll of it was last open, not counting those parked now
-
-
-class _History:
-    """What is remembered of one identity."""
-
-    __slots__ = ("access_ns", "rate_per_second", "versioning")
-
-    def __init__(self) -> None:
-        self.access_ns = 0
-        self.rate_per_second: float | None = None
-        self.versioning: object = None
-
-
-class _Queue:
-    """The state of one queue. It keeps its own lists consistent and never calls out."""
-
-    __slots__ = (
-        "active_ns",
-        "added",
-        "dispatched",
-        "history",
-        "key",
-        "marked",
-        "overflowed",
-        "parked",
-        "presences",
-        "sticky",
-        "taken",
-        "throttle",
-        "volatile",
-        "window",
-    )
-
-    def __init__(self, key: QueueKey, now_ns: int) -> None:
-        self.key = key
-        self.window: list[_Entry] = []  # durable tasks, sorted; at most WINDOW_TASKS
-        self.volatile: list[_Entry] = []  # the others, sorted; at most VOLATILE_TASKS
-        self.overflowed = True  # the source may have durable tasks that the window has not
-        # Sequences handed out or found void while overflowed: a source that lags behind may name them again.
-        self.taken: set[int] = set()
-        self.parked: OrderedDict[Poller, _Presence] = OrderedDict()  # longest-waiting first
-        self.presences: dict[Connection, _Presence] = {}  # of open connections only
-        self.history: OrderedDict[str, _History] = OrderedDict()  # identity; least recent first
-        self.throttle: Throttle | None = None  # the limit that the latest poll asked for
-        self.sticky = False
-        self.marked = False  # it is in the broker's list of queues to look at
-        self.active_ns = now_ns
-        self.added = Rate(now_ns)
-        self.dispatched = Rate(now_ns)
-
-    def admit(self, task: Task) -> bool:
-        """Take a task in, or leave a durable one to its shard. False: no room for one that no shard keeps."""
-        priority, sequence = task.priority, task.sequence
-        if not task.durable:
-            if len(self.volatile) >= VOLATILE_TASKS:
-                return False
-            _insert(self.volatile, priority, sequence, task)
-            return True
-        window = self.window
-        if self.overflowed:
-            self.taken.discard(sequence)
-            if not window or (priority, sequence) > window[-1][:2]:
-                return True  # others that the window has not may come before it
-        _insert(window, priority, sequence, task)
-        if len(window) > WINDOW_TASKS:
-            window.pop()
-            self.overflowed = True
-        return True
-
-    def restore(self, task: Task) -> None:
-        """Put back a task that was taken but could not be tried."""
-        self.taken.discard(task.sequence)
-        _insert(self.window if task.durable else self.volatile, task.priority, task.sequence, task)
-
-    def remove(self, task: Task) -> None:
-        """Drop a task if it is held."""
-        entries = self.window if task.durable else self.volatile
-        index = bisect_left(entries, (task.priority, task.sequence))
-        if index < len(entries) and entries[index][1] == task.sequence:
-            del entries[index]
-
-    def take(self) -> Task | None:
-        """Remove and return the first task that is held."""
-        window, volatile = self.window, self.volatile
-        if volatile and (not window or volatile[0][:2] < window[0][:2]):
-            return volatile.pop(0)[2]
-        if not window:
-            return None
-        _, sequence, task = window.pop(0)
-        if self.overflowed:
-            self.taken.add(sequence)
-        return task
-
-    def take_all(self) -> list[Task]:
-        """Remove and return everything that is held, in order."""
-        entries = sorted(self.window + self.volatile, key=_place)
-        if self.overflowed:
-            self.taken.update(entry[1] for entry in self.window)
-        self.window.clear()
-        self.volatile.clear()
-        return [entry[2] for entry in entries]
-
-    def refill(self, source: Source) -> None:
-        """Fetch the head of the queue into the window."""
-        taken = self.taken
-        limit = WINDOW_TASKS + len(taken)
-        fetched = source.fetch(self.key, limit)
-        window = self.window
-        held = {entry[:2] for entry in window}
-        for task in fetched:
-            place = (task.priority, task.sequence)
-            if place not in held and place[1] not in taken:
-                window.append((*place, task))
-        # What is held but was not named stays: its start tells whether it is void.
-        window.sort(key=_place)
-        self.overflowed = len(fetched) >= limit or len(window) > WINDOW_TASKS
-        del window[WINDOW_TASKS:]
-        if self.overflowed:
-            taken.intersection_update([task.sequence for task in fetched])
-        else:
-            taken.clear()
-
-    def unpark(self, poller: Poller, now_ns: int) -> bool:
-        """Forget that a poller waits. False: it did not."""
-        presence = self.parked.pop(poller, None)
-        if presence is None:
-            return False
-        presence.parked.discard(poller)
-        presence.seen_ns = now_ns
-        return True
-
-    def next_poller(self, now_ns: int) -> Poller | None:
-        """Remove and return the longest-waiting poller that is still connected."""
-        while self.parked:
-            poller, presence = self.parked.popitem(last=False)
-            presence.parked.discard(poller)
-            presence.seen_ns = now_ns
-            if not poller.connection.closed:
-                return poller
-        return None
-
-    def repark(self, poller: Poller) -> None:
-        """Put a poller that got nothing back to the front, if its connection is still there."""
-        presence = self.presences.get(poller.connection)
-        if presence is not None:
-            self.parked[poller] = presence
-            self.parked.move_to_end(poller, last=False)
-            presence.parked.add(poller)
-
-    def remember(self, poller: Poller, now_ns: int) -> None:
-        """Note who polled, for DescribeTaskQueue."""
-        history = self.history
-        identity = poller.identity
-        seen = history.get(identity)
-        if seen is None:
-            seen = history[identity] = _History()
-            if len(history) > HISTORY_POLLERS:
-                history.popitem(last=False)
-        else:
-            history.move_to_end(identity)
-        seen.access_ns = now_ns
-        seen.rate_per_second = poller.rate_per_second
-        seen.versioning = poller.versioning
-
-    def live(self, now_ns: int) -> bool:
-        """Whether a worker waits here, or did so lately on a connection that is still open."""
-        oldest_ns = now_ns - LIVE_POLL_NS
-        return any(
-            (presence.parked or presence.seen_ns > oldest_ns) and not connection.closed
-            for connection, presence in self.presences.items()
-        )
-
-
-def _place(entry: _Entry) -> tuple[int, int]:
-    return entry[:2]
-
-
-def _insert(entries: list[_Entry], priority: int, sequence: int, task: Task) -> None:
-    """Insert in order; a task that is there already is left alone."""
-    place = (priority, sequence)
-    if not entries or entries[-1][:2] < place:
-        entries.append((priority, sequence, task))
-        return
-    index = bisect_left(entries, place)
-    if entries[index][:2] != place:
-        entries.insert(index, (priority, sequence, task))
 
 
 class Matching:
@@ -260,12 +57,13 @@ class Matching:
         self._on_throttled = on_throttled
         self._now_ns = clock.now_ns
         self._on_queue_abandoned = on_queue_abandoned
-        self._queues: dict[QueueKey, _Queue] = {}
+        self._queues: dict[QueueKey, Queue] = {}
         # The inner dictionaries are sets that keep their order, so that a seed repeats a run.
-        self._queues_by_connection: dict[Connection, dict[_Queue, None]] = {}
+        self._queues_by_connection: dict[Connection, dict[Queue, None]] = {}
         self._shut_down: OrderedDict[str, int] = OrderedDict()  # worker instance key -> until when, in order
+        self.exchange: Exchange | None = None  # the other nodes; None while there are none
         self._running = False  # a call of ours is on the stack: others only record and mark
-        self._marked: deque[_Queue] = deque()
+        self._marked: deque[Queue] = deque()
         self._in_hand: Poller | None = None  # it is being given a task; None if it was cancelled meanwhile
         self._asking: Poller | None = None  # the poller of the outermost poll call ...
         self._answered = False  # ... and whether a task was started for it
@@ -289,7 +87,7 @@ class Matching:
         if now_ns >= added.bucket_end_ns:
             added.advance(now_ns)
         added.count += 1
-        if queue.parked:
+        if queue.parked or queue.peers:
             self._run(queue)
         return True
 
@@ -298,6 +96,15 @@ class Matching:
         queue = self._queues.get(task.queue)
         if queue is not None:
             queue.remove(task)
+        if self.exchange is not None:
+            self.exchange.withdrawn(task)
+
+    def drop(self, void: Callable[[Task], bool]) -> None:
+        """Forget the tasks for which `void` is true: their shard is led elsewhere now."""
+        for queue in self._queues.values():
+            for entries in (queue.window, queue.volatile):
+                if any(void(entry[2]) for entry in entries):
+                    entries[:] = [entry for entry in entries if not void(entry[2])]
 
     def resync(self, key: QueueKey | None = None) -> None:
         """The shards hold tasks that were never offered here (this node has just begun to lead a shard)."""
@@ -311,7 +118,7 @@ class Matching:
             # What the window holds need not come first any more: the next refill decides.
             queue.window.clear()
             queue.taken.clear()
-            if queue.parked:
+            if queue.parked or queue.peers:
                 self._run(queue)
 
     # ----------------------------------------------------------------------------------------- pollers
@@ -330,25 +137,26 @@ class Matching:
         queue.sticky = sticky
         presence = queue.presences.get(connection)
         if presence is None:
-            presence = queue.presences[connection] = _Presence()
+            presence = queue.presences[connection] = Presence()
             self._queues_by_connection.setdefault(connection, {})[queue] = None
         queue.remember(poller, now_ns)
         rate = poller.rate_per_second
         if rate is not None:
-            if queue.throttle is None:
-                queue.throttle = Throttle(rate, now_ns)
-            else:
-                queue.throttle.set(rate, now_ns)
+            self._limit(queue, rate, now_ns)
         queue.parked[poller] = presence
         presence.parked.add(poller)
-        if not (queue.window or queue.overflowed or queue.volatile):
-            return False
-        if self._running:
-            self._mark(queue)
+        exchange = self.exchange
+        if self._running or not (queue.window or queue.overflowed or queue.volatile or queue.borrowed):
+            if self._running:
+                self._mark(queue)
+            if exchange is not None:
+                exchange.polled(queue, now_ns)
             return False
         self._asking, self._answered = poller, False
         try:
             self._run(queue)
+            if exchange is not None:
+                exchange.polled(queue, now_ns)
             return self._answered
         except BaseException:
             queue.unpark(poller, now_ns)  # its call fails; it must not swallow a task later
@@ -362,7 +170,11 @@ class Matching:
             self._in_hand = None
             return False
         queue = self._queues.get(key)
-        return queue is not None and queue.unpark(poller, self._now_ns())
+        if queue is not None and queue.unpark(poller, self._now_ns()):
+            return True
+        if self.exchange is not None:
+            self.exchange.poll_gone(poller)
+        return False
 
     def cancel_worker_polls(
         self, worker_instance_key: str, namespace_id: str, identity: str = ""
@@ -389,6 +201,8 @@ class Matching:
                 queue.unpark(poller, now_ns)
                 queue.history.pop(poller.identity, None)
             cancelled += leaving
+        if self.exchange is not None and worker_instance_key:
+            cancelled += self.exchange.worker_gone(worker_instance_key, namespace_id)
         return cancelled
 
     def is_shut_down(self, worker_instance_key: str) -> bool:
@@ -403,7 +217,11 @@ class Matching:
             presence = queue.presences.pop(connection)
             for poller in presence.parked:
                 del queue.parked[poller]
-            if queue.sticky and not queue.live(now_ns):
+            if queue.live(now_ns):
+                continue
+            if self.exchange is not None:
+                self.exchange.absent(queue)
+            if queue.sticky and not self.has_live_poller(queue.key):
                 self.abandon(queue.key)
 
     def abandon(self, key: QueueKey) -> None:
@@ -415,9 +233,11 @@ class Matching:
         self._running = True
         try:
             self._reroute_all(queue)
-            unused = not queue.parked and not queue.window and not queue.volatile
-            if unused and self._queues.get(key) is queue:  # a reroute may have called back
-                self._forget(queue)
+            if not queue.parked and self._queues.get(key) is queue:  # a reroute may have called back
+                if queue.unused and not queue.window:
+                    self._forget(queue)
+                elif self.exchange is not None:
+                    self._forget_workers(queue)
             if self._on_queue_abandoned is not None:
                 self._on_queue_abandoned(key)
             if outermost:
@@ -429,7 +249,9 @@ class Matching:
     def has_live_poller(self, key: QueueKey) -> bool:
         """Whether a worker waits on this queue, or did so lately and is still connected."""
         queue = self._queues.get(key)
-        return queue is not None and queue.live(self._now_ns())
+        if queue is not None and queue.live(self._now_ns()):
+            return True
+        return self.exchange is not None and self.exchange.is_present(key)
 
     # --------------------------------------------------------------------------------------- knowledge
 
@@ -441,12 +263,14 @@ class Matching:
         held = [] if queue is None else queue.window
         volatile = [] if queue is None else queue.volatile
         count = len(volatile) + (self._source.count(key) if overflowed else len(held))
+        if queue is not None and not overflowed:
+            count += len(queue.lent)
         heads = [entries[0][2] for entries in (held, volatile) if entries]
         if overflowed and not held:
             heads += self._source.fetch(key, 1)
         oldest_ns = min((task.created_ns for task in heads), default=now_ns)
         return QueueStats(
-            pollers=[] if queue is None else _pollers(queue, now_ns),
+            pollers=[] if queue is None else queue.pollers(now_ns),
             backlog_count=count,
             backlog_age_ns=max(0, now_ns - oldest_ns),
             tasks_add_rate=0.0 if queue is None else queue.added.per_second(now_ns),
@@ -456,39 +280,96 @@ class Matching:
     def forget_idle(self, now_ns: int) -> int:
         """Forget queues that nobody has used for a while; how many. To be called every minute or so."""
         oldest_ns = now_ns - IDLE_QUEUE_NS
-        idle = [
-            queue
-            for queue in self._queues.values()
-            if queue.active_ns <= oldest_ns and not queue.parked and not queue.volatile
-        ]
+        idle = [queue for queue in self._queues.values() if queue.active_ns <= oldest_ns and queue.unused]
         for queue in idle:
             self._forget(queue)
         while self._shut_down and next(iter(self._shut_down.values())) <= now_ns:
             self._shut_down.popitem(last=False)
         return len(idle)
 
+    # --------------------------------------------------------------------- other nodes, for the exchange
+
+    def queue(self, key: QueueKey) -> Queue:
+        """A queue, made if it is not there."""
+        return self._queues.get(key) or self._make(key, self._now_ns())
+
+    def polled_queues(self) -> list[Queue]:
+        """The queues that a worker of this node polls."""
+        now_ns = self._now_ns()
+        return [queue for queue in self._queues.values() if queue.live(now_ns)]
+
+    def match(self, queue: Queue) -> None:
+        """Match what can be matched: another node has room for a task, or a task was borrowed."""
+        if queue.window or queue.overflowed or queue.volatile or queue.borrowed:
+            self._run(queue)
+
+    def take_back(self, queue: Queue, tasks: Iterable[Task]) -> None:
+        """Tasks that were lent wait here again."""
+        for task in tasks:
+            queue.lent.discard(task.sequence)
+            if task.durable:
+                queue.admit(task)
+            else:
+                queue.restore(task)
+        if queue.parked or queue.peers:
+            self._run(queue)
+
+    def take_back_poll(self, key: QueueKey, poller: Poller, sticky: bool) -> None:
+        """A poll that was given a task which turned out void waits again, before all others."""
+        queue = self._queues.get(key)
+        if queue is None or poller.connection not in queue.presences:
+            self.poll(key, poller, sticky)  # its queue was forgotten meanwhile
+            return
+        if queue.throttle is not None:
+            queue.throttle.give_back()
+        queue.repark(poller)
+        self.match(queue)
+        if self.exchange is not None:
+            self.exchange.polled(queue, self._now_ns())
+
+    def share_limit(self, queue: Queue, nodes: int) -> None:
+        """The queue's limit is shared by so many nodes."""
+        if queue.throttle is not None:
+            queue.throttle.set(queue.rate_per_second / nodes, self._now_ns())
+
+    def dispatchable(self, queue: Queue) -> int | None:
+        """How many tasks the queue's limit lets through now; None: it has no limit.
+
+        If that is none, `on_throttled` is told when to look again.
+        """
+        throttle = queue.throttle
+        if throttle is None:
+            return None
+        return 0 if self._throttled(queue, throttle) else throttle.available
+
     # --------------------------------------------------------------------------------------- the engine
 
-    def _make(self, key: QueueKey, now_ns: int) -> _Queue:
-        queue = self._queues[key] = _Queue(key, now_ns)
+    def _make(self, key: QueueKey, now_ns: int) -> Queue:
+        queue = self._queues[key] = Queue(key, now_ns)
         return queue
 
-    def _forget(self, queue: _Queue) -> None:
+    def _forget(self, queue: Queue) -> None:
         """Durable tasks in its window are not lost: the next poll finds them in their shards."""
         del self._queues[queue.key]
+        self._forget_workers(queue)
+
+    def _forget_workers(self, queue: Queue) -> None:
+        if self.exchange is not None:
+            self.exchange.absent(queue)
         for connection in queue.presences:
             queues = self._queues_by_connection.get(connection)
             if queues is not None:
                 queues.pop(queue, None)
                 if not queues:
                     del self._queues_by_connection[connection]
+        queue.presences.clear()
 
-    def _mark(self, queue: _Queue) -> None:
+    def _mark(self, queue: Queue) -> None:
         if not queue.marked:
             queue.marked = True
             self._marked.append(queue)
 
-    def _run(self, queue: _Queue) -> None:
+    def _run(self, queue: Queue) -> None:
         """Match what can be matched, unless a call further up the stack will."""
         self._mark(queue)
         if self._running:
@@ -504,20 +385,20 @@ class Matching:
         while marked:
             queue = marked.popleft()
             queue.marked = False
-            if self._match_one(queue) and queue.parked:
+            if self._match_one(queue) and (queue.parked or queue.peers):
                 self._mark(queue)
 
-    def _match_one(self, queue: _Queue) -> bool:
+    def _match_one(self, queue: Queue) -> bool:
         """Start the first task for the longest-waiting poller. False: there is no task, or no poller."""
-        if queue.overflowed and len(queue.window) < WINDOW_LOW_TASKS:
+        if queue.overflowed and queue.runs_low():
             queue.refill(self._source)
-        if not queue.window and not queue.volatile:
+        if not queue.window and not queue.volatile and not queue.borrowed:
             return False
         if queue.throttle is not None and self._throttled(queue, queue.throttle):
-            return False
+            return self._lend_one(queue)
         poller = queue.next_poller(self._now_ns())
         if poller is None:
-            return False
+            return self._lend_one(queue)
         self._in_hand = poller
         while True:
             task = queue.take()
@@ -541,13 +422,28 @@ class Matching:
                 return True
             if self._in_hand is None:
                 return True  # it was cancelled meanwhile
-            if queue.overflowed and len(queue.window) < WINDOW_LOW_TASKS:
+            if queue.overflowed and queue.runs_low():
                 queue.refill(self._source)
         self._in_hand = None
         queue.repark(poller)
         return False
 
-    def _throttled(self, queue: _Queue, throttle: Throttle) -> bool:
+    def _lend_one(self, queue: Queue) -> bool:
+        """Lend the first task of this node to another. False: there is no task, or nobody wants one."""
+        exchange = self.exchange
+        if exchange is None or not queue.peers:
+            return False
+        peer = queue.next_peer()
+        if peer is None:
+            return False
+        task = queue.take_own()
+        if task is None:
+            return False
+        queue.lent.add(task.sequence)
+        exchange.lend(peer, task)
+        return True
+
+    def _throttled(self, queue: Queue, throttle: Throttle) -> bool:
         """Whether the queue's limit holds its tasks back; if so, a wake-up is asked for."""
         wait_ns = throttle.wait_ns(self._now_ns())
         if wait_ns and not throttle.waiting and queue.parked and self._on_throttled is not None:
@@ -562,8 +458,20 @@ class Matching:
             queue.throttle.waiting = False
             if queue.parked:
                 self._run(queue)
+                if self.exchange is not None and queue.parked:
+                    self.exchange.polled(queue, self._now_ns())
 
-    def _reroute_all(self, queue: _Queue) -> None:
+    def _limit(self, queue: Queue, rate: float, now_ns: int) -> None:
+        """A poll asks for a limit of the whole queue: this node keeps its share of it."""
+        queue.rate_per_second = rate
+        if self.exchange is not None:
+            rate /= self.exchange.nodes(queue.key)
+        if queue.throttle is None:
+            queue.throttle = Throttle(rate, now_ns)
+        else:
+            queue.throttle.set(rate, now_ns)
+
+    def _reroute_all(self, queue: Queue) -> None:
         while True:
             if queue.overflowed:
                 queue.refill(self._source)
@@ -572,17 +480,3 @@ class Matching:
                 task.reroute()
             if not queue.overflowed or not tasks:
                 return
-
-
-def _pollers(queue: _Queue, now_ns: int) -> list[PollerInfo]:
-    oldest_ns = now_ns - HISTORY_TTL_NS
-    return [
-        PollerInfo(
-            identity=identity,
-            last_access_ns=seen.access_ns,
-            rate_per_second=DEFAULT_RATE_PER_SECOND if seen.rate_per_second is None else seen.rate_per_second,
-            versioning=seen.versioning,
-        )
-        for identity, seen in queue.history.items()
-        if seen.access_ns > oldest_ns
-    ]

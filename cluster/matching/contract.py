@@ -6,12 +6,15 @@ to start it for, and a source knows which durable tasks are still waiting. Hosti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 PRIORITY_FIRST = 1
 PRIORITY_DEFAULT = 3
 PRIORITY_LAST = 5
+
+NodeId: TypeAlias = int  # of a node of the region, as in Raft
 
 
 class QueueKind(IntEnum):
@@ -117,3 +120,38 @@ class Source(Protocol):
 
     def count(self, queue: QueueKey) -> int:
         """How many durable tasks wait in it."""
+
+
+class Host(Protocol):
+    """What the exchange of tasks between nodes asks of the node it runs in."""
+
+    def send(self, node: NodeId, message: list[object]) -> None:
+        """Send a message to a peer that is up: in order, at once or at the end of the turn, never failing.
+
+        What is sent after a message that was lost must be lost too, until `peer_up` was called again.
+        """
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
+        """Call once, after so many seconds."""
+
+    def poll_fields(self, poller: Poller) -> list[object]:
+        """What the node that starts a task for this poll must know of it; what msgpack can carry."""
+
+    def start_lent(self, task: Task, node: NodeId, poll_id: int, fields: list[object]) -> bool:
+        """Record that a task is started for a poll of another node, as `Task.start` does for one of ours.
+
+        True: `Exchange.deliver` or `Exchange.void` follows, for this node and poll. False: the task is void.
+        It may call back into matching, and into the exchange.
+        """
+
+    def answer(self, poller: Poller, node: NodeId, body: bytes, receipt: object) -> bool:
+        """Give a poll of ours its task, which `node` started. False: nobody listens any more.
+
+        `receipt` is what `node` needs to take the task back (`Exchange.give_back`), as it chose to write it.
+        """
+
+    def undelivered(self, node: NodeId, receipt: object, *, certain: bool) -> None:
+        """A task that was started for a poll of `node` did not reach its worker: give it back.
+
+        Not certain: the node vanished before it could say whether it did.
+        """

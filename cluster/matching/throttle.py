@@ -48,6 +48,15 @@ class Throttle:
         """A task was dispatched."""
         self._tokens -= 1
 
+    def give_back(self) -> None:
+        """What was dispatched turned out void."""
+        self._tokens = min(self.burst, self._tokens + 1)
+
+    @property
+    def available(self) -> int:
+        """How many tasks may be dispatched at once, as of the last look at the clock."""
+        return max(0, int(self._tokens))
+
     def _refill(self, now_ns: int) -> None:
         passed = max(0, now_ns - self._at_ns)
         self._at_ns = max(now_ns, self._at_ns)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.matching import Matching, QueueKey, broker
+from cluster.matching import Matching, QueueKey, broker, task_queue
 from cluster.matching.stats import DEFAULT_RATE_PER_SECOND, Rate
 
 QUEUE = QueueKey("n", 1, "q")
@@ -172,22 +172,22 @@ def test_a_poll_whose_client_has_gone_swallows_nothing(shards: Shards) -> None:
 def test_a_backlog_stays_in_the_shards_and_drains_in_order(shards: Shards) -> None:
     shards.matching.poll(QUEUE, gone := Worker())
     shards.matching.cancel_poll(QUEUE, gone)
-    total = 20 * broker.WINDOW_TASKS
+    total = 20 * task_queue.WINDOW_TASKS
     for sequence in range(1, total + 1):
         shards.offer(sequence)
     queue = shards.matching._queues[QUEUE]
-    assert len(queue.window) == broker.WINDOW_TASKS
+    assert len(queue.window) == task_queue.WINDOW_TASKS
     assert queue.overflowed
     urgent = shards.offer(total + 1, priority=1)
-    assert len(queue.window) == broker.WINDOW_TASKS
+    assert len(queue.window) == task_queue.WINDOW_TASKS
     assert shards.matching.describe(QUEUE).backlog_count == total + 1
     fetches = shards.fetches
     while shards.matching.poll(QUEUE, Worker()):
-        assert len(queue.window) <= broker.WINDOW_TASKS
-        assert len(queue.taken) <= 2 * broker.WINDOW_TASKS
+        assert len(queue.window) <= task_queue.WINDOW_TASKS
+        assert len(queue.taken) <= 2 * task_queue.WINDOW_TASKS
     assert shards.order() == [urgent.sequence, *range(1, total + 1)]
     # Batches: about one fetch for each window but its low mark.
-    assert shards.fetches - fetches < 2 * total // broker.WINDOW_TASKS
+    assert shards.fetches - fetches < 2 * total // task_queue.WINDOW_TASKS
     assert not queue.overflowed
     assert not queue.taken
 
@@ -202,7 +202,7 @@ def test_a_backlog_nobody_polls_costs_no_memory(shards: Shards) -> None:
 
 
 def test_queries_are_bounded_and_never_dropped(shards: Shards) -> None:
-    queries = [shards.offer(10 + n, durable=False) for n in range(broker.VOLATILE_TASKS + 1)]
+    queries = [shards.offer(10 + n, durable=False) for n in range(task_queue.VOLATILE_TASKS + 1)]
     assert [query.accepted for query in queries].count(False) == 1
     assert not queries[-1].accepted
     shards.offer(1)
@@ -278,7 +278,7 @@ def test_a_sticky_queue_lives_while_one_connection_does(shards: Shards) -> None:
 
 
 def test_an_overflowed_sticky_queue_is_rerouted_whole(shards: Shards) -> None:
-    total = 3 * broker.WINDOW_TASKS
+    total = 3 * task_queue.WINDOW_TASKS
     shards.matching.poll(STICKY, gone := Worker(), sticky=True)
     for sequence in range(total + 1):
         shards.offer(sequence, queue=STICKY).reroute_to = QUEUE
@@ -308,7 +308,7 @@ def test_a_busy_worker_is_alive_for_a_while(shards: Shards) -> None:
     shards.now += 50 * SECOND  # parked all the time
     shards.offer(1)
     assert shards.matching.has_live_poller(QUEUE)
-    shards.now += broker.LIVE_POLL_NS
+    shards.now += task_queue.LIVE_POLL_NS
     assert not shards.matching.has_live_poller(QUEUE)
 
 
@@ -456,16 +456,16 @@ def test_describe_tells_pollers_backlog_and_rates(shards: Shards) -> None:
     assert stats.backlog_age_ns == 9 * SECOND
     assert stats.tasks_add_rate == pytest.approx(1.2)
     assert stats.tasks_dispatch_rate == pytest.approx(0.2)
-    shards.now += broker.HISTORY_TTL_NS
+    shards.now += task_queue.HISTORY_TTL_NS
     assert shards.matching.describe(QUEUE).pollers == []
 
 
 def test_the_history_of_identities_is_bounded(shards: Shards) -> None:
-    for number in range(broker.HISTORY_POLLERS + 5):
+    for number in range(task_queue.HISTORY_POLLERS + 5):
         shards.matching.poll(QUEUE, worker := Worker(identity=f"w{number}"))
         shards.matching.cancel_poll(QUEUE, worker)
     pollers = shards.matching.describe(QUEUE).pollers
-    assert len(pollers) == broker.HISTORY_POLLERS
+    assert len(pollers) == task_queue.HISTORY_POLLERS
     assert pollers[0].identity == "w5"
 
 

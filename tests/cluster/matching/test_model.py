@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.matching import Matching, QueueKey, broker
+from cluster.matching import Matching, QueueKey, broker, task_queue
 
 
 @dataclass(eq=False)
@@ -204,8 +204,8 @@ class World:
             assert not parked or self.matching.has_live_poller(queue)
             state = self.matching._queues.get(queue)
             if state is not None:
-                assert len(state.window) <= broker.WINDOW_TASKS
-                assert len(state.volatile) <= broker.VOLATILE_TASKS
+                assert len(state.window) <= task_queue.WINDOW_TASKS
+                assert len(state.volatile) <= task_queue.VOLATILE_TASKS
                 assert list(state.parked) == parked  # in the order they came
                 places = [entry[:2] for entry in state.window]
                 assert places == sorted(set(places))
@@ -218,9 +218,9 @@ QUEUES = [QueueKey("n", 1, "a"), QueueKey("n", 2, "a"), QueueKey("n", 1, "b")]
 
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker, "WINDOW_TASKS", 8)
-    monkeypatch.setattr(broker, "WINDOW_LOW_TASKS", 2)
-    monkeypatch.setattr(broker, "VOLATILE_TASKS", 6)
+    monkeypatch.setattr(task_queue, "WINDOW_TASKS", 8)
+    monkeypatch.setattr(task_queue, "WINDOW_LOW_TASKS", 2)
+    monkeypatch.setattr(task_queue, "VOLATILE_TASKS", 6)
 
 
 @pytest.mark.usefixtures("small_window")
