@@ -65,6 +65,8 @@ class Committer:
         self._projecting = False  # the round under way carries records for List
         self._scheduled = False
         self._pumping = False
+        self._began = 0.0  # when the round under way was handed to the thread
+        self._longest_s = 0.0
         self._flush_wanted = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flush_waiters: list[Waiter] = []
@@ -166,6 +168,7 @@ class Committer:
             self._plan_flush()
             return
         self._busy = True
+        self._began = self.loop.time()
         self._projecting = bool(batch.visibility)
         self.rounds += 1
         if self._inline:
@@ -213,6 +216,11 @@ class Committer:
         """Whether a List would miss something that is committed."""
         return self._projecting or any(group.rows.visibility_pending for group in self.groups.values())
 
+    def longest_round_s(self) -> float:
+        """The longest round since this was last asked, one that is still being written included."""
+        longest, self._longest_s = self._longest_s, 0.0
+        return max(longest, self.loop.time() - self._began if self._busy else 0.0)
+
     # ---- the writer thread
 
     def _write_forever(self) -> None:
@@ -246,6 +254,7 @@ class Committer:
             log.warning("the disk takes writes again")
             self.refusal = None
         self._busy = self._projecting = False
+        self._longest_s = max(self._longest_s, self.loop.time() - self._began)
         for group, rows, index, keep in flushed:
             group.rows.stored(rows, index)
             if keep is not None:

@@ -24,6 +24,7 @@ from cluster.hosting.node import Membership, Node
 from cluster.hosting.options import ServerOptions
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.server import Server, run
+from cluster.hosting.steward import CHANGE, STATUS, Steward
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.stream import StreamPeers
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("region")
 
 DATA_FILE = "node.db"
+HAND_OVER_S = 2.0
 READY_S = 120.0  # for a quorum of the region to be up
 CLUSTER_IDS = uuid.UUID("6f0d2c1e-58d6-4a0e-9a0c-3f6b9e1f7a11")  # the space that cluster ids are named in
 
@@ -83,6 +85,7 @@ class RegionServer(Server):
         self.replicas: Replicas
         self.forward: Forward
         self.peers: Peers
+        self.steward: Steward
         self._ready: asyncio.Future[None]
 
     # ---- who we are
@@ -123,6 +126,7 @@ class RegionServer(Server):
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self._send)
         replicas.on_table.append(self._table_changed)
+        self.steward = Steward(node, replicas, self._send, self.peers.is_up)
         replicas.take(node)
         node.meta.group.on_lead = self._meta_leads
         return node
@@ -160,6 +164,7 @@ class RegionServer(Server):
         else:
             self._table_changed()
         self.replicas.start()
+        self.steward.start()
         self._look_ready()
         self.node.meta.on_change.append(self._look_ready)
         while True:
@@ -200,6 +205,15 @@ class RegionServer(Server):
         own: Mapping[str, Handler] = self.forward.handlers
         return {name: self.forward.wrap(handler) for name, handler in own.items()}
 
+    async def _hand_over(self) -> None:
+        """Let others lead before we go: their clients notice a round trip instead of an election."""
+        self.steward.draining = True
+        self.steward.report()
+        until = self.node.loop.time() + HAND_OVER_S
+        going = self.steward.hand_over()
+        while any(group.leading for group in going) and self.node.loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     # ---- cluster.peers.Receiver
 
     def message(self, node_id: int, message: list[Any]) -> None:
@@ -209,6 +223,8 @@ class RegionServer(Server):
             self.replicas.received(node_id, message)
         elif CALL <= kind <= HUNG_UP:
             self.forward.received(node_id, message)
+        elif STATUS <= kind <= CHANGE:
+            self.steward.received(node_id, message)
 
     def up(self, node_id: int, incarnation: str) -> None:
         """A peer can be talked to."""
@@ -222,6 +238,9 @@ class RegionServer(Server):
 
     async def stop(self, *, graceful: bool) -> None:
         """Hand over what is led here, then as any server."""
+        if graceful:
+            await self._hand_over()
+        self.steward.close()
         self.replicas.close()
         await super().stop(graceful=graceful)
         await self.peers.close()

@@ -6,6 +6,7 @@ thread and none of them waits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from history_store.raft import candidate, leader
@@ -386,6 +387,22 @@ class RawNode:
         if core.role is _LEADER:
             return min([index, *(p.match for p in core.progress.values())])
         return max(index - KEPT_ENTRIES, 0)
+
+    def lagging(self, entries: int) -> list[int]:
+        """At the leader: members whose log is known to end more than so many entries before ours."""
+        core = self._core
+        if core.role is not _LEADER:
+            return []
+        low = core.log.last_index - entries
+        return [member for member, progress in core.progress.items() if progress.match < low]
+
+    def heir(self, able: Callable[[int], bool]) -> int:
+        """At the leader: the other voter whose log is longest, among those that are able; 0 = nobody."""
+        core = self._core
+        if core.role is not _LEADER:
+            return NOBODY
+        others = [m for m in core.conf.voters if m != core.id and m in core.progress and able(m)]
+        return max(others, key=lambda member: core.progress[member].match, default=NOBODY)
 
     @property
     def transferee(self) -> int:

@@ -1,0 +1,252 @@
+"""The steward: sees to it that replicas and leaders are where the table and the day's health want them.
+
+Every node tells the node that leads the meta group how it is and what it leads; that one decides (the pure
+rules are in `cluster.membership`) and asks the groups' leaders to act. Nothing is remembered: a steward that
+takes over learns all in one period, and what was lost or overtaken is decided anew.
+
+Load is the share of the last period that the event loop was not waiting; a node is slow when its disk or its
+loop answers late for a while.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cluster.membership import (
+    META_GROUP,
+    GroupReport,
+    NodeHealth,
+    Plan,
+    Refusal,
+    emptied,
+    leader_moves,
+    plan_removed,
+    replica_steps,
+)
+from history_store.raft import RaftError, decode_change, decode_configuration
+from history_store.shard import image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.hosting.group import Group
+    from cluster.hosting.node import Node
+    from cluster.hosting.replicas import Replicas
+    from cluster.membership import Step, Transfer
+
+log = structlog.get_logger("steward")
+
+STATUS, TRANSFER, CHANGE = 40, 41, 42
+
+PERIOD_S = 0.5
+STALE_S = 2.5  # a report older than this says nothing
+STEP_S = 5.0  # a step that has not shown by then is decided anew
+BEHIND_ENTRIES = 4096  # a replica that lacks more is no leader to be
+SLOW_ROUND_S = 0.25  # a disk whose rounds take longer, for SLOW_PERIODS on end, makes a node slow
+SLOW_PERIODS = 6
+
+
+class Status:
+    """What a node said last."""
+
+    __slots__ = ("at", "draining", "groups", "load", "slow")
+
+    def __init__(
+        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport]
+    ) -> None:
+        self.at = at
+        self.load = load
+        self.slow = slow
+        self.draining = draining
+        self.groups = groups
+
+
+class Steward:
+    """One per node; it decides only where the meta group is led."""
+
+    def __init__(
+        self,
+        node: Node,
+        replicas: Replicas,
+        send: Callable[[int, list[Any]], bool],
+        is_up: Callable[[int], bool],
+    ) -> None:
+        self._node = node
+        self._replicas = replicas
+        self._send = send
+        self._is_up = is_up
+        self.draining = False
+        self.statuses: dict[int, Status] = {}
+        self.waits: dict[int, str] = {}  # group -> what its change of members waits for
+        self._busy: dict[int, float] = {}  # group -> until when a step counts as under way
+        self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
+        self._timer: Any = None
+        self._cpu = 0.0
+        self._clock = 0.0
+        self._slow_periods = 0
+
+    def start(self) -> None:
+        """Begin."""
+        self._clock = self._node.loop.time()
+        self._cpu = _cpu_s()
+        self._timer = self._node.loop.call_later(PERIOD_S, self._turn)
+
+    def close(self) -> None:
+        """End."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ---- every node
+
+    def _turn(self) -> None:
+        self._timer = self._node.loop.call_later(PERIOD_S, self._turn)
+        self.report()
+        if self._node.meta.group.leading:
+            self._decide()
+
+    def report(self) -> None:
+        """Tell the steward how we are."""
+        load, slow = self._measure()
+        groups = [
+            [group.id, group.raft.conf_bytes, group.raft.lagging(BEHIND_ENTRIES)]
+            for group in self._replicas.leads()
+        ]
+        message = [STATUS, load, slow, self.draining, groups]
+        leader = self._node.meta.group.raft.leader
+        if leader == self._node.node_id:
+            self.received(leader, message)
+        elif leader:
+            self._send(leader, message)
+
+    def _measure(self) -> tuple[float, bool]:
+        now, cpu = self._node.loop.time(), _cpu_s()
+        load = min((cpu - self._cpu) / max(now - self._clock, 1e-3), 1.0)
+        self._clock, self._cpu = now, cpu
+        late = self._node.committer.longest_round_s() > SLOW_ROUND_S
+        self._slow_periods = (
+            min(self._slow_periods + 1, 2 * SLOW_PERIODS) if late else max(self._slow_periods - 1, 0)
+        )
+        return round(load, 3), self._slow_periods >= SLOW_PERIODS
+
+    def received(self, node_id: int, message: list[Any]) -> None:
+        """A message of this module's kinds."""
+        kind = message[0]
+        if kind == STATUS:
+            _, load, slow, draining, groups = message
+            reports = {
+                number: GroupReport(node_id, decode_configuration(conf), frozenset(behind))
+                for number, conf, behind in groups
+            }
+            self.statuses[node_id] = Status(self._node.loop.time(), load, slow, draining, reports)
+        elif kind == TRANSFER:
+            self._transfer(message[1], message[2])
+        elif kind == CHANGE:
+            self._change(message[1], message[2])
+
+    def _transfer(self, number: int, to: int) -> None:
+        group = self._node.committer.groups.get(number)
+        if group is None or not group.leading:
+            return
+        try:
+            group.raft.transfer_leader(to)
+        except RaftError as error:
+            log.info("leadership cannot be handed over", group=number, to=to, why=str(error))
+        self._node.committer.mark(group)
+
+    def _change(self, number: int, change: bytes) -> None:
+        group = self._node.committer.groups.get(number)
+        if group is None or not group.leading:
+            return
+        try:
+            index = group.raft.propose_conf_change(decode_change(change))
+        except RaftError as error:
+            log.info("the members of a group cannot be changed now", group=number, why=str(error))
+            return
+        group.proposed = max(group.proposed, index)
+        self._node.committer.mark(group)
+
+    def hand_over(self) -> list[Group]:
+        """This node stops: ask others to lead what it leads. Those that nobody else can lead stay."""
+        left = []
+        for group in self._replicas.leads():
+            to = group.raft.heir(lambda member: self._is_up(member))
+            if to:
+                self._transfer(group.id, to)
+                left.append(group)
+        return left
+
+    # ---- where the meta group is led
+
+    def _decide(self) -> None:
+        now = self._node.loop.time()
+        table = self._replicas.table
+        if table.region is None:
+            return
+        health: dict[int, NodeHealth] = {}
+        reports: dict[int, GroupReport] = {}
+        for node in table.present():
+            status = self.statuses.get(node.id)
+            fresh = status is not None and now - status.at < STALE_S
+            up = fresh and (node.id == self._node.node_id or self._is_up(node.id))
+            if status is None or not up:
+                health[node.id] = NodeHealth(up=False)
+                continue
+            health[node.id] = NodeHealth(True, status.draining, status.load, status.slow)
+            reports.update(status.groups)
+        self._busy = {group: until for group, until in self._busy.items() if until > now}
+        self._moving = {
+            group: (to, until)
+            for group, (to, until) in self._moving.items()
+            if until > now and (report := reports.get(group)) is not None and report.leader != to
+        }
+        work = replica_steps(table, reports, health, busy=list(self._busy))
+        self.waits = work.waits
+        for step in work.steps:
+            self._busy[step.group] = now + STEP_S
+            self._take(step, reports[step.group].leader)
+        pending = {group: to for group, (to, _) in self._moving.items()}
+        for move in leader_moves(table, reports, health, pending=pending):
+            if move.group not in self._busy:
+                self._moving[move.group] = (move.to, now + STEP_S)
+                self._ask(move, reports[move.group].leader)
+        for node_id in emptied(table, reports):
+            self.propose(plan_removed(table, node_id))
+
+    def _take(self, step: Step, leader: int) -> None:
+        log.info("a group changes", group=step.group, what=step.kind.value, why=step.why)
+        if step.change is None:
+            self._tell(leader, [TRANSFER, step.group, step.to])
+        else:
+            self._tell(leader, [CHANGE, step.group, step.change.encode()])
+
+    def _ask(self, move: Transfer, leader: int) -> None:
+        log.info("a leader moves", group=move.group, to=move.to, why=move.why)
+        self._tell(leader, [TRANSFER, move.group, move.to])
+
+    def _tell(self, node_id: int, message: list[Any]) -> None:
+        if node_id == self._node.node_id:
+            self.received(node_id, message)
+        else:
+            self._send(node_id, message)
+
+    def propose(self, plan: Plan | Refusal) -> bool:
+        """Write a plan's rows in the meta group, which must be led here. False: it was refused."""
+        if isinstance(plan, Refusal):
+            log.warning("the region's table stays as it is", why=plan.why, do=plan.do)
+            return False
+        if plan.rows:
+            rows = list(plan.rows)
+            self._node.meta.group.propose(image.encode(rows, []), rows, [])
+            log.info("the region changes", why=plan.why)
+        return True
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+__all__ = ["CHANGE", "META_GROUP", "STATUS", "TRANSFER", "Steward"]
