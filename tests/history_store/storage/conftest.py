@@ -24,7 +24,7 @@ class Disk:
     def open(self) -> Storage:
         if self.kind == "memory":
             return MemoryStorage()
-        return SqliteStorage(self.path, checkpoint_bytes=1 << 16, journal_bytes=1 << 18)
+        return SqliteStorage(self.path, checkpoint_bytes=1 << 16, journal_bytes=1 << 16)
 
     def close_and_open(self) -> Storage:
         if isinstance(self.storage, MemoryStorage):

@@ -288,6 +288,149 @@ def test_readers_beside_the_writer_see_whole_rounds(disk):
     assert failures == []
 
 
+# ------------------------------------------------------------------------------------------ folds and images
+
+
+def test_a_fold_stores_rows_and_what_they_are_exact_for(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 9))], hard_states=[(1, HardState(1, 1, 9))]))
+    disk.storage.fold(
+        Round(
+            rows=[(key(1, b"a", b"x"), b"v")], visibility=[record("r1")],
+            applied=[(1, 9, 1, b"c")], compact=[(1, 7, 1)],
+        )
+    )  # fmt: skip
+    disk.storage.write(Round(entries=[(1, entries(1, 10, 11))]))
+    assert disk.storage.get(key(1, b"a", b"x")) == b"v"
+    found = disk.kill_and_open().load()[1]
+    assert found == GroupLog(HardState(1, 1, 9), 9, 1, 7, 1, entries(1, 8, 11), b"c")
+    assert shown(disk.storage) == [("r1", 1)]
+
+
+def test_a_fold_has_nothing_that_must_be_ordered_among_appends(disk):
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 3))]))
+    for batch in (
+        Round(entries=[(1, entries(1, 4, 4))]),
+        Round(hard_states=[(1, HardState(2, 1, 0))]),
+        Round(wipe=[1]),
+        Round(compact=[(1, 4, 1)]),
+        Round(compact=[(1, 3, 2)]),
+    ):
+        with pytest.raises(ValueError, match=r"through write|use write"):
+            disk.storage.fold(batch)
+    disk.storage.fold(Round(compact=[(1, 3, 1)]))
+    disk.storage.write(Round(entries=[(1, entries(1, 4, 4))]))
+    assert disk.kill_and_open().load()[1].entries == entries(1, 4, 4)
+
+
+def test_a_wipe_takes_all_rows_of_one_group_before_new_ones_are_put(disk):
+    rows = [
+        (key(g, kind, b"%d" % i), b"old") for g in (0, 1, 2) for kind in (b"a", b"h", b"\xff") for i in (1, 2)
+    ]
+    disk.storage.write(Round(rows=rows))
+    new = [(key(1, b"a", b"2"), b"new"), (key(1, b"h", b"3"), b"new")]
+    disk.storage.write(Round(wipe=[1], rows=new))
+    expected = sorted([row for row in rows if row[0][3] != 1] + new)
+    assert list(disk.storage.scan(b"", b"\xff" * 9)) == expected
+    assert list(disk.kill_and_open().scan(b"", b"\xff" * 9)) == expected
+
+
+def test_an_image_from_elsewhere_replaces_rows_and_the_whole_log(disk):
+    """Also entries behind it whose branch seems to be the same."""
+    old, new = key(1, b"a", b"old"), key(1, b"a", b"new")
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 9))], rows=[(old, b"v")]))
+    disk.storage.write(
+        Round(
+            wipe=[1], rows=[(new, b"v")], compact=[(1, 5, 1)], applied=[(1, 5, 1, b"c")],
+            entries=[(1, entries(2, 6, 6))],
+        )
+    )  # fmt: skip
+    log = disk.kill_and_open().load()[1]
+    assert (log.compacted, log.applied, log.entries) == (5, 5, entries(2, 6, 6))
+    disk.storage.write(Round(wipe=[1], compact=[(1, 5, 1)], applied=[(1, 5, 1, b"c")]))
+    assert disk.storage.get(new) is None
+    assert disk.kill_and_open().load()[1].entries == []
+
+
+def test_an_image_is_of_one_moment(disk):
+    rows = [(key(1, kind, b"%04d" % i), b"old") for kind in (b"a", b"h", b"z") for i in range(300)]
+    others = [(key(g, b"a", b""), b"not mine") for g in (0, 2, 2**32 - 1)]
+    disk.storage.write(Round(rows=rows + others, applied=[(1, 7, 3, b"conf")]))
+    with disk.storage.image(1) as image:
+        first = next(image.rows)
+        disk.storage.write(Round(rows=[(k, b"new") for k, _ in rows], applied=[(1, 8, 3, b"conf")]))
+        assert (image.applied, image.applied_term, image.conf) == (7, 3, b"conf")
+        assert [first, *image.rows] == rows
+    with disk.storage.image(1) as image:
+        assert image.applied == 8
+    with disk.storage.image(2**32 - 1) as image:
+        assert list(image.rows) == [others[2]]
+    with disk.storage.image(77) as image:
+        assert (image.applied, list(image.rows)) == (0, [])
+
+
+def test_appends_and_folds_of_two_threads(disk, rng):
+    """One thread appends, the other folds what has been appended so far; then the process ends."""
+    storage = disk.storage
+    storage.load()
+    done = [0] * 4  # last durable index of each group
+    failures: list[BaseException] = []
+    stop = threading.Event()
+    folded = [0] * 4
+
+    def fold() -> None:
+        try:
+            while not stop.is_set():
+                upto = list(done)
+                batch = Round(visibility=[record("r", status=2)])
+                for group in range(1, 4):
+                    if upto[group] > folded[group]:
+                        batch.applied.append((group, upto[group], 1, b""))
+                        batch.compact.append((group, upto[group] - rng.randrange(3) * (group > 1), 1))
+                        value = b"%d" % upto[group]
+                        batch.rows += [
+                            (key(group, kind, b"%02d" % i), value) for kind in (b"a", b"h") for i in range(20)
+                        ]
+                        folded[group] = upto[group]
+                batch.compact = [(g, i, t) for g, i, t in batch.compact if i > 0]
+                storage.fold(batch)
+                storage.maintain()
+        except BaseException as error:
+            failures.append(error)
+
+    dice = random.Random(rng.random())
+    thread = threading.Thread(target=fold)
+    thread.start()
+    for number in range(400):
+        batch = Round()
+        for group in dice.sample([1, 2, 3], dice.randrange(1, 4)):
+            first = done[group] + 1
+            batch.entries.append(
+                (group, entries(1, first, first + dice.randrange(3), bytes(dice.choice([1, 3000]))))
+            )
+        if number % 50 == 0:
+            batch.hard_states.append((1, HardState(2 + number, 1, 0)))
+        storage.write(batch)
+        for group, added in batch.entries:
+            done[group] = added[-1].index
+        if number % 90 == 89:
+            storage.write(Round(rows=[(key(9, b"a", b""), b"%d" % number)]))
+    stop.set()
+    thread.join()
+    assert failures == []
+    logs = disk.kill_and_open().load()
+    for group in range(1, 4):
+        log = logs[group]
+        assert log.compacted + len(log.entries) == done[group]
+        assert [entry.index for entry in log.entries] == list(range(log.compacted + 1, done[group] + 1))
+        assert log.applied == folded[group]
+        if folded[group]:
+            assert {v for _, v in disk.storage.scan(key(group, b"", b""), key(group + 1, b"", b""))} == {
+                b"%d" % folded[group]
+            }
+    assert logs[1].hard_state[:2] == (352, 1)
+    assert disk.storage.get(key(9, b"a", b"")) == b"359"
+
+
 # ------------------------------------------------------------------------------------------------ projection
 
 
@@ -364,10 +507,11 @@ class Model:
         self.rng = rng
         self.groups: dict[int, GroupLog] = {}
         self.rows: dict[bytes, bytes] = {}
-        self.durable_hard: dict[int, HardState] = {}
+        self.voids = False  # the last round replaced a log
 
     def round(self) -> Round:
         rng, batch = self.rng, Round()
+        self.voids = False
         for group in rng.sample(range(1, 5), rng.randrange(5)):
             log = self.groups.setdefault(group, GroupLog(HardState(1, 1, 0), 0, 0, 0, 0, []))
             last = log.compacted + len(log.entries)
@@ -396,6 +540,11 @@ class Model:
                 log.applied, log.applied_term, log.conf = index, term, b"c%d" % index
                 log.compacted, log.compacted_term, log.entries = index, term, log.entries[at + 1 :]
             elif action < 0.95:
+                self.voids = True
+                if rng.random() < 0.5:
+                    batch.wipe.append(group)
+                    for k in [k for k in self.rows if k.startswith(group.to_bytes(4, "big"))]:
+                        del self.rows[k]
                 index, term = rng.randint(log.compacted + 1, last + 5), log.hard_state.term + 1
                 log.hard_state = HardState(term, 0, index)
                 batch.compact.append((group, index, term))
@@ -440,7 +589,12 @@ def test_any_history_of_rounds_and_ends(disk, rng):
             if rng.random() < 0.5:
                 model.groups, model.rows = before
                 continue
-        disk.storage.write(batch)
+        if rng.random() < 0.5 and not model.voids:
+            disk.storage.write(Round(entries=batch.entries, hard_states=batch.hard_states))
+            batch.entries, batch.hard_states = [], []
+            disk.storage.fold(batch)
+        else:
+            disk.storage.write(batch)
         disk.storage.maintain()
         if rng.random() < 0.08:
             model.check(getattr(disk, rng.choice(["close_and_open", "kill_and_open"]))())

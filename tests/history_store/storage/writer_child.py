@@ -1,11 +1,15 @@
 """A process that writes rounds as fast as it can and prints each number once it is durable, to be killed.
 
 Round n appends entries to two groups; every third writes n to a hundred rows of both tables and to the
-projection; every sixth compacts. Usage: writer_child.py FILE SEED
+projection; every sixth compacts. Usage: writer_child.py FILE SEED [folds]
+
+With `folds`, rows and compaction are stored by a second thread, which is told that the entries are durable.
 """
 
+import queue
 import random
 import sys
+import threading
 
 from history_store.storage.contract import Entry, HardState, Round
 from history_store.storage.sqlite import SqliteStorage
@@ -42,14 +46,32 @@ def round_of(number: int, padding: int) -> Round:
 def main() -> None:
     path, seed = sys.argv[1], int(sys.argv[2])
     rng = random.Random(seed)
-    storage = SqliteStorage(path, checkpoint_bytes=1 << 17)
+    storage = SqliteStorage(path, checkpoint_bytes=1 << 17, journal_bytes=1 << 18)
     logs = storage.load()
+    folds: queue.SimpleQueue[Round] = queue.SimpleQueue()
+
+    def fold() -> None:
+        while True:
+            storage.fold(folds.get())
+            storage.maintain()
+
+    if folding := sys.argv[3:] == ["folds"]:
+        threading.Thread(target=fold, daemon=True).start()
     number = 1 + (logs[1].compacted + len(logs[1].entries) if 1 in logs else 0)
     while True:
-        storage.write(round_of(number, rng.choice([0, 100, 3000])))
+        batch = round_of(number, rng.choice([0, 100, 3000]))
+        later = Round(
+            rows=batch.rows, visibility=batch.visibility, applied=batch.applied, compact=batch.compact
+        )
+        if folding:
+            batch = Round(entries=batch.entries, hard_states=batch.hard_states)
+        storage.write(batch)
         sys.stdout.write(f"{number}\n")
         sys.stdout.flush()
-        storage.maintain()
+        if folding and later.rows:
+            folds.put(later)
+        elif not folding:
+            storage.maintain()
         number += 1
 
 
