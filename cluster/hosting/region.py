@@ -125,9 +125,7 @@ class RegionServer(Server):
             member=Membership(who.node_id, replicas.config_of, replicas.send, self._peers_up),
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self._send)
-        replicas.on_table.append(self._table_changed)
         self.steward = Steward(node, replicas, self._send, self.peers.is_up)
-        replicas.take(node)
         node.meta.group.on_lead = self._meta_leads
         return node
 
@@ -157,12 +155,14 @@ class RegionServer(Server):
     async def _become_ready(self) -> None:
         config = self.config
         self.forward.handlers = self.services.handlers()
+        self.replicas.take(self.node)
         await self.peers.start(config.listen.host, config.listen.peers)
         if self.replicas.table.region is None:
             ids = initial_ids(member.name for member in config.members)
             self.peers.set_peers({ids[m.name]: (m.host, m.port) for m in config.members})
         else:
             self._table_changed()
+        self.replicas.on_table.append(self._table_changed)
         self.replicas.start()
         self.steward.start()
         self._look_ready()
