@@ -8,7 +8,8 @@ present, nothing is remembered: a step that was lost, refused, or overtaken by a
 simply computed again, or not.
 
 Safety is Raft's. What is kept here is availability: a step is taken only if, by what is known, a majority of
-the voters before and a majority of those after are up, and not fewer than a majority of the wanted number.
+the voters before are up, and of those after a majority are up and have the log, and not fewer of them than a
+majority of the wanted number.
 
 Lineage: the replicate queue of CockroachDB and PD's schedulers do the same from a central view. We differ in
 that a whole group's replacement is one joint change, however many voters it concerns.
@@ -157,7 +158,7 @@ class _Group:
             return None
         changes = [Change(ChangeOp.ADD_LEARNER, i) for i in missing]
         changes += [Change(ChangeOp.REMOVE, i) for i in self._stray_learners()]
-        return self._step(StepKind.ADD_LEARNERS, changes, f"{self._names(missing)} to catch up")
+        return self._step(StepKind.ADD_LEARNERS, changes, f"to catch up: {self._names(missing)}")
 
     def _swap(self) -> Step | str | None:
         """Votes for those who have caught up; as many votes less for those who are not wanted."""
@@ -168,15 +169,17 @@ class _Group:
         ready = [i for i in coming if i in self.learners and self._up(i) and i not in self.report.behind]
         late = [i for i in coming if i not in ready and self._up(i)]
         if late:
-            return f"{self._names(late)} has not caught up"
+            return f"not caught up yet: {self._names(late)}"
         # Never below the wanted number on the way: a replacement that is down holds up the vote it replaces.
         gone = self._first_to_go(going)[: max(len(self.voters) + len(ready) - len(self.wanted), 0)]
         if not ready and not gone:
-            return f"{self._names(coming)} is down"
+            return f"down: {self._names(coming)}"
         after = [i for i in (*self.voters, *ready) if i not in gone]
         needed = max(majority(len(after)), majority(len(self.wanted)))
-        if self._live(after) < needed:
-            return f"{self._live(after)} voters would be up, and {needed} are needed"
+        # One that is up but far behind decides nothing until it has caught up: the group would stand still.
+        able = sum(self._up(i) and i not in self.report.behind for i in after)
+        if able < needed:
+            return f"voters up and not behind after it: {able}, needed: {needed}"
         if self.report.leader in gone:
             heir = self._heir(after)
             if heir:
@@ -195,9 +198,9 @@ class _Group:
         stray = self._stray_learners()
         if stray:
             changes = [Change(ChangeOp.REMOVE, i) for i in stray]
-            return self._step(StepKind.DROP, changes, f"{self._names(stray)} is not wanted any more")
+            return self._step(StepKind.DROP, changes, f"not wanted any more: {self._names(stray)}")
         absent = [i for i in self.wanted_learners if i not in self.learners]
-        return f"{self._names(absent)} is down" if absent else None
+        return f"down: {self._names(absent)}" if absent else None
 
     # ---- what they ask
 
@@ -242,7 +245,7 @@ class _Group:
     def _told(self, ready: list[int], gone: list[int]) -> str:
         if ready and gone:
             return f"{self._names(ready)} for {self._names(gone)}"
-        return f"{self._names(ready)} has caught up" if ready else f"{self._names(gone)} is one too many"
+        return f"caught up: {self._names(ready)}" if ready else f"too many: {self._names(gone)}"
 
 
 def emptied(table: Table, reports: Mapping[int, GroupReport]) -> list[int]:

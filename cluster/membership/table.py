@@ -197,17 +197,16 @@ class Table:
                 before = last
             if bool(shard.ranges) is (shard.state is ShardState.RETIRED):
                 yield f"shard {group} is {shard.state.name} with {len(shard.ranges)} ranges"
-            parent = self.shards.get(shard.parent)
-            for slot in slots_of(shard):
+            for first, last in shard.ranges:
                 if shard.state is ShardState.PREPARING:
-                    if parent is None or self.owners[slot] != parent.id:
-                        yield f"shard {group} is to take slot {slot}, which its parent does not own"
-                        break
-                elif seen[slot]:
-                    yield f"slot {slot} is owned by shard {seen[slot]} and by shard {group}"
-                    break
-                else:
-                    seen[slot] = group
+                    owners = set(self.owners[first : last + 1]) - {shard.parent}
+                    if owners or shard.parent not in self.shards:
+                        yield f"shard {group} is to take slots {first} to {last}; some are not its parent's"
+                    continue
+                taken = next((i for i in range(first, last + 1) if seen[i]), None)
+                if taken is not None:
+                    yield f"slot {taken} is owned by shard {seen[taken]} and by shard {group}"
+                seen[first : last + 1] = [group] * (last + 1 - first)
         if NO_SHARD in seen:
             yield f"slot {seen.index(NO_SHARD)} is owned by no shard"
         elif seen != self.owners:
