@@ -16,11 +16,12 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cluster.hosting.group import Group, Send, Waiter, notify
+from cluster.hosting.group import Group, Images, RowList, Send, Stored, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
 from history_store.storage.contract import Round, Storage, StorageError, StorageFull, StorageReadOnly
@@ -36,6 +37,8 @@ log = structlog.get_logger("storage")
 FLUSH_AGE_S = 0.5  # rows lag the log by about this; replay at start is bounded by it and the next limit
 FLUSH_BYTES_MAX = 8 << 20
 FULL_RETRY_S = 0.25
+
+Done = Callable[[], None]
 
 
 class Committer:
@@ -55,6 +58,7 @@ class Committer:
         self.node_id = node_id
         self._send = send
         self.groups: dict[int, Group] = {}
+        self.images: Images | None = None
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0
         self.entries = 0
@@ -70,6 +74,7 @@ class Committer:
         self._flush_wanted = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flush_waiters: list[Waiter] = []
+        self._stores: list[tuple[Callable[[Round], None], Done]] = []
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -157,12 +162,16 @@ class Committer:
         batch = Round()
         readies: list[tuple[Group, Ready]] = []
         self._take_readies(batch, readies)
-        flushed: list[Any] = []
+        flushed: list[Done] = []
         told, self._flush_waiters = self._flush_waiters, []
         if self._flush_wanted or told:
             self._flush_wanted = False
             self._take_flush(batch, flushed)
-        if not (batch.entries or batch.rows or batch.visibility or batch.applied or readies):
+        stores, self._stores = self._stores, []
+        for fill, done in stores:
+            fill(batch)
+            flushed.append(done)
+        if not (batch.entries or batch.rows or batch.visibility or batch.applied or readies or flushed):
             for waiter in told:
                 notify(waiter, None)
             self._plan_flush()
@@ -181,7 +190,16 @@ class Committer:
         else:
             self._jobs.put((batch, readies, flushed, told))
 
-    def _take_flush(self, batch: Round, flushed: list[Any]) -> None:
+    def store(self, fill: Callable[[Round], None], done: Done) -> None:
+        """Write rows that are no entry's: `fill` puts them into a round, after the flush that it may have.
+
+        `done` is called when they are durable. There is no flush under way while `fill` is called, so what it
+        reads from storage is what a flush in the same round comes after.
+        """
+        self._stores.append((fill, done))
+        self._schedule()
+
+    def _take_flush(self, batch: Round, flushed: list[Done]) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -192,11 +210,19 @@ class Committer:
             rows, visibility, index, term = taken
             batch.rows.extend(rows)
             batch.visibility.extend(visibility)
-            batch.applied.append((group.id, index, term, group.raft.conf_bytes))
+            batch.applied.append((group.id, index, term, group.conf_stored))
+            stored = Stored(index, term, group.raft.conf_bytes)
             keep = group.compactable(index, term)
             if keep is not None:
                 batch.compact.append((group.id, *keep))
-            flushed.append((group, rows, index, keep))
+            flushed.append(partial(self._flush_stored, group, rows, stored, keep))
+
+    @staticmethod
+    def _flush_stored(group: Group, rows: RowList, stored: Stored, keep: tuple[int, int] | None) -> None:
+        group.rows.stored(rows, stored.index)
+        group.note_stored(stored)
+        if keep is not None:
+            group.raft.compact(*keep)
 
     def flush(self, waiter: Waiter) -> None:
         """Store the rows of everything committed so far, then call back."""
@@ -243,7 +269,7 @@ class Committer:
         self,
         batch: Round,
         readies: list[tuple[Group, Ready]],
-        flushed: list[Any],
+        flushed: list[Done],
         told: list[Waiter],
         error: BaseException | None,
     ) -> None:
@@ -255,11 +281,12 @@ class Committer:
             self.refusal = None
         self._busy = self._projecting = False
         self._longest_s = max(self._longest_s, self.loop.time() - self._began)
-        for group, rows, index, keep in flushed:
-            group.rows.stored(rows, index)
-            if keep is not None:
-                group.raft.compact(*keep)
+        for done in flushed:
+            done()
         for group, ready in readies:
+            if ready.snapshot is not None:
+                assert self.images is not None, "somebody installed it"
+                self.images.installed(group)
             group.apply(group.raft.advance(ready))
             group.send(ready.messages_after)
             self.entries += len(ready.entries)
@@ -270,7 +297,7 @@ class Committer:
         for waiter in told:
             notify(waiter, None)
         self._plan_flush()
-        if self._dirty or self._flush_wanted or self._flush_waiters:
+        if self._dirty or self._flush_wanted or self._flush_waiters or self._stores:
             self._schedule()
 
     def _plan_flush(self) -> None:
@@ -289,7 +316,7 @@ class Committer:
         self,
         batch: Round,
         readies: list[tuple[Group, Ready]],
-        flushed: list[Any],
+        flushed: list[Done],
         told: list[Waiter],
         error: BaseException,
     ) -> None:
@@ -307,7 +334,7 @@ class Committer:
             notify(waiter, self.refusal)
         self.loop.call_later(FULL_RETRY_S, self._retry, batch, readies, flushed)
 
-    def _retry(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Any]) -> None:
+    def _retry(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Done]) -> None:
         if self._stopped:
             return
         if self._inline:

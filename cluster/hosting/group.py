@@ -12,24 +12,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
 from history_store.engine.errors import Code, Indefinite, ServiceError
-from history_store.raft import DATA, RaftError, RawNode
-from history_store.shard import image
+from history_store.raft import DATA, Kind, RaftError, RawNode
+from history_store.shard import image, snapshot
 from history_store.shard.rows import Rows
 
 if TYPE_CHECKING:
     from cluster.hosting.committer import Committer
-    from history_store.raft import Config, Dice, Message, Ready
+    from history_store.raft import Config, Dice, Message, Ready, SnapshotMeta
     from history_store.storage.contract import Entry, GroupLog, Round, Storage
     from history_store.visibility.record import VisibilityOp
 
 log = structlog.get_logger("raft")
 
 LOG_BYTES_MAX = 4 << 20  # of a group's log kept in memory for replicas that lag; more, and they get an image
+LOG_BYTES_HELD_MAX = 64 << 20  # while an image is on its way: what the image lacks, or it would come in vain
 
 Waiter = Callable[[ServiceError | None], None]
 Send = Callable[[int, "Message"], None]  # (group, message)
@@ -61,6 +62,27 @@ class NotReadable(ServiceError):
         self.group = group
 
 
+class Stored(NamedTuple):
+    """What a group's rows in storage are exact for."""
+
+    index: int  # type: ignore[assignment]  # Raft's word; tuple.index is not used here
+    term: int
+    conf: bytes
+
+
+class Images(Protocol):
+    """Who moves whole images between replicas (snapshots.py)."""
+
+    def wanted(self, group: Group, message: Message) -> None:
+        """A replica needs what our log no longer has."""
+
+    def install(self, group: Group, meta: SnapshotMeta, batch: Round) -> None:
+        """The core took an image: put what makes it the group's rows into the round."""
+
+    def installed(self, group: Group) -> None:
+        """That round is durable."""
+
+
 class Group:
     """The replica of one group."""
 
@@ -76,13 +98,20 @@ class Group:
     ) -> None:
         self.id = group
         self.committer = committer
-        self.rows = Rows(storage, group)
+        generation = group
+        self.stored = Stored(0, 0, b"")
+        if found is not None:
+            generation, found.conf = snapshot.unwrap_conf(group, found.conf)
+            self.stored = Stored(found.applied, found.applied_term, found.conf)
+        self.rows = Rows(storage, group, generation)
         self.raft = RawNode(config, dice, found)
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing
         self.on_lose: Callable[[], None] = _nothing
         # Rows of committed entries, also on followers; True: this node proposed them, in its present term.
         self.on_rows: Callable[[RowList, bool], None] | None = None
+        self.on_image: Callable[[], None] = _nothing  # all rows may have changed, without entries
+        self.holds: dict[int, int] = {}  # by peer: the index of the image that is on its way there
         self._send = send
         self._leads_from = 0  # index of the first entry of our term; 0 = we are not elected
         self._leads_term = 0
@@ -177,6 +206,9 @@ class Group:
 
     def collect(self, batch: Round, ready: Ready) -> None:
         """Put a Ready into a round."""
+        if ready.snapshot is not None:
+            assert self.committer.images is not None, "an image came from nowhere"
+            self.committer.images.install(self, ready.snapshot, batch)
         if ready.entries:
             batch.entries.append((self.id, ready.entries))
         if ready.hard_state is not None:
@@ -189,8 +221,10 @@ class Group:
             return index, term
         # Others may lag a little: an entry is cheaper to send than an image. Their lag is bounded by bytes.
         low = raft.lowest_match(index)
-        if raft.log_bytes > LOG_BYTES_MAX:
+        if raft.log_bytes > (LOG_BYTES_HELD_MAX if self.holds else LOG_BYTES_MAX):
             low = index
+        elif raft.log_bytes > LOG_BYTES_MAX:
+            low = min(index, *self.holds.values())
         if low <= raft.compacted:
             return None
         return low, raft.term_of(low)
@@ -200,7 +234,26 @@ class Group:
         if messages:
             assert self._send is not None, "a replica without others has nobody to write to"
             for message in messages:
-                self._send(self.id, message)
+                if message.kind is Kind.SNAPSHOT and self.committer.images is not None:
+                    self.committer.images.wanted(self, message)
+                else:
+                    self._send(self.id, message)
+
+    @property
+    def conf_stored(self) -> bytes:
+        """Members and generation, as they go with `applied`."""
+        return snapshot.wrap_conf(self.id, self.rows.generation, self.raft.conf_bytes)
+
+    def note_stored(self, stored: Stored) -> None:
+        """Storage has the rows up to there."""
+        if stored.index > self.stored.index:
+            self.stored = stored
+
+    def note_image(self, stored: Stored) -> None:
+        """An image is in place, durable: all rows are others than before."""
+        self.note_stored(stored)
+        self.committed = self.proposed = stored.index
+        self.on_image()
 
     def note_state(self, ready: Ready) -> None:
         """Who leads may have changed, and reads may have been confirmed."""

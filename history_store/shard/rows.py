@@ -1,4 +1,4 @@
-"""The rows of one shard: storage, and over it what is committed (or, at the leader, proposed) but not yet stored.
+"""The rows of one shard: storage, and over it what is committed (or, at the leader, proposed) and not stored.
 
 At the leader an entry's rows are visible from the moment it is proposed (the leader pipelines), and leave the
 overlay when storage has them. The overlay is always reconstructible: it is exactly the entries after
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from history_store.engine.keys import HISTORY, ITEM
-from history_store.shard import image
+from history_store.shard import image, snapshot
 
 if TYPE_CHECKING:
     from history_store.storage.contract import Entry, Storage
@@ -31,7 +31,7 @@ def _bucket(key: bytes) -> bytes:
 
 
 class _Committed:
-    """An entry whose rows storage does not have yet; `data` is what they are decoded from, if they are not."""
+    """An entry whose rows storage does not have yet; `data` is what they are decoded from, if not done."""
 
     __slots__ = ("data", "index", "rows", "term", "visibility")
 
@@ -72,14 +72,18 @@ class Rows:
         "_prefix",
         "_storage",
         "committed_bytes",
+        "generation",
         "group",
+        "records_wait",
         "visibility_pending",
     )
 
-    def __init__(self, storage: Storage, group: int) -> None:
+    def __init__(self, storage: Storage, group: int, generation: int) -> None:
         self._storage = storage
         self.group = group
-        self._prefix = group.to_bytes(4, "big")
+        self.generation = generation  # under which storage has these rows
+        self.records_wait = False  # storage has records that came with an image and are not shown yet
+        self._prefix = snapshot.prefix(generation)
         self._buckets: dict[bytes, dict[bytes, tuple[int, bytes | None]]] = {}
         self._committed: deque[_Committed] = deque()
         self._flushing: list[_Committed] = []  # taken for storage, which does not have them yet
@@ -136,6 +140,21 @@ class Rows:
         self._leads = False
         self._buckets.clear()
 
+    def replace(self, generation: int) -> None:
+        """An image takes the place of all this, in storage and over it. Only at a follower."""
+        assert not self._leads, "a leader has everything that is committed"
+        self.generation = generation
+        self._prefix = snapshot.prefix(generation)
+        self._committed.clear()
+        self._flushing.clear()
+        self.committed_bytes = self.visibility_pending = 0
+        self.records_wait = True
+
+    @property
+    def flushing(self) -> bool:
+        """Whether storage is being given rows that it does not have yet."""
+        return bool(self._flushing)
+
     @property
     def pending_entries(self) -> int:
         """Committed entries not yet stored."""
@@ -162,7 +181,10 @@ class Rows:
         last: dict[tuple[str, str], VisibilityOp] = {}
         for op in visibility:
             last[op.namespace_id, op.run_id] = op
-        return [(prefix + key, value) for key, value in latest.items()], list(last.values()), index, term
+        rows = [(prefix + key, value) for key, value in latest.items()]
+        if self.records_wait:  # these are newer than what the image brought
+            rows += [(prefix + snapshot.record_key(*name), None) for name in last]
+        return rows, list(last.values()), index, term
 
     def stored(self, flushed: list[tuple[bytes, bytes | None]], index: int) -> None:
         """Storage has these rows, up to entry `index`: the overlay need not hold them any more."""

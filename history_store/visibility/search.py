@@ -45,6 +45,10 @@ _RECORD = (
     " ifnull(e.root_workflow_id, ''), ifnull(e.root_run_id, '')"
 )
 _RECORD_FIELDS = 18
+_BY_RUN = (
+    f"SELECT s.namespace_id, {_RECORD} FROM visibility_executions e"
+    " JOIN visibility_scopes s ON s.id = e.scope WHERE e.run_id IN (SELECT value FROM json_each(?))"
+)
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -89,6 +93,14 @@ def list_executions(
         rows.pop()
         token = _write_token(_digest(namespace_id, query), rows[-1][_RECORD_FIELDS:])
     return [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows], token
+
+
+def find_records(connection: sqlite3.Connection, runs: Iterable[tuple[str, str]]) -> list[ExecutionRecord]:
+    """The records of these runs (namespace id, run id), as far as there are any; in no order."""
+    wanted = set(runs)
+    found = connection.execute(_BY_RUN, (msgspec.json.encode([run_id for _, run_id in wanted]).decode(),))
+    records = [ExecutionRecord(*row) for row in found]
+    return [record for record in records if (record.namespace_id, record.run_id) in wanted]
 
 
 def _page(plan: _Plan, resolved: Resolved, after: list[object] | None, rows: int) -> Fragment | None:

@@ -64,7 +64,7 @@ class Shard:
 
     def __init__(self) -> None:
         self.storage = MemoryStorage()
-        self.rows = Rows(self.storage, GROUP)
+        self.rows = Rows(self.storage, GROUP, GROUP)
         self.model: dict[bytes, bytes] = {}
         self.log: list[Entry] = []
         self.committed = 0
@@ -107,7 +107,7 @@ class Shard:
         if self.flight is not None:
             self.applied = self.flight[1]
             self.flight = None
-        self.rows = Rows(self.storage, GROUP)
+        self.rows = Rows(self.storage, GROUP, GROUP)
         for entry in self.log[self.applied :]:
             self.rows.receive(entry)
         self.committed = len(self.log)
@@ -161,4 +161,4 @@ def test_nothing_stays_in_the_overlay(rng: random.Random) -> None:
 
 def test_a_scan_stays_within_one_kind() -> None:
     with pytest.raises(AssertionError, match="one kind"):
-        list(Rows(MemoryStorage(), 1).scan(keys.RUN, keys.WAKE))
+        list(Rows(MemoryStorage(), 1, 1).scan(keys.RUN, keys.WAKE))
