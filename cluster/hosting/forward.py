@@ -35,18 +35,20 @@ PATIENCE_S = 10.0  # what a call without a deadline gets to find one
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 # Peer messages of this module: [kind, ...]
-CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP = 10, 11, 12, 13, 14, 15
+CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER = 10, 11, 12, 13, 14, 15, 16
+KINDS = range(CALL, SCATTER + 1)
+SCATTER_S = 2.0  # what other nodes get to tell what they know; who does not answer is left out
 
 
 class Attempt:
     """One try of a call, as its handler sees it (a `contract.Call`)."""
 
     __slots__ = (
-        "_call",
         "_forward",
         "_handler",
         "_shards",
         "_task",
+        "call",
         "checked",
         "deadline",
         "done",
@@ -58,7 +60,7 @@ class Attempt:
 
     def __init__(self, forward: Forward, call: Call, handler: Handler, until: float) -> None:
         self._forward = forward
-        self._call = call
+        self.call = call
         self._handler = handler
         self._shards: list[ShardHost] = []
         self._task: asyncio.Task[bytes | None] | None = None
@@ -75,38 +77,38 @@ class Attempt:
     @property
     def request(self) -> bytes:
         """The message; what is put in its place counts for later attempts, too."""
-        return self._call.request
+        return self.call.request
 
     @request.setter
     def request(self, message: bytes) -> None:
-        self._call.request = message
+        self.call.request = message
 
     @property
     def method(self) -> str:
         """Full method name."""
-        return self._call.method
+        return self.call.method
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
         """The client's."""
-        return self._call.metadata
+        return self.call.metadata
 
     @property
     def connection(self) -> Connection:
         """The client's connection."""
-        return self._call.connection
+        return self.call.connection
 
     def finish(self, body: bytes) -> None:
         """Answer."""
         if not self.done:
             self._end()
-            self._call.finish(body)
+            self.call.finish(body)
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Answer with a status."""
         if not self.done:
             self._end()
-            self._call.fail(code, message, details)
+            self.call.fail(code, message, details)
 
     def set_metadata(
         self,
@@ -115,7 +117,7 @@ class Attempt:
         trailing: Iterable[tuple[str, str | bytes]] = (),
     ) -> None:
         """Metadata for the answer."""
-        self._call.set_metadata(initial=initial, trailing=trailing)
+        self.call.set_metadata(initial=initial, trailing=trailing)
 
     def write(self, body: bytes) -> None:
         """Unary calls only come here."""
@@ -126,7 +128,7 @@ class Attempt:
     def run(self) -> None:
         """Call the handler and see to its answer."""
         node = self._forward.node
-        self._call.on_cancel = self._cancelled
+        self.call.on_cancel = self._cancelled
         before, node.entered = node.entered, self._shards
         try:
             result = self._handler(self)
@@ -213,8 +215,8 @@ class Attempt:
             self._task.cancel()
         if self.on_cancel is not None:
             self.on_cancel()  # the handler forgets the call, as if the client had gone
-        again = Attempt(self._forward, self._call, self._handler, self.until)
-        self._call.on_cancel = again._cancelled
+        again = Attempt(self._forward, self.call, self._handler, self.until)
+        self.call.on_cancel = again._cancelled
         self._forward.later(again)
 
     def answer(self, body: bytes) -> None:
@@ -255,7 +257,7 @@ class RemoteCall:
     """A call that came by way of another node (a `contract.Call`)."""
 
     __slots__ = ("_forward", "connection", "deadline", "done", "method", "node_id", "number", "on_cancel",
-                 "on_message", "request")  # fmt: skip
+                 "on_message", "request", "scattered")  # fmt: skip
 
     def __init__(
         self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
@@ -268,6 +270,7 @@ class RemoteCall:
         self.request = request
         self.deadline = deadline
         self.connection = connection
+        self.scattered = False  # every node is asked for what it knows itself
         self.done = False
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
@@ -312,6 +315,45 @@ class RemoteCall:
         raise NotImplementedError(f"{self.method} is no stream")
 
 
+class Gathering:
+    """What other nodes answer to one question."""
+
+    __slots__ = ("_done", "_forward", "_timer", "answers", "waits_for")
+
+    def __init__(self, forward: Forward, waits_for: set[int], done: Callable[[list[bytes]], None]) -> None:
+        self._forward = forward
+        self._done: Callable[[list[bytes]], None] | None = done
+        self.waits_for = waits_for
+        self.answers: list[bytes] = []
+        self._timer = forward.loop.call_later(SCATTER_S, self._end)
+
+    def heard(self, node_id: int, body: bytes | None) -> None:
+        """One has answered, or cannot."""
+        self.waits_for.discard(node_id)
+        if body is not None:
+            self.answers.append(body)
+        self.look()
+
+    def look(self) -> None:
+        """Whether all have."""
+        if not self.waits_for:
+            self._end()
+
+    def _end(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._timer.cancel()
+            self._forward.forget(self)
+            done(self.answers)
+
+
+def scattered(call: Call) -> bool:
+    """Whether another node asks for what this one knows itself."""
+    if isinstance(call, Attempt):
+        call = call.call
+    return isinstance(call, RemoteCall) and call.scattered
+
+
 class Forward:
     """Sends calls on to other nodes, and serves theirs."""
 
@@ -324,6 +366,7 @@ class Forward:
         self.forwarded = 0
         self._numbers = 0
         self._sent: dict[int, Attempt] = {}
+        self._asked: dict[int, Gathering] = {}
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
 
@@ -344,7 +387,7 @@ class Forward:
     def elsewhere(self, attempt: Attempt, error: NotLeading) -> None:
         """The shard is not led here: send the call on, or wait until somebody leads."""
         to = error.leader
-        if to in (0, self.node.node_id) or isinstance(attempt._call, RemoteCall):
+        if to in (0, self.node.node_id) or isinstance(attempt.call, RemoteCall):
             self.later(attempt)
             return
         self._numbers += 1
@@ -396,7 +439,7 @@ class Forward:
 
     def later(self, attempt: Attempt) -> None:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
-        call = attempt._call
+        call = attempt.call
         if isinstance(call, RemoteCall):
             call.lost()  # one hop: the node that has the client looks for the leader
             return
@@ -431,13 +474,19 @@ class Forward:
             if attempt is not None:
                 attempt.remote = None
                 attempt.finish(message[2])
+            elif number in self._asked:
+                self._asked.pop(number).heard(node_id, message[2])
         elif kind == CALL:
             self._serve(node_id, message)
+        elif kind == SCATTER:
+            self._tell(node_id, message)
         elif kind == ERROR:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
                 attempt.fail(message[2], message[3], message[4])
+            elif number in self._asked:
+                self._asked.pop(number).heard(node_id, None)
         elif kind == LOST:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
@@ -475,6 +524,37 @@ class Forward:
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
 
+    def scatter(self, call: Call, done: Callable[[list[bytes]], None]) -> None:
+        """Ask all other nodes the same; `done` hears what those that could answered. Not for changes that
+        must not be made twice, and not for what must be complete.
+        """
+        peers = self.node.peers()
+        gathering = Gathering(self, set(peers), done)
+        for peer in peers:
+            self._numbers += 1
+            if self.send(peer, [SCATTER, self._numbers, call.method, call.request]):
+                self._asked[self._numbers] = gathering
+            else:
+                gathering.waits_for.discard(peer)
+        gathering.look()
+
+    def forget(self, gathering: Gathering) -> None:
+        """It hears no more."""
+        for number in [number for number, found in self._asked.items() if found is gathering]:
+            del self._asked[number]
+
+    def _tell(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request = message
+        connection = self.connection_of(node_id, 0, f"node {node_id}")
+        call = RemoteCall(self, node_id, number, method, request, None, connection)
+        call.scattered = True
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not known here")
+            return
+        self.served[node_id, number] = call
+        Attempt(self, call, handler, 0.0).run()
+
     def down(self, node_id: int) -> None:
         """The node is gone, with its clients and with what we asked of it."""
         for key in [key for key in self.served if key[0] == node_id]:
@@ -484,6 +564,8 @@ class Forward:
                 call.on_cancel()
         for key in [key for key in self._remote if key[0] == node_id]:
             self._remote.pop(key).close()
+        for gathering in set(self._asked.values()):
+            gathering.heard(node_id, None)
         for number in [
             number for number, attempt in self._sent.items() if attempt.remote == (node_id, number)
         ]:

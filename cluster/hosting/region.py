@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.addresses import join_address, split_address
 from cluster.hosting.clock import Clock, Identifiers
-from cluster.hosting.forward import CALL, HUNG_UP, Forward
+from cluster.hosting.forward import KINDS as CALLS
+from cluster.hosting.forward import Forward
 from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
 from cluster.hosting.node import Membership, Node
 from cluster.hosting.options import ServerOptions
@@ -163,6 +165,7 @@ class RegionServer(Server):
         else:
             self._table_changed()
         self.replicas.on_table.append(self._table_changed)
+        self.node.meta.on_change.append(self.services.part(Deletions).resume)
         self.replicas.start()
         self.steward.start()
         self._look_ready()
@@ -221,7 +224,7 @@ class RegionServer(Server):
         kind = message[0]
         if kind == RAFT:
             self.replicas.received(node_id, message)
-        elif CALL <= kind <= HUNG_UP:
+        elif kind in CALLS:
             self.forward.received(node_id, message)
         elif STATUS <= kind <= CHANGE:
             self.steward.received(node_id, message)

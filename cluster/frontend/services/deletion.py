@@ -35,6 +35,8 @@ RUNS_AT_ONCE = 8  # runs deleted in a step, each in a transaction of its own; ab
 TASKS_AT_ONCE = 512  # task rows deleted in a transaction
 STEP_S = 0.002  # pause after a step: at least half of the loop stays with those who wait for it
 RETRY_S = 1.0  # after a write was refused (a full disk)
+SETTLE_NS = 120_000_000_000  # of a region: how long the record stays at least, so that every node saw it
+LOOK_AGAIN_NS = 20_000_000_000
 REASON = "the namespace is deleted"
 
 
@@ -111,6 +113,7 @@ class _Sweep:
     def __init__(self, services: Services, namespace_id: str) -> None:
         self._services = services
         self._id = namespace_id
+        self._began = services.node.clock.now_ns()
         self.waits_until = 0  # everything is gone but the record, which stays until then
         self.restart()
 
@@ -121,8 +124,12 @@ class _Sweep:
 
     def step(self) -> bool:
         """One step; whether everything is gone."""
+        node = self._services.node
         if self.waits_until:
-            return True
+            if node.forward is None or node.clock.now_ns() < self.waits_until:
+                return True
+            self.waits_until = 0
+            self.restart()
         for _ in self._steps:
             return False
         if self._deleted:
@@ -133,6 +140,17 @@ class _Sweep:
     def forget(self) -> bool:
         """Drop the record, unless it is to be kept for a while."""
         found = self._services.meta.by_id.get(self._id)
+        node = self._services.node
+        if found is not None and node.forward is not None:
+            # Shards come and go: what another node led a minute ago may be ours to look through now. The
+            # record goes last, by whoever leads the meta group, when all have had their time.
+            now = node.clock.now_ns()
+            if (
+                not self._services.meta.group.leading
+                or max(found.forget_after, self._began + SETTLE_NS) > now
+            ):
+                self.waits_until = now + LOOK_AGAIN_NS
+                return False
         if found is not None:
             if found.forget_after > self._services.node.clock.now_ns():
                 self.waits_until = found.forget_after

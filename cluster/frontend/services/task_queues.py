@@ -14,6 +14,7 @@ from temporalio.api.taskqueue.v1 import message_pb2 as shown
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
+from cluster.hosting.forward import scattered
 from cluster.matching import QueueKey
 from cluster.matching.stats import DEFAULT_RATE_PER_SECOND
 from history_store.engine.durations import from_ns, timestamp_from_ns
@@ -37,11 +38,66 @@ UNVERSIONED = "__unversioned__"
 
 
 @rpc(wire.DescribeTaskQueueRequest)
-def describe_queue(services: Services, _call: Call, request: wire.DescribeTaskQueueRequest) -> bytes:
-    """DescribeTaskQueue, in both forms."""
+def describe_queue(services: Services, call: Call, request: wire.DescribeTaskQueueRequest) -> bytes | None:
+    """DescribeTaskQueue, in both forms: in a region, all nodes' parts of the queue together."""
+    forward = services.node.forward
+    if forward is None or scattered(call):
+        return _describe_here(services, request).SerializeToString()
+
+    def together(others: list[bytes]) -> None:
+        found = _describe_here(services, request)
+        for other in others:
+            _merge(found, wire.DescribeTaskQueueResponse.FromString(other))
+        call.finish(found.SerializeToString())
+
+    forward.scatter(call, together)
+    return None
+
+
+def _merge(into: wire.DescribeTaskQueueResponse, other: wire.DescribeTaskQueueResponse) -> None:
+    """Add another node's part of the queue."""
+    _merge_pollers(into.pollers, other.pollers)
+    _merge_stats(into.stats, other.stats)
+    into.task_queue_status.backlog_count_hint += other.task_queue_status.backlog_count_hint
+    if 0 < other.effective_rate_limit.requests_per_second < into.effective_rate_limit.requests_per_second:
+        into.effective_rate_limit.CopyFrom(other.effective_rate_limit)
+        if into.HasField("task_queue_status"):
+            into.task_queue_status.rate_per_second = other.effective_rate_limit.requests_per_second
+    for build_id, version in other.versions_info.items():
+        for kind, info in version.types_info.items():
+            ours = into.versions_info[build_id].types_info[kind]
+            _merge_pollers(ours.pollers, info.pollers)
+            _merge_stats(ours.stats, info.stats)
+
+
+def _merge_pollers(
+    into: RepeatedCompositeFieldContainer[shown.PollerInfo],
+    others: RepeatedCompositeFieldContainer[shown.PollerInfo],
+) -> None:
+    """One line a worker, with its latest poll."""
+    known = {info.identity: info for info in into}
+    for info in others:
+        ours = known.get(info.identity)
+        if ours is None:
+            into.append(info)
+        elif info.last_access_time.ToNanoseconds() > ours.last_access_time.ToNanoseconds():
+            ours.CopyFrom(info)
+
+
+def _merge_stats(into: shown.TaskQueueStats, other: shown.TaskQueueStats) -> None:
+    into.approximate_backlog_count += other.approximate_backlog_count
+    if other.approximate_backlog_age.ToNanoseconds() > into.approximate_backlog_age.ToNanoseconds():
+        into.approximate_backlog_age.CopyFrom(other.approximate_backlog_age)
+    into.tasks_add_rate += other.tasks_add_rate
+    into.tasks_dispatch_rate += other.tasks_dispatch_rate
+
+
+def _describe_here(
+    services: Services, request: wire.DescribeTaskQueueRequest
+) -> wire.DescribeTaskQueueResponse:
     namespace = services.namespace(request.namespace)
     if request.api_mode == ENHANCED:
-        return _enhanced(services, namespace.id, request).SerializeToString()
+        return _enhanced(services, namespace.id, request)
     kind = request.task_queue_type or WORKFLOW
     found = services.node.matching.describe(QueueKey(namespace.id, kind, request.task_queue.name))
     response = wire.DescribeTaskQueueResponse()
@@ -57,7 +113,7 @@ def describe_queue(services: Services, _call: Call, request: wire.DescribeTaskQu
     response.effective_rate_limit.rate_limit_source = (
         RATE_BY_WORKER if rate < DEFAULT_RATE_PER_SECOND else RATE_BY_SYSTEM
     )
-    return response.SerializeToString()
+    return response
 
 
 def _enhanced(

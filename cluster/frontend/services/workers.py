@@ -8,6 +8,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
 from cluster.hosting.dispatch import WORKFLOW, Poll
+from cluster.hosting.forward import scattered
 from cluster.matching import QueueKey
 
 if TYPE_CHECKING:
@@ -15,10 +16,17 @@ if TYPE_CHECKING:
 
 
 @rpc(wire.RecordWorkerHeartbeatRequest)
-def record_heartbeat(services: Services, _call: Call, request: wire.RecordWorkerHeartbeatRequest) -> bytes:
-    """RecordWorkerHeartbeat."""
+def record_heartbeat(services: Services, call: Call, request: wire.RecordWorkerHeartbeatRequest) -> bytes:
+    """RecordWorkerHeartbeat. Every node keeps all of them: who asks may ask any."""
+    _tell_others(services, call)
     services.node.workers.record(services.namespace(request.namespace).id, request.worker_heartbeat)
     return b""
+
+
+def _tell_others(services: Services, call: Call) -> None:
+    """The same at the other nodes. One that misses it hears the next heartbeat, or sees the worker expire."""
+    if services.node.forward is not None and not scattered(call):
+        services.node.forward.scatter(call, lambda _: None)
 
 
 @rpc(wire.ListWorkersRequest)
@@ -43,13 +51,14 @@ def describe_worker(services: Services, _call: Call, request: wire.DescribeWorke
 
 
 @rpc(wire.ShutdownWorkerRequest)
-def shutdown_worker(services: Services, _call: Call, request: wire.ShutdownWorkerRequest) -> bytes:
+def shutdown_worker(services: Services, call: Call, request: wire.ShutdownWorkerRequest) -> bytes:
     """ShutdownWorker: its polls end now, and what waits in its sticky queue goes to the other workers.
 
     Polls are found by the worker's key over all queues of the namespace: the request names one queue and its
     types, but the sticky queue's polls must end too.
     """
     namespace, node = services.namespace(request.namespace), services.node
+    _tell_others(services, call)
     if request.HasField("worker_heartbeat"):
         node.workers.record(namespace.id, (request.worker_heartbeat,))
     for poll in node.matching.cancel_worker_polls(
