@@ -331,20 +331,28 @@ def test_appends_do_not_wait_for_a_fold(tmp_path):
     thread.start()
     while not storage._storing.locked():
         pass
-    append(storage, 2, 40)
-    storage.write(Round(hard_states=[(1, HardState(7, 3, 1))]))
+    storage.write(Round(hard_states=[(1, HardState(7, 3, 1)), (2, HardState(8, 4, 0))]))
+    for index in range(2, 41):
+        storage.write(Round(entries=[(1, [Entry(7, index, 0, b"x")])]))
     assert not folded.is_set()
     storage.maintain()
     holder.execute("ROLLBACK")
     holder.close()
     thread.join()
     copy(path, tmp_path / "y.db")
+    storage.fold(Round(applied=[(1, 40, 7, b"")], compact=[(1, 38, 7)]))  # the votes' round is not needed now
+    copy(path, tmp_path / "z.db")
     storage.close()
-    storage = SqliteStorage(tmp_path / "y.db")
-    log = storage.load()[1]
-    assert (log.applied, log.compacted, log.hard_state[:2]) == (1, 1, (7, 3))
-    assert [entry.index for entry in log.entries] == list(range(2, 41))
-    storage.close()
+    for name, compacted in (("y.db", 1), ("z.db", 38)):
+        storage = SqliteStorage(tmp_path / name)
+        logs = storage.load()
+        assert (logs[1].compacted, logs[1].hard_state[:2], logs[2].hard_state[:2]) == (
+            compacted,
+            (7, 3),
+            (8, 4),
+        )
+        assert [entry.index for entry in logs[1].entries] == list(range(compacted + 1, 41))
+        storage.close()
 
 
 def test_rounds_that_nobody_needs_any_more_never_get_to_the_database(tmp_path):
