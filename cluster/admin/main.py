@@ -27,6 +27,7 @@ COMMANDS = {
         "cluster.admin.doctor_command:doctor",
         "Check this machine, and say what to do about what is found.",
     ),
+    "local": ("cluster.admin.local_commands:local", "Run a local cluster of real node processes."),
     "namespace": (
         "cluster.admin.namespace_commands:namespace",
         "Create, show, change and delete namespaces.",

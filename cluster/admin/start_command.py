@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -47,10 +46,11 @@ def start(file: Path, as_json: bool) -> None:
     if as_json:
         announce(config)
     leave_rich_out()
+    from cluster.hosting.region import serve
     from history_store.storage.contract import StorageError
 
     try:
-        code: int = importlib.import_module("cluster.hosting.region").serve(config)
+        code = serve(config)
     except StorageError as error:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
         raise Failure(what, do) from None
