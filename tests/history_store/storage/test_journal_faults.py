@@ -324,7 +324,8 @@ def test_appends_do_not_wait_for_a_fold(tmp_path):
     folded = threading.Event()
 
     def fold() -> None:
-        storage.fold(Round(rows=[(b"\0\0\0\1a", b"v")], applied=[(1, 1, 1, b"")], compact=[(1, 1, 1)]))
+        applied = [(1, 1, 1, b""), (2, 0, 0, b"")]
+        storage.fold(Round(rows=[(b"\0\0\0\1a", b"v")], applied=applied, compact=[(1, 1, 1)]))
         folded.set()
 
     thread = threading.Thread(target=fold)
