@@ -20,11 +20,13 @@ from history_store.engine import activity as activities
 from history_store.engine import workflow_task
 from history_store.engine.errors import ServiceError
 from history_store.engine.state import WFT_SPECULATIVE
+from history_store.engine.workflow_task import STICKY_KIND
 
 if TYPE_CHECKING:
     import asyncio
 
     from cluster.frontend.contract import Call, Connection
+    from cluster.hosting.exchange import RemotePoll
     from cluster.hosting.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shard_host import ShardHost
@@ -81,6 +83,11 @@ class Poll:
         """Give the worker its task, or nothing (an empty body)."""
         self._stop_waiting()
         self.call.finish(body)
+
+    def wait_on(self) -> None:
+        """There was nothing for it after all."""
+        sticky = self.request.task_queue.kind == STICKY_KIND
+        self.node.matching.poll(self.queue, self, sticky)
 
     def gone(self) -> None:
         """The client cancelled or its deadline came."""
@@ -175,7 +182,7 @@ class ShardTask:
             self.shard.commit(tx, nobody)
         return False
 
-    def _start_workflow_task(self, run: Run, poller: Poll) -> bool:
+    def _start_workflow_task(self, run: Run, poller: Poll | RemotePoll) -> bool:
         task = run.state.task
         if task is None or task.stamp != self.stamp or task.started_id:
             return self._void()
@@ -202,7 +209,7 @@ class ShardTask:
             shard.group.when_committed(delivery.committed, patient=True)
         return True
 
-    def _start_activity(self, run: Run, poller: Poll) -> bool:
+    def _start_activity(self, run: Run, poller: Poll | RemotePoll) -> bool:
         activity = run.activities.get(self.ref)
         if activity is None or activity.stamp != self.stamp or activity.started_id or activity.paused:
             return self._void()
@@ -235,7 +242,9 @@ class Delivery:
 
     __slots__ = ("body", "kind", "poll", "ref", "run", "shard", "stamp")
 
-    def __init__(self, shard: ShardHost, run: Run, kind: int, stamp: int, poll: Poll, ref: int = 0) -> None:
+    def __init__(
+        self, shard: ShardHost, run: Run, kind: int, stamp: int, poll: Poll | RemotePoll, ref: int = 0
+    ) -> None:
         self.shard = shard
         self.run = run
         self.kind = kind
@@ -243,6 +252,10 @@ class Delivery:
         self.poll = poll
         self.ref = ref
         self.body = b""
+        if isinstance(poll, Poll):
+            return
+        state = run.state
+        poll.receipt = [state.namespace_id, state.workflow_id, state.run_id, kind, stamp, ref]
 
     def committed(self, error: ServiceError | None) -> None:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
@@ -251,33 +264,43 @@ class Delivery:
             # Another node leads the shard: whether the task was started is its business, and it gives it to
             # somebody. The worker polls again.
             if poll.open:
-                poll.answer(b"")
+                poll.wait_on()
             return
         if poll.open:
             poll.answer(self.body)
             if self.kind == WORKFLOW:
                 poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)
             return
-        self._give_back()
+        state = self.run.state
+        give_back(
+            self.shard, state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref
+        )
 
-    def _give_back(self) -> None:
-        run = self.shard.find(self.run.state.namespace_id, self.run.state.workflow_id, self.run.state.run_id)
-        if run is None or not run.running:
-            return
-        if self.kind == WORKFLOW:
-            release(self.shard, run, self.stamp)
-            return
-        activity = run.activities.get(self.ref)
-        if activity is None or activity.stamp != self.stamp or not activity.started_id:
-            return
-        tx = self.shard.begin()
-        tx.open(run)
-        activities.unstart(run, activity)
-        try:
-            self.shard.commit(tx, nobody)
-        except ServiceError as error:  # a full disk; some activities have no time-out of an attempt
-            log.warning("an activity that nobody took waits", error=error.message)
-            self.shard.loop.call_later(GIVE_BACK_RETRY_S, self._give_back)
+
+def give_back(
+    shard: ShardHost, namespace_id: str, workflow_id: str, run_id: str, kind: int, stamp: int, ref: int
+) -> None:
+    """A started task reached nobody: it waits again."""
+    if shard.retired:
+        return
+    run = shard.find(namespace_id, workflow_id, run_id)
+    if run is None or not run.running:
+        return
+    if kind == WORKFLOW:
+        release(shard, run, stamp)
+        return
+    activity = run.activities.get(ref)
+    if activity is None or activity.stamp != stamp or not activity.started_id:
+        return
+    tx = shard.begin()
+    tx.open(run)
+    activities.unstart(run, activity)
+    try:
+        shard.commit(tx, nobody)
+    except ServiceError as error:  # a full disk; some activities have no time-out of an attempt
+        log.warning("an activity that nobody took waits", error=error.message)
+        again = (shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
+        shard.loop.call_later(GIVE_BACK_RETRY_S, give_back, *again)
 
 
 class Holders:

@@ -395,7 +395,7 @@ class Forward:
         deadline = attempt.deadline
         left_ms = -1 if deadline is None else max(1, int((deadline - self.loop.time()) * 1000))
         connection = attempt.connection
-        message = [CALL, number, attempt.method, attempt.request, left_ms, self._number_of(connection),
+        message = [CALL, number, attempt.method, attempt.request, left_ms, self.number_of(connection),
                    connection.peer]  # fmt: skip
         if not self.send(to, message):
             self.later(attempt)
@@ -423,7 +423,8 @@ class Forward:
         Barrier(self.node, [self.node.meta.group], current)
         return True
 
-    def _number_of(self, connection: Connection) -> int:
+    def number_of(self, connection: Connection) -> int:
+        """By which other nodes know a client's connection; they hear when it closes."""
         number = self._connections.get(connection)
         if number is None:
             self._numbers += 1

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cluster.hosting.forward import Forward
     from cluster.hosting.group import Group, Send, Waiter
     from cluster.matching.contract import Task
+    from cluster.matching.exchange import Exchange
     from history_store.engine.environment import EngineLimits
     from history_store.engine.run import Run, TaskSpec
     from history_store.engine.state import Action
@@ -95,6 +96,7 @@ class Node:
         self._groups_of_slots: list[int] = [META_GROUP] * SLOTS  # until the table is known
         self.meta = Meta(self._open(META_GROUP))
         self.forward: Forward | None = None  # with other nodes
+        self.exchange: Exchange | None = None
         self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
@@ -148,7 +150,8 @@ class Node:
             shard.retire()
             self._backlogs.clear()
             self.holders.forget(shard)
-            self.matching.resync()
+            drop = self.exchange.drop_shard if self.exchange is not None else self.matching.drop
+            drop(lambda task: getattr(task, "shard", None) is shard)
             for attempt in list(shard.attempts):
                 attempt.lost()
 

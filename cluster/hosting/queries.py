@@ -17,7 +17,6 @@ from cluster.hosting import answers
 from cluster.hosting.dispatch import WORKFLOW
 from cluster.matching.contract import QueueKey
 from history_store.engine.errors import Code, ServiceError
-from history_store.engine.workflow_task import STICKY_KIND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,8 +97,7 @@ class Query:
             if error is not None:  # what it would tell may never be true; the worker goes on waiting
                 self.fail(error.code, error.message)
                 if poller.open:
-                    sticky = poller.request.task_queue.kind == STICKY_KIND
-                    self.node.matching.poll(poller.queue, poller, sticky)
+                    poller.wait_on()
             elif poller.open:
                 self.connection = poller.connection
                 poller.answer(body)

@@ -19,6 +19,7 @@ import structlog
 from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.addresses import join_address, split_address
 from cluster.hosting.clock import Clock, Identifiers
+from cluster.hosting.exchange import EXCHANGE, ExchangeHost
 from cluster.hosting.forward import KINDS as CALLS
 from cluster.hosting.forward import Forward
 from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
@@ -86,6 +87,7 @@ class RegionServer(Server):
         self.config = config
         self.replicas: Replicas
         self.forward: Forward
+        self.tasks: ExchangeHost
         self.peers: Peers
         self.steward: Steward
         self._ready: asyncio.Future[None]
@@ -127,6 +129,8 @@ class RegionServer(Server):
             member=Membership(who.node_id, replicas.config_of, replicas.send, self._peers_up),
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self._send)
+        self.tasks = ExchangeHost(node, self.forward, self._send)
+        node.exchange = self.tasks.exchange
         self.steward = Steward(node, replicas, self._send, self.peers.is_up)
         node.meta.group.on_lead = self._meta_leads
         return node
@@ -226,16 +230,20 @@ class RegionServer(Server):
             self.replicas.received(node_id, message)
         elif kind in CALLS:
             self.forward.received(node_id, message)
+        elif kind == EXCHANGE:
+            self.tasks.received(node_id, message)
         elif STATUS <= kind <= CHANGE:
             self.steward.received(node_id, message)
 
     def up(self, node_id: int, incarnation: str) -> None:
         """A peer can be talked to."""
         log.info("peer is up", node=node_id, incarnation=incarnation)
+        self.tasks.up(node_id)
 
     def down(self, node_id: int) -> None:
         """A peer is gone."""
         log.warning("peer is down", node=node_id)
+        self.tasks.down(node_id)
         self.forward.down(node_id)
         self.replicas.down(node_id)
 
