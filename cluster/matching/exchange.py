@@ -444,8 +444,8 @@ class Exchange:
 
     def drop_shard(self, lost: Callable[[Task], bool]) -> None:
         """This node leads a shard no more: forget its tasks (those for which `lost` is true), lent or not."""
-        self._take_loans(lost)
         self._matching.drop(lost)
+        self._take_loans(lost)
 
     def _take_loans(self, void: Callable[[Task], bool]) -> None:
         """Forget loans and tell the borrowers; then lend others in their place."""

@@ -5,6 +5,7 @@ Rates are averages over the last 30 seconds, in 5-second buckets, as Temporal's 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 RATE_BUCKET_NS = 5_000_000_000
@@ -78,3 +79,19 @@ class QueueStats:
     backlog_age_ns: int  # age of the task at the head; 0 without a backlog
     tasks_add_rate: float  # a second
     tasks_dispatch_rate: float  # a second
+
+
+def merge(parts: Iterable[QueueStats]) -> QueueStats:
+    """A queue as all nodes know it: each tells of the tasks of its shards and the polls of its clients."""
+    pollers: dict[str, PollerInfo] = {}
+    count, age_ns, added, dispatched = 0, 0, 0.0, 0.0
+    for part in parts:
+        for poller in part.pollers:
+            known = pollers.get(poller.identity)
+            if known is None or known.last_access_ns < poller.last_access_ns:
+                pollers[poller.identity] = poller
+        count += part.backlog_count
+        age_ns = max(age_ns, part.backlog_age_ns)
+        added += part.tasks_add_rate
+        dispatched += part.tasks_dispatch_rate
+    return QueueStats(list(pollers.values()), count, age_ns, added, dispatched)
