@@ -261,6 +261,5 @@ def emptied(table: Table, reports: Mapping[int, GroupReport]) -> list[int]:
     for group in groups:
         conf = reports[group].conf
         kept.update(conf.voters, conf.outgoing, () if group == META_GROUP else conf.learners)
-        kept.update(table.replicas_of(group))
     leaving = (node.id for node in table.present() if node.state is NodeState.LEAVING)
     return [node_id for node_id in leaving if node_id not in kept]

@@ -104,6 +104,13 @@ def test_an_overloaded_node_sheds_one_at_a_time_and_does_not_get_it_back_at_once
     assert leader_moves(region.table, region.reports(spread(2, 4, 3)), cooler) == []
 
 
+def test_an_overloaded_node_does_not_shed_to_one_that_leads_more_than_its_share() -> None:
+    region = Region(3, shards=8)
+    hot = {1: UP._replace(load=0.95), 2: UP, 3: UP._replace(load=0.75)}
+    assert leader_moves(region.table, region.reports(spread(2, 4, 3)), hot) == []
+    assert len(leader_moves(region.table, region.reports(spread(3, 3, 3)), hot)) == 1
+
+
 def test_a_single_hot_group_is_not_passed_around() -> None:
     region = Region(3, shards=2)
     hot = {1: UP._replace(load=1.0), 2: UP, 3: UP}

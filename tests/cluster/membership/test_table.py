@@ -74,6 +74,12 @@ def test_a_split_changes_owners_in_one_transaction_in_either_order(three: Region
     assert three.table.shards[2].epoch == three.table.shards[5].epoch == 2
 
 
+def test_slots_that_a_shard_gave_up_are_nobodys(three: Region) -> None:
+    """Not by a plan of ours; but what is committed is followed as it is written."""
+    three.table.apply([changed_shard(three.table, 1, ranges=((0, 99),), epoch=2)])
+    assert [three.table.shard_of_slot(slot) for slot in (99, 100, 4095, 4096)] == [1, NO_SHARD, NO_SHARD, 2]
+
+
 def test_the_list_of_owners_stays_the_same_object(three: Region) -> None:
     owners = three.table.owners
     three.take(plan_split(three.table, 2))
