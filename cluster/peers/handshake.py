@@ -114,3 +114,12 @@ def objection(
             "if it was removed, stop it"
         )
     return ""
+
+
+def two_processes(caller: Identity, mine: Identity) -> str:
+    """Of a node that already talks to us from another process."""
+    return (
+        f"node {mine.name!r} (id {mine.node_id}) talks to another process that is node {caller.node_id}: "
+        "if the node is being restarted this passes by itself; if two processes run with copies of one data "
+        "directory, stop one and let it join as a new node"
+    )

@@ -54,6 +54,7 @@ class Link(FrameReader):
         self.identity: Identity | None = None  # who is at the other end, once it has said so
         self.version = 0
         self.sent = 0  # bytes
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._spoke = True  # since the last tick
         self._idle_ticks = 0
         self._heard = 0  # what `received` was at the last tick
@@ -73,6 +74,8 @@ class Link(FrameReader):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
         self.over = True
+        if not self.gone.done():
+            self.gone.set_result(None)
         self.lost(f"the connection broke: {exc}" if exc is not None else "the other side hung up")
 
     def eof_received(self) -> bool:
@@ -147,6 +150,8 @@ class Link(FrameReader):
     def drop(self) -> None:
         """Hang up at once; whatever was queued is dropped. Nobody is told, apart from who is dialing."""
         self.over = True
+        if not self.gone.done():
+            self.gone.set_result(None)
         if hasattr(self, "transport"):
             self.transport.abort()
 
@@ -162,9 +167,8 @@ class Dialed(Link):
     def __init__(self, peers: StreamPeers, session: Session) -> None:
         super().__init__(peers)
         self.session = session
-        loop = asyncio.get_running_loop()
-        self.welcomed: asyncio.Future[None] = loop.create_future()  # PeerError: why not
-        self.gone: asyncio.Future[None] = loop.create_future()
+        # PeerError: why not.
+        self.welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queued = False  # for the next flush
         self.queued_bytes = 0
         self.bulk_queued_bytes = 0
@@ -172,6 +176,7 @@ class Dialed(Link):
         self._round_bytes = 0
         self._frames: deque[tuple[list[bytes], int]] = deque()  # sealed and not written; bytes queued in it
         self._bulk: deque[bytes] = deque()
+        self._split = min(self.limits.frame_bytes_split, self.limits.frame_bytes_max - BODY_HEAD_BYTES_MAX)
         self._paused = False
         self._read = 0  # bytes that the peer says it has read
 
@@ -226,23 +231,18 @@ class Dialed(Link):
         self._frames.clear()
         self._bulk.clear()
         self._over_before_welcome(Unreachable(why))
-        if not self.gone.done():
-            self.gone.set_result(None)
         self.session.link_lost(self, why)
 
     def drop(self) -> None:
         """As every link's."""
         super().drop()
         self._over_before_welcome(Unreachable("we hung up"))
-        if not self.gone.done():
-            self.gone.set_result(None)
 
-    async def close(self, grace_s: float) -> None:
-        """Hang up once what was written is out, or the time is over."""
+    def finish(self) -> None:
+        """Hang up once what was queued is out, as far as the transport takes it."""
         self.flush()
         self.over = True
         self.transport.close()
-        await asyncio.wait([self.gone], timeout=grace_s)
 
     def _over_before_welcome(self, error: Exception) -> None:
         if not self.welcomed.done():
@@ -260,7 +260,7 @@ class Dialed(Link):
         if self.queued_bytes + size > self.limits.queue_bytes_max and self.queued_bytes:
             self._fits_a_frame(size)
             return False
-        if self._round_bytes + size > self.limits.frame_bytes_split:
+        if self._round_bytes + size > self._split:
             self._fits_a_frame(size)
             self._seal()
         self._round.append(encoded)
@@ -384,7 +384,7 @@ class Accepted(Link):
         self._patience.cancel()
         sentence = self.peers.objection(said)
         if sentence:
-            _log.warning("refused a connection", caller=self.host, why=sentence)
+            self.peers.refused(self.host, sentence)
             self.refuse(sentence)
             self._forget()
             return
@@ -431,6 +431,11 @@ class Accepted(Link):
         """As every link's; remember what was said."""
         self._reported = self.received
         super().ping()
+
+    @property
+    def talks(self) -> bool:
+        """Whether it has said something in half the time in which silence means death."""
+        return self._silent_ticks * 2 < self._dead_ticks
 
     @property
     def holds(self) -> bool:

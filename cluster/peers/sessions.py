@@ -112,6 +112,7 @@ class Session:
             accepted, self.accepted = self.accepted, None
             accepted.drop()
         self.dialed = link
+        self._problem = "it has not dialed this node"
         self._open_if_both()
 
     def accepted_open(self, link: Accepted) -> None:
@@ -129,9 +130,15 @@ class Session:
             self._wake.set()
         self._open_if_both()
 
+    def is_taken(self, incarnation: str) -> bool:
+        """Whether another process of this node talked to us a moment ago. The sockets of a process that dies
+        are closed before the next one dials; where the machine died, silence tells."""
+        accepted = self.accepted
+        return accepted is not None and accepted.talks and _incarnation(accepted) != incarnation
+
     def link_lost(self, link: Dialed | Accepted, why: str) -> None:
         """One of ours, or one that was replaced long ago."""
-        if link is self.dialed or link is self.accepted:
+        if not self._over and (link is self.dialed or link is self.accepted):
             self._lose(why)
 
     def _open_if_both(self) -> None:
@@ -180,10 +187,12 @@ class Session:
     async def close(self, grace_s: float) -> None:
         """Hang up once what is queued is out; the receiver hears nothing."""
         self._over = True
-        if self.dialed is not None:
-            # First ours: the peer ends the session as soon as it sees the end of either connection, and
-            # then reads no more.
-            await self.dialed.close(grace_s)
+        accepted = self.accepted
+        if self.dialed is not None and accepted is not None:
+            # The peer ends the session as soon as it sees the end of either connection, and then reads no
+            # more. So it is for the peer to close the other one, when it has read everything.
+            self.dialed.finish()
+            await asyncio.wait([accepted.gone], timeout=grace_s)
         self.up = False
         if self._dialing is not None:
             self._dialing.cancel()

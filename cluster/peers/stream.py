@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Final
 
@@ -31,6 +32,9 @@ _CLOSE_GRACE_S: Final = 1.0
 # Lines about callers who are not of the region: whoever finds the port must not fill the disk.
 _COMPLAINTS_MAX: Final = 10
 _COMPLAINTS_S: Final = 10.0
+# The same sentence is repeated in the log no sooner than after so long; so many are remembered.
+_REFUSALS_S: Final = 60.0
+_REFUSALS_MAX: Final = 100
 
 
 class StreamPeers:
@@ -68,6 +72,7 @@ class StreamPeers:
         self._listener: Listener | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._closed = False
+        self._refusals: dict[str, float] = {}
         self._complaints = 0
         self._complaints_since = 0.0
         self._loop: asyncio.AbstractEventLoop
@@ -197,9 +202,15 @@ class StreamPeers:
         """Why not; "" if we will talk."""
         strangers = self._stranger_receiver is not None
         sentence = handshake.objection(self.identity, self.versions, said, self._sessions, strangers)
-        if sentence or said.identity.node_id or len(self._strangers) < self.limits.strangers_max:
+        if sentence:
             return sentence
-        return f"node {self.identity.name!r} is busy with {len(self._strangers)} callers: try again later"
+        caller = said.identity
+        if caller.node_id:
+            taken = self._sessions[caller.node_id].is_taken(caller.incarnation)
+            return handshake.two_processes(caller, self.identity) if taken else ""
+        if len(self._strangers) >= self.limits.strangers_max:
+            return f"node {self.identity.name!r} is busy with {len(self._strangers)} callers: try again later"
+        return ""
 
     def identified(self, link: Accepted) -> None:
         """It said who it is, and was welcomed."""
@@ -214,6 +225,16 @@ class StreamPeers:
         """A stranger asks."""
         assert self._stranger_receiver is not None, "strangers are welcome"
         self._stranger_receiver(self._strangers[link], message)
+
+    def refused(self, host: str, sentence: str) -> None:
+        """A caller, who will try again and again."""
+        now = self._loop.time()
+        if now - self._refusals.get(sentence, -math.inf) < _REFUSALS_S:
+            return
+        if len(self._refusals) >= _REFUSALS_MAX:
+            self._refusals.clear()
+        self._refusals[sentence] = now
+        _log.warning("refused a connection", caller=host, why=sentence)
 
     def complain(self, host: str, why: str) -> None:
         """About a caller that never said who it is."""

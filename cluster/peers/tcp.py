@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -125,7 +126,7 @@ class TcpListener:
             _tune(client)
             task = self._loop.create_task(self._join(client, protocol, f"{address[0]}:{address[1]}"))
             self._joining[task] = None
-            task.add_done_callback(self._joined)
+            task.add_done_callback(partial(self._joined, client))
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
@@ -140,13 +141,12 @@ class TcpListener:
         except OSError as error:  # of TLS, too
             client.close()
             _log.warning("a TLS handshake failed", caller=caller, why=str(error))
-        except asyncio.CancelledError:
-            client.close()
-            raise
 
-    def _joined(self, task: asyncio.Task[None]) -> None:
+    def _joined(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._joining.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            client.close()  # here, because a task that is cancelled early never ran
+        elif (error := task.exception()) is not None:
             context = {"message": "cannot take a connection", "exception": error, "task": task}
             self._loop.call_exception_handler(context)
 
