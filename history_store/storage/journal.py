@@ -169,7 +169,8 @@ def _make(path: Path, epoch: int, size: int) -> int:
     fd = -1
     try:
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        os.posix_fallocate(fd, 0, size)  # says at once if there is no room
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)  # says at once if there is no room
         zeros = bytes(_ZEROS_BYTES)
         for offset in range(0, size, _ZEROS_BYTES):  # blocks that were only reserved cost an append metadata
             _write_all(fd, zeros[: size - offset], offset)

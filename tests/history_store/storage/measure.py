@@ -1,6 +1,7 @@
-"""The figures of docs/decisions/0004: python tests/history_store/storage/measure.py [directory]."""
+"""The figures of docs/decisions/0004 and 0008: python tests/history_store/storage/measure.py [directory]."""
 
 import os
+import queue
 import random
 import sys
 import tempfile
@@ -84,6 +85,47 @@ def measure_rounds(storage: Storage, log: Appender) -> None:
     measure("scan of 8 rows", 1000, lambda i: list(storage.scan(keys[i], keys[i + 8])))
 
 
+def measure_beside(storage: SqliteStorage, log: Appender, folds: bool) -> None:
+    """A round each 5 ms, and 250 rows each half second: in a round, or beside them on a second thread."""
+    jobs: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
+    flushes = [rows(125, 125) for _ in range(8)]
+
+    def fold() -> None:
+        while (batch := jobs.get()) is not None:
+            storage.fold(batch)
+            storage.maintain()
+
+    def one(number: int) -> None:
+        flush = Round()
+        if number % 100 == 99:
+            done = (1, log.last, 1)
+            flush = Round(rows=flushes[number // 100], applied=[(*done, b"")], compact=[done])
+        if folds and flush.rows:
+            jobs.put(flush)
+            flush = Round()
+        flush.entries = log.entries(1)
+        rounds.append(flush)
+
+    rounds: list[Round] = []
+    thread = threading.Thread(target=fold)
+    thread.start()
+    wall: list[float] = []
+    for number in range(800):
+        one(number)
+        time.sleep(0.0045)
+        start = time.perf_counter()
+        storage.write(rounds.pop())
+        wall.append((time.perf_counter() - start) * 1e6)
+        if not folds:
+            storage.maintain()
+    jobs.put(None)
+    thread.join()
+    wall.sort()
+    p50, p90, p99 = (wall[int(800 * part)] for part in (0.5, 0.9, 0.99))
+    where = "beside" if folds else "within"
+    print(f"1 entry each 5 ms, 250 rows each 0.5 s {where}: p50 {p50:.0f} p90 {p90:.0f} p99 {p99:.0f} us")
+
+
 def burn(stop: threading.Event) -> None:
     while not stop.is_set():
         sum(range(1000))
@@ -161,6 +203,8 @@ def main() -> None:
             )
         storage, log = SqliteStorage(Path(directory) / "a.db"), Appender()
         measure_rounds(storage, log)
+        for folds in (False, True, False, True):
+            measure_beside(storage, log, folds)
         measure_contention(storage, log)
         storage.close()
         measure_gil()
