@@ -147,8 +147,13 @@ class Reader:
 
     def park(self, run: Run, next_id: int) -> None:
         """Look again after the run's next commit."""
-        if run.proposed > self.shard.group.committed:
-            self.look()  # it has changed since: that commit told no watcher of ours
+        if run.proposed > self.shard.group.committed or (run.state.next_event_id, run.running) != (
+            self.end,
+            self.running,
+        ):
+            # It has changed since we looked. The commit of that told no watcher of ours, or will tell none: it
+            # may be the same round's, and over already.
+            self.look()
             return
         run.watchers.append(self.changed)
         if self.parked:
