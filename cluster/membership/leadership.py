@@ -181,11 +181,13 @@ class _Plan:
 
     def _even(self) -> Iterator[Transfer]:
         """Until no node leads two more than another that could take one."""
+        allowed: dict[int, list[int]] | None = None
         while self.able:
             # The usual case, and cheap: this is asked every second or so, for a thousand groups.
             if max(self.leads.values()) - min(self.leads[i] for i in self.able) < GAP:
                 return
-            allowed = {group: self._takers(group, report) for group, report in self.movable.items()}
+            if allowed is None:
+                allowed = {group: self._takers(group, report) for group, report in self.movable.items()}
             owners = {group: self.leaders[group] for group in self.movable}
             hops = relief(owners, allowed, self.leads)
             if not hops:

@@ -41,6 +41,7 @@ class Table:
         self.shards: dict[int, ShardRecord] = {}  # by group number, retired ones too
         # slot -> group. Changed in place, so that a hot path may hold on to it.
         self.owners: list[int] = [NO_SHARD] * SLOTS
+        self._halves: dict[int, int] = {}  # of splits under way: parent -> child, child -> parent
         self.changes = 0  # grows whenever something changed: what is derived from the table is old then
         self.apply(rows)
 
@@ -51,6 +52,7 @@ class Table:
         other.nodes = dict(self.nodes)
         other.shards = dict(self.shards)
         other.owners = list(self.owners)
+        other._halves = dict(self._halves)
         other.changes = self.changes
         return other
 
@@ -71,6 +73,8 @@ class Table:
                 case ShardRecord():
                     self._let_go(self.shards.get(record.id))
                     self.shards[record.id] = record
+                    if record.state is ShardState.PREPARING:
+                        self._halves |= {record.id: record.parent, record.parent: record.id}
                     changed.append(record)
                 case None:
                     self._delete(key)
@@ -83,6 +87,10 @@ class Table:
         return bool(read)
 
     def _let_go(self, shard: ShardRecord | None) -> None:
+        """Forget what the shard's row said."""
+        if shard is not None and shard.state is ShardState.PREPARING:
+            self._halves.pop(shard.id, None)
+            self._halves.pop(shard.parent, None)
         if shard is None or shard.state is not ShardState.SERVING:
             return
         for first, last in shard.ranges:
@@ -147,15 +155,7 @@ class Table:
 
     def splitting(self, group: int) -> int:
         """The other half of a split that is under way; 0 if there is none."""
-        shard = self.shards.get(group)
-        if shard is not None and shard.state is ShardState.PREPARING:
-            return shard.parent
-        waiting = (
-            other.id
-            for other in self.shards.values()
-            if other.state is ShardState.PREPARING and other.parent == group
-        )
-        return min(waiting, default=0)
+        return self._halves.get(group, 0)
 
     def next_node_id(self) -> int:
         """An id that no node ever had."""
