@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never, cast
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
 from temporalio.api.sdk.v1.user_metadata_pb2 import UserMetadata
 
 from cluster.hosting.group import NotLeading, nobody
+from cluster.hosting.meta import not_found
 from history_store.engine import children, close, inputs, start
 from history_store.engine import state as st
 from history_store.engine.errors import Code, ServiceError
@@ -35,6 +36,7 @@ from history_store.engine.start import Started
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.forward import Attempt
     from cluster.hosting.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shard_host import ShardHost
@@ -283,11 +285,15 @@ class InternalCall:
         raise NotImplementedError(f"{self.method} is no stream")
 
 
+# A namespace that is not found is one that the target's node has not heard of yet (see `Deeds._answer`).
+_PASSING = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED, Code.NOT_FOUND)
+
+
 def again(error: ServiceError) -> Again:
     """What an error means to whoever asked."""
     if error.code == Code.DEADLINE_EXCEEDED:
         return Again(error.message, Pause.NONE)
-    passing = error.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED)
+    passing = error.code in _PASSING
     return Again(error.message, Pause.SHORT if passing else Pause.LONG)
 
 
@@ -343,7 +349,9 @@ class Deeds:
         here.group.when_committed(committed, patient=True)
 
     def _here(self, deed: Deed) -> ShardHost | None:
-        """The target's shard, if this node leads it for certain. NotLeading."""
+        """The target's shard, if this node leads it for certain, and knows the namespace. NotLeading."""
+        if not deed.known and self.node.forward is not None:
+            return None  # it may have been registered elsewhere a moment ago: an attempt finds out
         shard = self.node.shard_of(deed.namespace_id, deed.workflow_id)
         group = shard.group
         return shard if group.raft.is_alone or group.readable else None
@@ -400,8 +408,16 @@ class Deeds:
         self._answer(call, decode(call.request))
 
     def _answer(self, call: Call, deed: Deed) -> None:
-        """Do it here, and answer the call. NotLeading, NotReadable."""
+        """Do it here, and answer the call. NotLeading, NotReadable.
+
+        NOT_FOUND if the namespace is not known here but perhaps elsewhere: an attempt that hears it waits
+        until this node knows all that the region knows, and comes once more.
+        """
         target = self.node.shard_of(deed.namespace_id, deed.workflow_id)
+        # Every call comes to a handler as an attempt: the front's, other nodes' and our own.
+        sure = not deed.known and cast("Attempt", call).checked
+        if deed.namespace_id not in self.node.meta.by_id and not sure:
+            raise not_found(deed.namespace_id)
         outcome = self._doer.do(target, deed)
 
         def committed(lost: ServiceError | None) -> None:
@@ -435,8 +451,6 @@ class Doer:
 
         Raises ServiceError if it was not done and may be later.
         """
-        if deed.known and deed.namespace_id not in self.node.meta.by_id:
-            raise ServiceError(Code.UNAVAILABLE, "the namespace is not known on this node yet")
         try:
             match deed:
                 case StartChild():
