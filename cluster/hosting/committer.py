@@ -93,6 +93,8 @@ class Committer:
             config = Config(node_id=self.node_id, voters=(self.node_id,))
         made = self.groups[group] = Group(self, group, self.storage, found, rng.randrange, config, self._send)
         made.recover()
+        if self.images is not None:
+            self.images.opened(made)
         return made
 
     def write_now(self, group: Group, ready: Ready) -> None:

@@ -73,6 +73,9 @@ class Stored(NamedTuple):
 class Images(Protocol):
     """Who moves whole images between replicas (snapshots.py)."""
 
+    def opened(self, group: Group) -> None:
+        """The node has this replica."""
+
     def wanted(self, group: Group, message: Message) -> None:
         """A replica needs what our log no longer has."""
 
@@ -104,6 +107,9 @@ class Group:
             generation, found.conf = snapshot.unwrap_conf(group, found.conf)
             self.stored = Stored(found.applied, found.applied_term, found.conf)
         self.rows = Rows(storage, group, generation)
+        if generation != group:
+            waiting = snapshot.records_of(generation)
+            self.rows.records_wait = next(storage.scan(*waiting, 1), None) is not None
         self.raft = RawNode(config, dice, found)
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing

@@ -140,14 +140,17 @@ class Rows:
         self._leads = False
         self._buckets.clear()
 
-    def replace(self, generation: int) -> None:
-        """An image takes the place of all this, in storage and over it. Only at a follower."""
+    def discard(self) -> None:
+        """An image will take the place of all this: nothing of it is to be stored any more."""
         assert not self._leads, "a leader has everything that is committed"
+        self._committed.clear()
+        self.committed_bytes = self.visibility_pending = 0
+
+    def replace(self, generation: int) -> None:
+        """These are the rows from now on: an image, and records that are to be shown."""
+        assert not self._committed, "rows of before an image would be written over it"
         self.generation = generation
         self._prefix = snapshot.prefix(generation)
-        self._committed.clear()
-        self._flushing.clear()
-        self.committed_bytes = self.visibility_pending = 0
         self.records_wait = True
 
     @property

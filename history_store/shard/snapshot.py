@@ -28,6 +28,7 @@ CHUNK_BYTES = 256 << 10
 # Kind of the rows that hold a generation's records until they are shown. Not a shard's own: images leave it
 # out, and nothing else is called so.
 RECORD = b"\x00"
+ROWS = b"\x01"  # a shard's own kinds are not below
 GENERATION_FIRST = 1 << 31  # of those that came as images; groups have lower numbers
 _WRAPPED = b"\xc1"  # msgpack never begins with it, and plain members are msgpack
 
@@ -180,6 +181,12 @@ def prefix_end(generation: int) -> bytes:
 def record_key(namespace_id: str, run_id: str) -> bytes:
     """Where a generation keeps a record that is not shown yet, after its four bytes."""
     return RECORD + f"{namespace_id}/{run_id}".encode()
+
+
+def records_of(generation: int) -> tuple[bytes, bytes]:
+    """The range of keys of all of them."""
+    start = prefix(generation)
+    return start + RECORD, start + ROWS
 
 
 def encode_record(record: ExecutionRecord) -> bytes:

@@ -1,0 +1,309 @@
+"""Images of whole groups between nodes, for replicas that lag behind the log or are new.
+
+The core asks for an image (`Images.wanted`); it is sent (snapshot_sender.py), arrives under a new generation
+(snapshot_receiver.py), is put in place by one write (`install`), and what it replaced is cleared away
+(generations.py). This module knows which images are under way, and keeps their number small: one to a peer,
+`OUTGOING_MAX` in all; others wait their turn.
+
+A crash anywhere leaves the old rows or the new ones. The receiver goes on after its restart if the sender is
+still there; a sender that restarts, or does not lead any more, begins anew with another image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from cluster.hosting.generations import Generations, Staged
+from cluster.hosting.group import Stored
+from cluster.hosting.snapshot_receiver import Incoming, raft_id
+from cluster.hosting.snapshot_sender import ACCEPT, ACK, CANCEL, CHUNK, DONE, OFFER, Outgoing
+from history_store.raft import Kind, Message, SnapshotMeta
+from history_store.shard import snapshot
+from history_store.shard.snapshot import Progress
+
+if TYPE_CHECKING:
+    import random
+
+    from cluster.hosting.committer import Committer
+    from cluster.hosting.group import Group
+    from history_store.storage.contract import Round
+
+log = structlog.get_logger("snapshots")
+
+KINDS = frozenset((OFFER, ACCEPT, CHUNK, ACK, DONE, CANCEL))
+OUTGOING_MAX = 2  # each has a thread, a view that the disk keeps old pages for, and 4 MiB of chunks
+CHECK_S = 1.0
+WAIT_CHECKS_MAX = 32  # between tries after failures
+
+Result = TypeVar("Result")
+SendImage = Callable[[int, list[Any], bool], bool]  # (node, message, bulk): whether it left
+
+
+class Snapshots:
+    """The images that come and go. Made before the committer has groups of a region; `recover` after that."""
+
+    def __init__(
+        self, committer: Committer, send: SendImage, rng: random.Random, *, inline: bool = False
+    ) -> None:
+        """`inline`: read images on the loop's thread, a chunk a turn."""
+        self.committer = committer
+        self.loop: asyncio.AbstractEventLoop = committer.loop
+        self.send = send
+        self.generations = Generations(committer, self._kick)
+        self.chunk_bytes = snapshot.CHUNK_BYTES
+        self.chunks_stored = 0
+        self._rng = rng
+        self._inline = inline
+        self._wanted: dict[tuple[int, int], tuple[Group, int]] = {}  # (group, peer): index
+        self._waits: dict[tuple[int, int], tuple[int, int]] = {}  # after failures: checks left, of how many
+        self._outgoing: dict[int, Outgoing] = {}  # by peer
+        self._incoming: dict[int, Incoming] = {}  # by group
+        self._pool: ThreadPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._recovered = False
+        self._closed = False
+        committer.images = self
+
+    def recover(self) -> None:
+        """Take up what was under way when the node ended."""
+        for staged in self.generations.recover():
+            self._incoming[staged.group] = Incoming(self, staged, 0)
+        self._recovered = True
+        for group in self.committer.groups.values():
+            self.opened(group)
+        self._arm()
+
+    def close(self) -> None:
+        """Let go of all views. Before the storage is closed."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.generations.close()
+        self._wanted.clear()
+        ended = list(self._outgoing.values())
+        for outgoing in ended:
+            outgoing.end(arrived=False, why="this node stops")
+        if self._pool is not None:
+            self._pool.shutdown()
+        for outgoing in ended:
+            outgoing.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._wanted or self._outgoing or self._incoming) or self.generations.busy
+
+    # ---- what the groups say (`Images`)
+
+    def opened(self, group: Group) -> None:
+        """The node has this replica; records of its last image may not be shown yet."""
+        if self._recovered and group.rows.records_wait:
+            self.generations.show(group)
+
+    def wanted(self, group: Group, message: Message) -> None:
+        """A replica needs what our log no longer has."""
+        assert message.snapshot is not None, "the core says which state is wanted"
+        outgoing = self._outgoing.get(message.to)
+        if self._closed or (outgoing is not None and outgoing.group is group):
+            return  # it is on its way
+        self._wanted[group.id, message.to] = (group, message.snapshot.index)
+        self.loop.call_soon(self._kick)  # a round is being formed; then everything committed is applied
+        self._arm()
+
+    def install(self, group: Group, meta: SnapshotMeta, batch: Round) -> None:
+        """The core took an image: one write replaces rows, members and log."""
+        incoming = self._incoming[group.id]
+        staged = incoming.staged
+        assert (staged.index, staged.term) == (meta.index, meta.term), "the core took another image"
+        incoming.replaced = group.rows.generation
+        batch.applied.append(
+            (group.id, meta.index, meta.term, snapshot.wrap_conf(group.id, staged.generation, meta.conf))
+        )
+        batch.compact.append((group.id, meta.index, meta.term))
+        batch.rows.extend(self.generations.switched(staged, incoming.replaced))
+        group.rows.replace(staged.generation)
+
+    def installed(self, group: Group) -> None:
+        """That is durable."""
+        incoming = self._incoming.pop(group.id)
+        staged = incoming.staged
+        log.info("an image is in place", group=group.id, index=staged.index, rows=staged.progress.rows)
+        group.note_image(Stored(staged.index, staged.term, staged.conf))
+        self.generations.begun(group, incoming.replaced)
+        incoming.installed()
+
+    # ---- peers
+
+    def received(self, node_id: int, message: list[Any]) -> None:
+        """A message of `KINDS`."""
+        kind, number, image = message[:3]
+        if kind == OFFER:
+            self._offered(node_id, message)
+        elif kind in (CHUNK, CANCEL):
+            incoming = self._incoming.get(number)
+            if incoming is None or incoming.sender != node_id or incoming.staged.image != image:
+                return  # of an image that is not wanted any more; who sends it will ask
+            if kind == CHUNK:
+                incoming.chunk(message[3])
+            elif not incoming.complete:
+                incoming.abandon("its sender gave up")
+        else:
+            outgoing = self._outgoing.get(node_id)
+            if outgoing is None or outgoing.group.id != number or outgoing.image != image:
+                return
+            if kind == ACCEPT:
+                outgoing.accepted(message[3])
+            elif kind == ACK:
+                outgoing.acknowledged(message[3])
+            else:
+                outgoing.done(message[3], message[4], message[5])
+
+    def up(self, node_id: int) -> None:
+        """A connection with the node is there again."""
+        outgoing = self._outgoing.get(node_id)
+        if outgoing is not None:
+            outgoing.offer()
+        self._kick()
+
+    def down(self, node_id: int) -> None:
+        """The connection with the node broke."""
+        outgoing = self._outgoing.get(node_id)
+        if outgoing is not None:
+            outgoing.down()
+
+    def _offered(self, node_id: int, message: list[Any]) -> None:
+        _, number, image, version, term, index, log_term, conf = message
+        group = self.committer.groups.get(number)
+        if group is None or not self._recovered or self._closed:
+            return  # not yet: it will be offered again
+        raft = group.raft
+        if raft.is_leader or version > snapshot.FORMAT_VERSION:
+            why = "it leads itself" if raft.is_leader else f"it cannot read format {version}"
+            self.send(node_id, [DONE, number, image, False, raft.committed, why], False)
+            return
+        incoming = self._incoming.get(number)
+        if incoming is not None and incoming.installing:
+            incoming.sender, incoming.sender_image = node_id, image
+            return
+        if index <= raft.committed:
+            if raft.leader == node_id and raft.term == term:
+                # The core's answer to the image may have been lost: it gives it again.
+                meta = SnapshotMeta(index, log_term, conf)
+                raft.step(Message(Kind.SNAPSHOT, raft_id(group), node_id, term, snapshot=meta))
+                self.committer.mark(group)
+            self.send(node_id, [DONE, number, image, True, raft.committed, ""], False)
+            return
+        if incoming is not None:
+            if incoming.complete or incoming.staged.image == image:
+                incoming.sender, incoming.sender_image = node_id, image
+                if incoming.complete:  # this one will do, whoever sent it
+                    incoming.install()
+                else:
+                    incoming.accept()
+                return
+            incoming.abandon("another image is offered")
+        staged = Staged(number, self.generations.allocate(), image, index, log_term, conf, Progress())
+        incoming = self._incoming[number] = Incoming(self, staged, node_id)
+        incoming.accept()
+        self._arm()
+
+    # ---- which are under way
+
+    def _kick(self) -> None:
+        """Begin what waits, where there is room."""
+        if self._closed:
+            return
+        for key, (group, index) in list(self._wanted.items()):
+            peer = key[1]
+            if not group.raft.is_leader:
+                del self._wanted[key]
+            elif len(self._outgoing) >= OUTGOING_MAX:
+                return
+            elif (
+                peer not in self._outgoing
+                and not self._waits.get(key, (0, 0))[0]
+                and not group.rows.records_wait  # else records that are to be shown here would be missing
+            ):
+                del self._wanted[key]
+                outgoing = Outgoing(self, group, peer, self._rng.getrandbits(62), index)
+                self._outgoing[peer] = outgoing
+                outgoing.begin()
+
+    def sent(self, outgoing: Outgoing, *, arrived: bool) -> None:
+        """One is over."""
+        del self._outgoing[outgoing.peer]
+        key = (outgoing.group.id, outgoing.peer)
+        if arrived:
+            self._waits.pop(key, None)
+        else:
+            _, before = self._waits.get(key, (0, 0))
+            wait = min(before * 2 or 1, WAIT_CHECKS_MAX)
+            self._waits[key] = (wait, wait)
+        self.loop.call_soon(self._kick)
+
+    def received_all(self, incoming: Incoming) -> None:
+        """Nothing more is wanted of one."""
+        if self._incoming.get(incoming.staged.group) is incoming:
+            del self._incoming[incoming.staged.group]
+
+    # ---- time and threads
+
+    def _arm(self) -> None:
+        if self._timer is None and not self._closed:
+            self._timer = self.loop.call_later(CHECK_S, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self.check()
+        if self._wanted or self._outgoing or self._incoming or self._waits:
+            self._arm()
+
+    def check(self) -> None:
+        """A second went by: what was lost is asked for again, what does not move is given up."""
+        for outgoing in list(self._outgoing.values()):
+            outgoing.check()
+        for incoming in list(self._incoming.values()):
+            incoming.check()
+        for key, (left, of) in list(self._waits.items()):
+            if left > 0:
+                self._waits[key] = (left - 1, of)
+            elif key not in self._wanted and key[1] not in self._outgoing:
+                del self._waits[key]  # nobody asked again
+        self._kick()
+
+    def run(
+        self, work: Callable[[], Result], then: Callable[[Result | None, BaseException | None], None]
+    ) -> None:
+        """Do it beside the loop; tell the loop what came of it."""
+        if self._inline:
+            self.loop.call_soon(self._run_here, work, then)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(OUTGOING_MAX, thread_name_prefix="images")
+        self._pool.submit(work).add_done_callback(partial(self._ran, then))
+
+    @staticmethod
+    def _run_here(
+        work: Callable[[], Result], then: Callable[[Result | None, BaseException | None], None]
+    ) -> None:
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - as the thread's future would have it
+            then(None, error)
+        else:
+            then(result, None)
+
+    def _ran(
+        self, then: Callable[[Result | None, BaseException | None], None], future: Future[Result]
+    ) -> None:
+        error = future.exception()
+        result = None if error is not None else future.result()
+        if self._closed and self.loop.is_closed():
+            return
+        self.loop.call_soon_threadsafe(then, result, error)
