@@ -421,8 +421,8 @@ class Accepted(Link):
         node_id = self.identity.node_id if self.identity is not None else 0
         receive = self.peers.receiver.message
         for message in messages:
-            if self.over:
-                return  # the owner hung up on the way
+            if self.over or self.peers.closed:
+                return  # the owner hung up, perhaps on the way
             receive(node_id, message)
         if self.received - self._reported >= self.limits.report_bytes:
             self.ping()

@@ -71,7 +71,7 @@ class StreamPeers:
         self._strangers: dict[Accepted, Stranger] = {}
         self._listener: Listener | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.closed = False
         self._refusals: dict[str, float] = {}
         self._complaints = 0
         self._complaints_since = 0.0
@@ -88,7 +88,7 @@ class StreamPeers:
     async def start(self, host: str, port: int) -> None:
         """Listen, and dial the peers. OSError: cannot listen."""
         assert self._listener is None, "it starts once"
-        assert not self._closed, "it starts once"
+        assert not self.closed, "it starts once"
         self._loop = asyncio.get_running_loop()
         self._listener = await self.network.listen(host, port, self._accepting)
         for session in self._sessions.values():
@@ -97,9 +97,9 @@ class StreamPeers:
 
     async def close(self) -> None:
         """Send what is queued, hang up, listen no more. The receiver hears nothing from its begin on."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if self._listener is not None:
             self._listener.close()
         if self._ticking is not None:
@@ -113,7 +113,7 @@ class StreamPeers:
 
     def set_peers(self, addresses: dict[int, Address]) -> None:
         """Talk to these nodes and no others."""
-        assert not self._closed, "closed"
+        assert not self.closed, "closed"
         wanted = {node: address for node, address in addresses.items() if node != self.identity.node_id}
         assert all(node > 0 for node in wanted), "a peer has an id"
         for node_id, session in list(self._sessions.items()):
@@ -169,7 +169,7 @@ class StreamPeers:
     def ended(self, session: Session) -> None:
         """A session that was open is over."""
         self._up.pop(session.node_id, None)
-        if not self._closed:
+        if not self.closed:
             self.receiver.down(session.node_id)
 
     def _tick(self) -> None:
@@ -180,13 +180,13 @@ class StreamPeers:
     # ------------------------------------------------------------------ from those who call
 
     def _accepting(self) -> Accepted | None:
-        if self._closed or len(self._arrivals) >= self.limits.handshakes_max:
+        if self.closed or len(self._arrivals) >= self.limits.handshakes_max:
             return None
         return Accepted(self)
 
     def arrived(self, link: Accepted) -> None:
         """It is connected."""
-        if self._closed:
+        if self.closed:
             link.drop()
         else:
             self._arrivals[link] = None
@@ -238,7 +238,7 @@ class StreamPeers:
 
     def complain(self, host: str, why: str) -> None:
         """About a caller that never said who it is."""
-        if self._closed:
+        if self.closed:
             return
         now = self._loop.time()
         if now - self._complaints_since > _COMPLAINTS_S:

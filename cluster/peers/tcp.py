@@ -140,7 +140,7 @@ class TcpListener:
             )
         except OSError as error:  # of TLS, too
             client.close()
-            _log.warning("a TLS handshake failed", caller=caller, why=str(error))
+            _log.warning("a TLS handshake failed", caller=caller, why=str(error) or "it took too long")
 
     def _joined(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._joining.pop(task, None)

@@ -251,9 +251,8 @@ def test_a_cut_even_one_way_is_down_on_both_sides(arena: Arena, ways: list[tuple
         assert three.peers.is_up(2)
         for way in ways:
             world.heal(*way)
-        await both_up(world, one, two)
-        assert one.peers.send(2, [7])
-        await world.until(lambda: two.messages(1) == [[7]])
+        # Attempts from before may still arrive and end the first new session; then there is a second.
+        await world.until(lambda: one.peers.send(2, [7]) and [7] in two.messages(1))
 
     arena(scene)
 
