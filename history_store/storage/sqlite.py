@@ -30,7 +30,7 @@ from heapq import merge
 from pathlib import Path
 from zlib import crc32
 
-from history_store.storage import files, journal, tables
+from history_store.storage import files, recovery, tables
 from history_store.storage.contract import (
     GroupImage,
     GroupLog,
@@ -44,7 +44,6 @@ from history_store.storage.contract import (
     check_fold,
 )
 from history_store.storage.frames import FrameError, decode, encode
-from history_store.storage.journal import Journal
 from history_store.storage.keeper import GroupRow, LogGap, LogKeeper, Plan
 from history_store.storage.memory import merge_entries
 from history_store.storage.tables import Identity, JournalState, intact
@@ -99,8 +98,14 @@ class SqliteStorage:
             self._writer = self._open(_WRITER_CACHE_BYTES_MAX)
             try:
                 self.identity = self._check_identity(cluster_id, node_id)
-                self._journal = self._open_journal(journal_bytes)
                 self._reader = tables.open_reader(self.path, _READER_CACHE_BYTES_MAX)
+                try:
+                    self._journal, self._journal_known = recovery.begin(
+                        self._writer, self.path, journal_bytes
+                    )
+                except BaseException:
+                    self._reader.close()
+                    raise
             except BaseException:
                 self._rollback()
                 self._writer.close()
@@ -285,7 +290,8 @@ class SqliteStorage:
                 except FrameError as error:
                     problems.append(f"{self.path}: log row {sequence}: {error}")
             say("journal")
-            problems += self._verify_journal()
+            with self._storing, self._appending:
+                problems += recovery.verify(self._writer, self.path, self._journal_known, self._journal)
         except sqlite3.Error as error:
             problems.append(str(self._translate(error, "verifying it")))
         return problems
@@ -317,74 +323,12 @@ class SqliteStorage:
             raise
         return connection
 
-    def _open_journal(self, size: int) -> Journal:
-        """Bring what an unclean end left into the database, then begin a new journal."""
-        path = self.path.with_name(self.path.name + files.JOURNAL_SUFFIX)
-        state = self._journal_state()
-        if state.live:
-            if not path.exists():
-                raise StorageCorrupt(
-                    f"{path} is missing: {self.path} was not closed, and the rounds that were acknowledged "
-                    "last are in that file. Put it back, or restore both from a backup"
-                )
-            found = journal.records(path, state.epoch, state.floor, state.place)
-            self._writer.execute("BEGIN IMMEDIATE")
-            tables.put_log(self._writer, [(record.sequence, record.body) for record in found])
-            state = JournalState(state.epoch, tables.draw_epoch())
-            tables.put_journal(self._writer, state)
-            self._writer.execute("COMMIT")
-        elif path.exists():
-            self._check_leftover(path, state)
-        with suppress(FileNotFoundError):
-            path.unlink()
-        made = Journal(path, state.next_epoch, size)
-        try:
-            mark = made.mark
-            state = JournalState(made.epoch, tables.draw_epoch(), 1, mark.number, mark.offset)
-            self._writer.execute("BEGIN IMMEDIATE")
-            tables.put_journal(self._writer, state)
-            self._writer.execute("COMMIT")
-        except BaseException:
-            made.close()
-            raise
-        self._journal_known = state
-        return made
-
-    def _check_leftover(self, path: Path, state: JournalState) -> None:
-        """A journal beside a database that needs none: ours and empty of news, or somebody else's."""
-        epoch, data = journal.read_epoch(path)
-        if epoch == state.epoch or (epoch == state.next_epoch and journal.is_empty(data, epoch)):
-            return
-        raise StorageCorrupt(
-            f"{path} belongs to another database, or to another time of {self.path}, and has rounds that "
-            "this one has not. Put back the database that it belongs to, or move it away"
-        )
-
-    def _journal_state(self) -> JournalState:
-        state = tables.journal_state(self._writer)
-        if state is None:
-            raise self._corrupt("what it says about its journal (table journal) is not what was written")
-        return state
-
     def _close_journal(self) -> None:
         """Everything into the database; then the journal may go."""
         if self._keeper is None:  # nothing was read, so nothing was written
             self._keeper = LogKeeper([])
         self._store(Round(), fold=True, last=True)
         self._journal.remove()
-
-    def _verify_journal(self) -> list[str]:
-        with self._storing, self._appending:
-            state, mark = self._journal_known, self._journal.mark
-            try:
-                if self._journal_state() != state:
-                    return [f"{self.path}: table journal is not what was written"]
-                found = journal.records(self._journal.path, state.epoch, state.floor, state.place)
-            except StorageError as error:
-                return [str(error)]
-            if state.floor + len(found) != mark.number:
-                return [f"{self._journal.path}: record {state.floor + len(found)} cannot be read"]
-        return []
 
     def _check_identity(self, cluster_id: str, node_id: int) -> Identity:
         meta: dict[str, str] = dict(self._writer.execute("SELECT name, value FROM meta").fetchall())
@@ -450,11 +394,7 @@ class SqliteStorage:
         if self._frames > 4 * self._checkpoint_frames:
             self._checkpoint()
         before = self._journal_known
-        state = (
-            JournalState(before.epoch, tables.draw_epoch())
-            if last
-            else before._replace(floor=mark.number, place=mark.offset)
-        )
+        state = before._replace(floor=mark.number, place=mark.offset) if not last else recovery.ended(before)
         try:
             self._transaction(batch, plan, moved, dropped, state)
         except BaseException as error:

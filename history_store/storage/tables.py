@@ -87,7 +87,7 @@ class JournalState(NamedTuple):
     """What the database knows of the journal beside it."""
 
     epoch: int = 0  # of the journal in use, or of the last one; 0 = there was none
-    next_epoch: int = 0  # of the next one: drawn here, so that a file can be told from a stranger's
+    next_epoch: int = 0  # of one that is being made, so that it can be told from a stranger's
     live: int = 0  # 1: there must be a journal, and rounds may be in it alone
     floor: int = 1  # the number of the first record that the database does not cover
     place: int = 0  # where in the file that is
@@ -144,7 +144,7 @@ def create(path: Path, cluster_id: str, node_id: int) -> None:
         check = str(crc32(f"{node_id} {cluster_id}".encode()))
         identity = [("cluster_id", cluster_id), ("node_id", str(node_id)), ("check", check)]
         connection.executemany("INSERT INTO meta VALUES (?,?)", identity)
-        put_journal(connection, JournalState(next_epoch=draw_epoch()))
+        put_journal(connection, JournalState())
         connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode=WAL")
@@ -159,7 +159,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < 2:
         connection.execute(_JOURNAL)
-        put_journal(connection, JournalState(next_epoch=draw_epoch()))
+        put_journal(connection, JournalState())
         connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")
     projection.create(connection)
 
@@ -229,7 +229,7 @@ def _crc(row: GroupRow | JournalState) -> int:
 
 
 def put_journal(connection: sqlite3.Connection, state: JournalState) -> None:
-    """Note where the journal stands, in the caller's transaction."""
+    """Note where the journal stands."""
     connection.executemany(_PUT_JOURNAL, ((*state, _crc(state)),))
 
 

@@ -18,7 +18,7 @@ from history_store.storage.contract import (
     StorageCorrupt,
     StorageFull,
 )
-from history_store.storage.journal import BLOCK_BYTES, newest
+from history_store.storage.journal import BLOCK_BYTES, newest, read_epoch
 from history_store.storage.sqlite import SqliteStorage
 
 ROOT = Path(__file__).parents[3]
@@ -132,23 +132,31 @@ def test_files_of_two_times_do_not_go_together(tmp_path):
     assert opened(path) == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_a_kill_amid_closing_or_opening_leaves_is_no_stranger(tmp_path):
+def test_what_a_kill_amid_closing_leaves_is_no_stranger(tmp_path):
     path = tmp_path / "x.db"
     storage = SqliteStorage(path, journal_bytes=SMALL)
     append(storage, 1, 3)
     shutil.copy(f"{path}-log", tmp_path / "ended")
     storage.close()
-    shutil.copy(path, tmp_path / "closed")
     shutil.copy(tmp_path / "ended", f"{path}-log")  # folded, and not yet removed
-    assert opened(path) == [1, 2, 3]
-    shutil.copy(tmp_path / "closed", path)
-    storage = SqliteStorage(path, journal_bytes=SMALL)
-    shutil.copy(f"{path}-log", tmp_path / "begun")
-    storage.close()
-    shutil.copy(tmp_path / "closed", path)
-    shutil.copy(tmp_path / "begun", f"{path}-log")  # made, and the database does not know of it yet
     Path(f"{path}-log-new").write_bytes(b"half of one")
     assert opened(path) == [1, 2, 3]
+
+
+def test_two_copies_of_one_database_go_different_ways(tmp_path):
+    SqliteStorage(tmp_path / "x.db").close()
+    shutil.copy(tmp_path / "x.db", tmp_path / "y.db")
+    crashed_as = {}
+    for name in ("x.db", "y.db"):
+        storage = SqliteStorage(tmp_path / name, journal_bytes=SMALL)
+        storage.load()
+        append(storage, 1, 2)
+        copy(tmp_path / name, tmp_path / f"left-{name}")
+        crashed_as[name] = read_epoch(Path(f"{tmp_path / name}-log"))[0]
+        storage.close()
+    assert len(set(crashed_as.values())) == 2
+    shutil.copy(tmp_path / "left-y.db-log", tmp_path / "left-x.db-log")
+    refused(tmp_path / "left-x.db", "belongs to another database")
 
 
 def test_a_file_of_the_version_without_a_journal_is_brought_to_this_one(tmp_path):
