@@ -15,6 +15,7 @@ from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityT
 
 from cluster.hosting import answers
 from cluster.hosting.group import nobody
+from cluster.hosting.starts import named_for
 from cluster.matching.contract import QueueKey
 from history_store.engine import activity as activities
 from history_store.engine import workflow_task
@@ -83,6 +84,11 @@ class Poll:
         """Give the worker its task, or nothing (an empty body)."""
         self._stop_waiting()
         self.call.finish(body)
+
+    def name_start(self) -> str:
+        """The request id of a start for this poll; among nodes it says which one has the poll."""
+        node = self.node
+        return node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id)
 
     def wait_on(self) -> None:
         """There was nothing for it after all."""
@@ -193,7 +199,7 @@ class ShardTask:
         tx = shard.begin()
         try:
             tx.open(run)
-            workflow_task.start(tx, run, shard.new_id(), poller.identity)
+            workflow_task.start(tx, run, poller.name_start(), poller.identity)
         except BaseException:
             shard.abort(tx)
             raise
@@ -216,7 +222,7 @@ class ShardTask:
         shard = self.shard
 
         def start(tx: Transaction) -> Waiter:
-            activities.start(tx, run, activity, shard.new_id(), poller.identity)
+            activities.start(tx, run, activity, poller.name_start(), poller.identity)
             delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
             delivery.body = answers.activity_answer(shard, tx, run, activity)
             return delivery.committed
@@ -252,10 +258,9 @@ class Delivery:
         self.poll = poll
         self.ref = ref
         self.body = b""
-        if isinstance(poll, Poll):
-            return
-        state = run.state
-        poll.receipt = [state.namespace_id, state.workflow_id, state.run_id, kind, stamp, ref]
+        if not isinstance(poll, Poll):
+            state = run.state
+            poll.receipt = [state.namespace_id, state.workflow_id, state.run_id, kind, stamp, ref]
 
     def committed(self, error: ServiceError | None) -> None:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
@@ -266,7 +271,7 @@ class Delivery:
             if poll.open:
                 poll.wait_on()
             return
-        if poll.open:
+        if poll.open and self._handed_over():
             poll.answer(self.body)
             if self.kind == WORKFLOW:
                 poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)
@@ -275,6 +280,15 @@ class Delivery:
         give_back(
             self.shard, state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref
         )
+
+    def _handed_over(self) -> bool:
+        """Note that our client gets it. False: a later leader of the shard was told that it does not."""
+        takeovers = self.poll.node.takeovers
+        if takeovers is None or not isinstance(self.poll, Poll):
+            return True  # there is no other leader, or the poll's node keeps the note
+        state = self.run.state
+        receipt = (state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref)
+        return takeovers.receipts.give(receipt)
 
 
 def give_back(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cluster.hosting.dispatch import WORKFLOW, give_back
+from cluster.hosting.starts import named_for
 from cluster.matching.exchange import Exchange
 from history_store.engine.errors import ServiceError
 
@@ -48,6 +49,10 @@ class RemotePoll:
     def open(self) -> bool:
         """Whether somebody still listens, as far as is known here."""
         return not self._told and not self.connection.closed
+
+    def name_start(self) -> str:
+        """The request id of a start for this poll: it says which node has it."""
+        return named_for(self.node.new_id(), self.node_id)
 
     def answer(self, body: bytes) -> None:
         """Send the worker its task; with nothing it goes on waiting."""
@@ -132,6 +137,12 @@ class ExchangeHost:
         poll: Any = poller
         if not poll.open:
             return False
+        takeovers = self.node.takeovers
+        if takeovers is not None and isinstance(receipt, list) and len(receipt) == 6:
+            named: Any = tuple(receipt)
+            if not takeovers.receipts.give(named):
+                poll.wait_on()  # its shard has another leader by now, which gave the task to somebody else
+                return True
         poll.answer(body)
         return True
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.forward import Forward
     from cluster.hosting.group import Group, Send, Waiter
+    from cluster.hosting.takeover import Takeovers
     from cluster.matching.contract import Task
     from cluster.matching.exchange import Exchange
     from history_store.engine.environment import EngineLimits
@@ -97,6 +98,7 @@ class Node:
         self.meta = Meta(self._open(META_GROUP))
         self.forward: Forward | None = None  # with other nodes
         self.exchange: Exchange | None = None
+        self.takeovers: Takeovers | None = None
         self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
         self.workers = WorkerRegistry(clock)
         self.queries = Queries()
@@ -158,6 +160,8 @@ class Node:
     def _take_up(self, shard: ShardHost) -> None:
         """Take up what was under way when the shard's last leader ended."""
         shard.recover()
+        if self.takeovers is not None:
+            self.takeovers.take_over(shard)
         orphans = Orphans(shard, self.clock.now_ns())
         self.loop.call_later(ORPHAN_GRACE_S, orphans.hand_over)
         self.matching.resync()

@@ -28,6 +28,7 @@ from cluster.hosting.options import ServerOptions
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.server import Server, run
 from cluster.hosting.steward import CHANGE, STATUS, Steward
+from cluster.hosting.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.stream import StreamPeers
@@ -88,6 +89,7 @@ class RegionServer(Server):
         self.replicas: Replicas
         self.forward: Forward
         self.tasks: ExchangeHost
+        self.takeovers: Takeovers
         self.peers: Peers
         self.steward: Steward
         self._ready: asyncio.Future[None]
@@ -131,6 +133,7 @@ class RegionServer(Server):
         self.forward = node.forward = Forward(node, self._send)
         self.tasks = ExchangeHost(node, self.forward, self._send)
         node.exchange = self.tasks.exchange
+        self.takeovers = node.takeovers = Takeovers(node, self._send)
         self.steward = Steward(node, replicas, self._send, self.peers.is_up)
         node.meta.group.on_lead = self._meta_leads
         return node
@@ -232,6 +235,8 @@ class RegionServer(Server):
             self.forward.received(node_id, message)
         elif kind == EXCHANGE:
             self.tasks.received(node_id, message)
+        elif kind in (ASK, DENY):
+            self.takeovers.received(node_id, message)
         elif STATUS <= kind <= CHANGE:
             self.steward.received(node_id, message)
 

@@ -279,6 +279,8 @@ class ShardHost:
             raise NotLeading(error.leader_hint, self.group.id) from error
         except RaftError as error:
             self.abort(tx)
+            if self.group.raft.transferee:  # another node leads in a moment: the front asks there
+                raise NotLeading(0, self.group.id) from error
             raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
         except BaseException:
             self.abort(tx)

@@ -372,6 +372,10 @@ class RawNode:
         """Whether the group sleeps: ticks do nothing until something happens."""
         return self._core.quiet or (self._core.alone and self._core.role is _LEADER)
 
+    def kept_entries(self) -> list[Entry]:
+        """The entries that the log still has in memory, oldest first; not to be changed."""
+        return self._core.log.entries
+
     @property
     def is_alone(self) -> bool:
         """Whether the group has no other member."""

@@ -1,0 +1,18 @@
+"""Request ids of started tasks that say which node has the poll they were started for (see takeover.py)."""
+
+from __future__ import annotations
+
+
+def named_for(request_id: str, node_id: int) -> str:
+    """A request id that says for whose poll the task is started: a UUID of version 8, the node at its end."""
+    return f"{request_id[:14]}8{request_id[15:-4]}{node_id:04x}"
+
+
+def node_of(request_id: str) -> int:
+    """Whose poll it was; 0 if the id does not say."""
+    if len(request_id) != 36 or request_id[14] != "8":
+        return 0
+    try:
+        return int(request_id[-4:], 16)
+    except ValueError:
+        return 0
