@@ -153,8 +153,8 @@ class Exchange:
         promised = [poll_id for poll_id, awaiting in self._awaiting.items() if awaiting.node == node]
         for poll_id in reversed(promised):
             self._repark(self._awaiting.pop(poll_id))
-        for poller in pollers:
-            self._abandon_if_dead(poller.queue)
+        for queue in {**back, **{poller.queue: [] for poller in pollers}}:
+            self._abandon_if_dead(queue)
         for _, receipt in peer.unacked:
             self._host.undelivered(node, receipt, certain=False)
 
@@ -307,6 +307,7 @@ class Exchange:
             poller = awaiting.poller
             if (
                 poller is not None
+                and not poller.connection.closed
                 and poller.worker_instance_key == worker_instance_key
                 and awaiting.key.namespace_id == namespace_id
             ):

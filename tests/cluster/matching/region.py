@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,7 @@ class Node:
         self.alive = True
         self.matching = Matching(self, self, on_throttled=self.throttled)
         self.exchange = Exchange(self.matching, self, self)
-        self.starting: dict[tuple[int, int], tuple[Work, int]] = {}  # remote polls with a start under way
+        self.starting: set[Poll] = set()  # polls of ours whose task is about to be committed
         self.offers: dict[tuple[int, int], tuple[QueueKey, int, int]] = {}
         self.sent: dict[str, int] = {}
         self.last_sequence = 0
@@ -150,7 +150,10 @@ class Node:
     def send(self, node: int, message: list[Any]) -> None:
         assert self.alive
         self.sent[message[0]] = self.sent.get(message[0], 0) + 1
-        if message[0] == "start":
+        if message[0] == "offer":
+            lent = [task.sequence for peer in self.exchange._peers.values() for task, _ in peer.lent.values()]
+            assert lent.count(message[6]) == 1, "lent twice"
+        elif message[0] == "start":
             self.check_first(*self.offers.pop((node, message[1])))
         self.region.send(self.number, node, message)
 
@@ -203,10 +206,14 @@ class Node:
         work.starts += 1
         shard, term, stamp = work.shard, work.shard.term, work.stamp
         receipt = [work.number, stamp, [work.queue]]
+        if poll is not None:
+            self.starting.add(poll)
 
         def committed() -> None:
             if not self.alive:
                 return
+            if poll is not None:
+                self.starting.discard(poll)
             if shard.term != term:  # the shard has dropped the start
                 if poll is not None and poll.open:
                     self.matching.poll(poll.queue, poll, poll.sticky)
@@ -373,6 +380,9 @@ class Region:
 
         self.after(SECOND, hand_over)
         leader.matching.resync()
+        for work in list(shard.works.values()):
+            if work.waiting and work.normal and not leader.matching.has_live_poller(work.queue):
+                Ticket(leader, work).reroute()
 
     def add(
         self,
@@ -414,6 +424,19 @@ class Region:
             work.shard.leader.offer(work)
 
     # ---- judgement
+
+    def check(self, polls: Iterable[Poll]) -> None:
+        """At any time: no poll is forgotten, and no task waits for a worker known to be gone."""
+        for poll in polls:
+            if poll.open and poll.node.alive:
+                waits = poll in poll.node.matching.queue(poll.queue).parked
+                promised = [a for a in poll.node.exchange._awaiting.values() if a.poller is poll]
+                assert waits + len(promised) + (poll in poll.node.starting) == 1, poll
+        for work in self.works.values():
+            leader = work.shard.leader
+            if work.waiting and work.normal is not None and leader is not None:
+                lent = work.sequence in leader.matching.queue(work.queue).lent  # its return decides
+                assert lent or leader.matching.has_live_poller(work.queue), work
 
     def judge(self) -> None:
         for work in self.works.values():

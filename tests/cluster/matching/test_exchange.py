@@ -371,7 +371,9 @@ def test_a_lent_task_is_not_fetched_again(region: Region) -> None:
     region.add(QUEUE, region.shards[0])
     region.run(0.001)
     region.nodes[0].matching.resync()
-    poll(region.nodes[0])
+    own = poll(region.nodes[0])
+    assert own.open
+    assert region.nodes[0].matching.queue(QUEUE).parked
     assert not region.nodes[0].matching.queue(QUEUE).window
     assert region.nodes[0].matching.describe(QUEUE).backlog_count == 1
 
@@ -413,6 +415,40 @@ def test_sticky_tasks_of_a_dead_node_are_rerouted(region: Region, lent: bool) ->
     region.kill(1)
     region.run(0.5)
     assert work.queue == NORMAL
+
+
+def test_a_sticky_task_comes_back_from_a_dead_node_whose_worker_went_before(region: Region) -> None:
+    waiting = poll(region.nodes[1], STICKY)
+    region.run(0.01)
+    waiting.open = False
+    region.nodes[1].matching.cancel_poll(STICKY, waiting)
+    work = region.add(STICKY, region.shards[0], normal=NORMAL)
+    assert work is not None
+    node = region.nodes[0]
+    node.exchange.received(1, ["absent", *STICKY])  # and the node dies before it gives the loan back
+    assert work.queue == STICKY
+    node.exchange.peer_down(1)
+    assert work.queue == NORMAL
+
+
+def test_a_node_with_idle_polls_is_noticed_by_nodes_with_busy_workers(region: Region) -> None:
+    """Both nodes have workers; those of 1 were busy when it told of them, and are idle now."""
+    poll(region.nodes[0])
+    first = poll(region.nodes[1])
+    region.run(0.01)
+    for number in (0, 1):  # one task each: nobody is idle now, and 0 was told so
+        region.add(QUEUE, region.shards[0], priority=1 + 2 * number)
+    region.run(0.05)
+    assert not first.open
+    peer = region.nodes[0].matching.queue(QUEUE).peers[1]
+    assert peer.idle == 0
+    sent(region)
+    poll(region.nodes[1])
+    region.run(exchange.NOTICE_S / 2)
+    assert peer.idle == 0
+    region.run(exchange.NOTICE_S)
+    assert peer.idle == 1
+    assert sent(region)["credit"] == 1
 
 
 def test_a_worker_that_shuts_down_takes_its_sticky_queue_with_it_everywhere(region: Region) -> None:

@@ -116,6 +116,7 @@ def test_every_task_is_started_once_whatever_happens(rng: random.Random) -> None
             add_some(region, crowd, limited=True)
         if rng.random() < 0.25:
             hurt(region, crowd)
+        region.check([poll for worker in crowd for poll in worker.open])
     finish(region, crowd)
     for work in region.works.values():
         if work.durable:
