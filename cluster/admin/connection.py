@@ -1,7 +1,9 @@
 """How a command finds a server and talks to it: flags, environment, configuration file, errors.
 
 A setting comes from the first of: the flag, HOLDFAST_*, TEMPORAL_*, Temporal's client configuration
-file. The client is the `temporalio` package's own, so what works for an application works here.
+file, the local cluster of the current directory. A context (`--context`) is a file in the form of
+Temporal's client configuration, and takes the place of TEMPORAL_* and that file. The client is the
+`temporalio` package's own, so what works for an application works here.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ CALL_TIMEOUT = timedelta(seconds=10)
 CONNECT_ERROR_MAX = 200  # characters of the client library's words
 ADDRESS_DEFAULT = "127.0.0.1:7233"
 NAMESPACE_DEFAULT = "default"
+LOCAL_CONTEXT = Path(".holdfast/context.toml")  # written by `holdfast local up`, removed by `down`
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Connection:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_server_name: str | None = None
+    context: str | None = None
 
 
 def connection_options(function: F) -> F:
@@ -67,6 +71,7 @@ def connection_options(function: F) -> F:
         ("--tls-cert", {"type": path, "help": "PEM file of the client's certificate."}),
         ("--tls-key", {"type": path, "help": "PEM file of the client's private key."}),
         ("--tls-server-name", {"help": "Name to expect in the server's certificate."}),
+        ("--context", {"type": path, "help": "File that says where the server is; `local up` writes one."}),
     )
     result: Callable[..., Any] = wrapped
     for flag, settings in reversed(options):
@@ -78,15 +83,14 @@ def connection_options(function: F) -> F:
 
 def resolve(connection: Connection) -> tuple[dict[str, Any], str]:
     """Fill what the flags leave open; the arguments of ConnectConfig, and the namespace."""
-    from temporalio.envconfig import ClientConfig
     from temporalio.service import TLSConfig
 
     try:
-        config = dict(ClientConfig.load_client_connect_config())
+        config = _configuration(connection)
     except (RuntimeError, ValueError, OSError) as error:
         raise Failure(
             f"Temporal's client configuration cannot be used: {error}",
-            "mend the file (TEMPORAL_CONFIG_FILE names it) or unset the TEMPORAL_* variable",
+            "mend the file (--context or TEMPORAL_CONFIG_FILE names it) or unset the TEMPORAL_* variable",
             Exit.USAGE,
         ) from None
     namespace = connection.namespace or config.pop("namespace", None) or NAMESPACE_DEFAULT
@@ -111,6 +115,19 @@ def resolve(connection: Connection) -> tuple[dict[str, Any], str]:
     if ":" not in settings["target_host"]:
         raise click.UsageError(f"address {settings['target_host']!r} has no port: write host:port")
     return settings, str(namespace)
+
+
+def _configuration(connection: Connection) -> dict[str, Any]:
+    """What files and TEMPORAL_* variables say. RuntimeError, ValueError or OSError if they cannot be used."""
+    from temporalio.envconfig import ClientConfig
+
+    if connection.context is not None:
+        return dict(ClientConfig.load_client_connect_config(config_file=connection.context, disable_env=True))
+    config = dict(ClientConfig.load_client_connect_config())
+    if connection.address is None and not config.get("target_host") and LOCAL_CONTEXT.is_file():
+        local = ClientConfig.load_client_connect_config(config_file=str(LOCAL_CONTEXT), disable_env=True)
+        config["target_host"] = local.get("target_host")
+    return config
 
 
 def _read(path: str | None) -> bytes | None:

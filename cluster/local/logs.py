@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -20,16 +21,8 @@ ERROR: Final = re.compile(
 
 def tail(log: Path, lines: int) -> list[str]:
     """The last lines; none if there is no log."""
-    if lines <= 0:
-        return []
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES_MAX))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return []
-    return text.splitlines()[-lines:]
+    text, _ = _end(log)
+    return text.splitlines()[-lines:] if lines > 0 else []
 
 
 def errors(log: Path) -> list[str]:
@@ -38,20 +31,31 @@ def errors(log: Path) -> list[str]:
 
 
 def follow(log: Path, lines: int) -> Iterator[str]:
-    """The last lines, then every new one; for ever. A log that is put aside is left for the new one."""
-    yield from tail(log, lines)
-    size = log.stat().st_size if log.exists() else 0
-    rest = ""
+    """The last lines, then every new one; for ever. When the log is put aside, the new one is followed."""
+    text, position = _end(log)
+    *whole, rest = text.split("\n")
+    yield from whole[-lines:] if lines > 0 else []
     while True:
-        now = log.stat().st_size if log.exists() else 0
-        if now < size:
-            size = 0
-        if now > size:
+        size = log.stat().st_size if log.exists() else 0
+        if size < position:
+            position, rest = 0, ""
+        if size > position:
             with log.open("rb") as file:
-                file.seek(size)
-                rest += file.read(now - size).decode(errors="replace")
-            size = now
-            *whole, rest = rest.split("\n")
+                file.seek(position)
+                more = file.read(size - position)
+            position += len(more)
+            *whole, rest = (rest + more.decode(errors="replace")).split("\n")
             yield from whole
         else:
             time.sleep(FOLLOW_EVERY_S)  # noqa: TID251 - waits for another process, which no clock of ours moves
+
+
+def _end(log: Path) -> tuple[str, int]:
+    """The end of the log, and the position after it; nothing if there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES_MAX))
+            content = file.read()
+            return content.decode(errors="replace"), file.tell()
+    except FileNotFoundError:
+        return "", 0

@@ -40,7 +40,7 @@ def main() -> int:
         servicer.set(
             "temporal.api.workflowservice.v1.WorkflowService", status.NOT_SERVING if deaf else status.SERVING
         )
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
         server.add_insecure_port(f"127.0.0.1:{config['listen']['grpc']}")
         server.start()
         while not ended.wait(0.1):  # a wait without end would not let Python's signal handler run

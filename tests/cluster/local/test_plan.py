@@ -1,0 +1,140 @@
+"""The plan of a local cluster: what is refused, and that its files are configurations that agree."""
+
+from __future__ import annotations
+
+import random
+import socket
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster.hosting.config import load
+from cluster.hosting.config_agreement import disagreements
+from cluster.local.plan import (
+    LocalError,
+    Plan,
+    checked,
+    context_toml,
+    node_toml,
+    planned,
+    ports_from,
+    replicas_of,
+    topology,
+)
+from cluster.local.ports import free_ports, is_free
+
+
+def plan_of(nodes: int) -> Plan:
+    return planned("a", nodes, ports_from(7300, nodes), ("program",), {})
+
+
+@pytest.mark.parametrize(
+    ("regions", "nodes", "log", "words"),
+    [
+        (["a", "b"], 3, "embedded", "this release does not replicate between regions"),
+        (["a"], 3, "cassandra", "comes with replication, which this release does not have"),
+        (["a"], 0, "embedded", "from 1 to 32"),
+        (["a"], 33, "embedded", "from 1 to 32"),
+        (["A/b"], 3, "embedded", "no name of a region"),
+        ([], 3, "embedded", "0 regions"),
+    ],
+)
+def test_what_this_release_does_not_have_is_refused_in_words(
+    regions: list[str], nodes: int, log: str, words: str
+) -> None:
+    with pytest.raises(LocalError, match=words) as refused:
+        checked(regions, nodes, log)
+    assert refused.value.usage
+    assert refused.value.do
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5])
+def test_the_files_are_configurations_that_agree(tmp_path: Path, nodes: int) -> None:
+    plan = plan_of(nodes)
+    configs = []
+    for node in plan.nodes:
+        node.config(tmp_path).parent.mkdir(parents=True)
+        node.config(tmp_path).write_text(node_toml(plan.regions[0], node, {"raft": {"tick_ms": 20}}))
+        configs.append(load(node.config(tmp_path)))
+    assert disagreements(configs) == []
+    assert [config.raft.tick_ms for config in configs] == [20] * nodes
+    assert {config.region.replicas for config in configs} == {replicas_of(nodes)}
+    assert len({config.node.data_dir for config in configs}) == nodes
+
+
+def test_ports_from_a_base() -> None:
+    assert [(node.grpc, node.peers, node.metrics) for node in plan_of(2).nodes] == [
+        (7300, 7301, 7302),
+        (7310, 7311, 7312),
+    ]
+    for base in (80, 65530):
+        with pytest.raises(LocalError, match=f"--port-base {base}: 3 nodes need the ports"):
+            ports_from(base, 3)
+
+
+def test_the_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    import msgspec
+
+    plan = plan_of(3)
+    (tmp_path / "cluster.json").write_bytes(msgspec.json.encode(plan))
+    assert Plan.read(tmp_path) == plan
+    assert plan.node("a/2").grpc == 7310
+    with pytest.raises(LocalError, match="no node 'a/4'") as refused:
+        plan.node("a/4")
+    assert refused.value.do == "name one of a/1, a/2, a/3"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no local cluster in"),
+        (b"{", "cannot be read"),
+        (b'{"regions": [], "format": 9}', "is of format 9"),
+    ],
+)
+def test_a_plan_that_cannot_be_read(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "cluster.json").write_bytes(content)
+    with pytest.raises(LocalError, match=words):
+        Plan.read(tmp_path)
+
+
+def test_what_up_prints_has_the_promised_form(tmp_path: Path) -> None:
+    assert topology(tmp_path, plan_of(1), {"a/1": 5}) == {
+        "dir": str(tmp_path),
+        "regions": [
+            {
+                "name": "a",
+                "endpoint": "127.0.0.1:7300",
+                "http": None,
+                "nodes": [
+                    {
+                        "name": "a/1",
+                        "pid": 5,
+                        "grpc": "127.0.0.1:7300",
+                        "http": None,
+                        "metrics": "127.0.0.1:7302",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def test_the_context_is_a_client_configuration() -> None:
+    profiles = tomllib.loads(context_toml(plan_of(3)))["profile"]
+    assert profiles == {
+        name: {"address": "127.0.0.1:7300", "namespace": "default"} for name in ("default", "a")
+    }
+
+
+def test_free_ports_are_free_and_differ(rng: random.Random) -> None:
+    ports = free_ports(9, rng)
+    assert len(set(ports)) == 9
+    assert all(port < 32768 for port in ports), "not from the kernel's ephemeral range"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        assert not is_free(ports[0])
+    assert is_free(ports[0])
