@@ -1,0 +1,194 @@
+"""A member: a node among others, without its front. What it hears goes to the part it is for.
+
+A node's share of the region is a `Node`; what makes it one of many is joined here: Raft groups
+(replicas.py), calls to other leaders (forward.py), tasks and polls (exchange.py), what a new leader asks
+(takeover.py), and who leads what (steward.py). Disk, network, clock and chance are given, so that a whole
+region runs in one process under virtual time as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import structlog
+
+from cluster.hosting.addresses import join_address, split_address
+from cluster.hosting.clock import Identifiers
+from cluster.hosting.exchange import EXCHANGE, ExchangeHost
+from cluster.hosting.forward import KINDS as CALLS
+from cluster.hosting.forward import Forward
+from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
+from cluster.hosting.node import Membership, Node
+from cluster.hosting.replicas import RAFT, Replicas
+from cluster.hosting.steward import CHANGE, STATUS, Steward
+from cluster.hosting.takeover import ASK, DENY, Takeovers
+from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
+from cluster.peers.stream import StreamPeers
+from history_store.shard import image
+
+if TYPE_CHECKING:
+    import random
+
+    from cluster.frontend.contract import Handler
+    from cluster.hosting.clock import Clock
+    from cluster.hosting.config import RaftSection
+    from cluster.peers.contract import Address, Identity, Network
+    from history_store.engine.environment import EngineLimits
+    from history_store.storage.contract import Storage
+
+log = structlog.get_logger("region")
+
+HAND_OVER_S = 2.0
+FIRST_NAMESPACE = "default"
+
+
+class Founding(NamedTuple):
+    """What the first members of a region agree on before there is a table."""
+
+    members: dict[str, Address]  # by name: where peers find them
+    shards: int
+    replicas: int
+
+
+class Surroundings(NamedTuple):
+    """What a member is given."""
+
+    loop: asyncio.AbstractEventLoop
+    storage: Storage
+    network: Network
+    clock: Clock
+    rng: random.Random
+    limits: EngineLimits
+    raft: RaftSection
+    on_broken: Callable[[BaseException], None]
+    inline: bool = False  # write in the loop rather than on a thread: for simulations
+
+
+class Member:
+    """One node of a region."""
+
+    def __init__(self, identity: Identity, founding: Founding, around: Surroundings) -> None:
+        self.identity = identity
+        self.founding = founding
+        self.ready: asyncio.Future[None] = (
+            around.loop.create_future()
+        )  # the region is made, as far as we know
+        node_id = identity.node_id
+        replicas = self.replicas = Replicas(node_id, around.raft, self.send)
+        ids = tuple(sorted(initial_ids(founding.members).values()))
+        replicas.founders, replicas.onlookers = ids[: founding.replicas], ids[founding.replicas :]
+        self.peers = StreamPeers(identity, self, around.network, rng=around.rng)
+        node = self.node = Node(
+            around.loop, around.storage, around.clock, Identifiers(around.clock, around.rng), around.rng,
+            around.limits, inline=around.inline, shards=founding.shards, cluster_id=identity.cluster_id,
+            on_broken=around.on_broken,
+            member=Membership(node_id, replicas.config_of, replicas.send, self.peers_up),
+        )  # fmt: skip
+        self.forward = node.forward = Forward(node, self.send)
+        self.tasks = ExchangeHost(node, self.forward, self.send)
+        node.exchange = self.tasks.exchange
+        self.takeovers = node.takeovers = Takeovers(node, self.send)
+        self.steward = Steward(node, replicas, self.send, self.peers.is_up)
+        node.meta.group.on_lead = self._meta_leads
+        replicas.take(node)
+
+    async def start(self, host: str, port: int, handlers: Mapping[str, Handler]) -> None:
+        """Talk to the others, and serve their calls with these handlers. OSError: cannot listen."""
+        self.forward.handlers = handlers
+        await self.peers.start(host, port)
+        if self.replicas.table.region is None:
+            ids = initial_ids(self.founding.members)
+            self.peers.set_peers({ids[name]: address for name, address in self.founding.members.items()})
+        else:
+            self._table_changed()
+        self.replicas.on_table.append(self._table_changed)
+        self.node.meta.on_change.append(self._look_ready)
+        self.replicas.start()
+        self.steward.start()
+        self._look_ready()
+
+    async def hand_over(self) -> None:
+        """Let others lead before we go: their clients notice a round trip instead of an election."""
+        self.steward.draining = True
+        self.steward.report()
+        until = self.node.loop.time() + HAND_OVER_S
+        going = self.steward.hand_over()
+        while any(group.leading for group in going) and self.node.loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    def halt(self) -> None:
+        """Take part in nothing any more; what is being written is written."""
+        self.steward.close()
+        self.replicas.close()
+
+    # ---- who is there
+
+    def send(self, node_id: int, message: list[Any]) -> bool:
+        """A message leaves with this turn's frame. False: it does not."""
+        return self.peers.send(node_id, message)
+
+    def peers_up(self) -> list[int]:
+        """Nodes that can be reached now."""
+        return [state.node_id for state in self.peers.states() if state.up]
+
+    def _table_changed(self) -> None:
+        present = self.replicas.table.present()
+        self.peers.set_peers({node.id: split_address(node.peers_address) for node in present})
+        self._look_ready()
+
+    def _look_ready(self) -> None:
+        known = self.replicas.table.region is not None and FIRST_NAMESPACE in self.node.meta.by_name
+        if known and not self.ready.done():
+            self.ready.set_result(None)
+
+    def _meta_leads(self) -> None:
+        if self.replicas.table.region is None:
+            self._found()
+
+    def _found(self) -> None:
+        """This node is the first to lead the region: write down who belongs to it."""
+        founding, who = self.founding, self.identity
+        now = self.node.clock.now_ns()
+        nodes = [
+            NodeRecord(FORMAT, 0, name, join_address(*address), "", "", "", NodeState.ACTIVE, now, "")
+            for name, address in founding.members.items()
+        ]
+        plan = first_table(nodes, founding.shards, founding.replicas, who.cluster_id, who.region, now)
+        if isinstance(plan, Refusal):
+            log.error("the region cannot be made", why=plan.why, do=plan.do)
+            return
+        first = Namespace(self.node.new_id(), FIRST_NAMESPACE, REGISTERED, now)
+        rows = [*plan.rows, namespace_row(first)]
+        self.node.meta.group.propose(image.encode(rows, []), rows, [])
+        self.node.meta.hold(first)
+        log.info("the region begins", nodes=len(nodes), shards=founding.shards)
+
+    # ---- cluster.peers.Receiver
+
+    def message(self, node_id: int, message: list[Any]) -> None:
+        """From a peer."""
+        kind = message[0]
+        if kind == RAFT:
+            self.replicas.received(node_id, message)
+        elif kind in CALLS:
+            self.forward.received(node_id, message)
+        elif kind == EXCHANGE:
+            self.tasks.received(node_id, message)
+        elif kind in (ASK, DENY):
+            self.takeovers.received(node_id, message)
+        elif STATUS <= kind <= CHANGE:
+            self.steward.received(node_id, message)
+
+    def up(self, node_id: int, incarnation: str) -> None:
+        """A peer can be talked to."""
+        log.info("peer is up", node=node_id, incarnation=incarnation)
+        self.tasks.up(node_id)
+
+    def down(self, node_id: int) -> None:
+        """A peer is gone."""
+        log.warning("peer is down", node=node_id)
+        self.tasks.down(node_id)
+        self.forward.down(node_id)
+        self.replicas.down(node_id)
