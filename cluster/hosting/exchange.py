@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("matching")
 
-EXCHANGE = 20  # [EXCHANGE, name, field, ...]
+EXCHANGE = 50  # [EXCHANGE, name, field, ...]
 AGAIN_S = 1.0  # after a message could not be sent to a node that is up
 
 

@@ -22,6 +22,8 @@ from cluster.hosting.forward import Forward
 from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
 from cluster.hosting.node import Membership, Node
 from cluster.hosting.replicas import RAFT, Replicas
+from cluster.hosting.snapshots import KINDS as IMAGES
+from cluster.hosting.snapshots import Snapshots
 from cluster.hosting.steward import CHANGE, STATUS, Steward
 from cluster.hosting.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
@@ -91,12 +93,15 @@ class Member:
         node.exchange = self.tasks.exchange
         self.takeovers = node.takeovers = Takeovers(node, self.send)
         self.steward = Steward(node, replicas, self.send, self.peers.is_up)
+        self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=around.inline)
         node.meta.group.on_lead = self._meta_leads
+        node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
 
     async def start(self, host: str, port: int, handlers: Mapping[str, Handler]) -> None:
         """Talk to the others, and serve their calls with these handlers. OSError: cannot listen."""
         self.forward.handlers = handlers
+        self.snapshots.recover()
         await self.peers.start(host, port)
         if self.replicas.table.region is None:
             ids = initial_ids(self.founding.members)
@@ -122,6 +127,7 @@ class Member:
         """Take part in nothing any more; what is being written is written."""
         self.steward.close()
         self.replicas.close()
+        self.snapshots.close()
 
     # ---- who is there
 
@@ -142,6 +148,11 @@ class Member:
         known = self.replicas.table.region is not None and FIRST_NAMESPACE in self.node.meta.by_name
         if known and not self.ready.done():
             self.ready.set_result(None)
+
+    def _meta_replaced(self) -> None:
+        """The meta group's rows were replaced by an image."""
+        self.node.meta.load()
+        self.replicas.reload()
 
     def _meta_leads(self) -> None:
         if self.replicas.table.region is None:
@@ -178,6 +189,8 @@ class Member:
             self.tasks.received(node_id, message)
         elif kind in (ASK, DENY):
             self.takeovers.received(node_id, message)
+        elif kind in IMAGES:
+            self.snapshots.received(node_id, message)
         elif STATUS <= kind <= CHANGE:
             self.steward.received(node_id, message)
 
@@ -185,6 +198,7 @@ class Member:
         """A peer can be talked to."""
         log.info("peer is up", node=node_id, incarnation=incarnation)
         self.tasks.up(node_id)
+        self.snapshots.up(node_id)
 
     def down(self, node_id: int) -> None:
         """A peer is gone."""
@@ -192,3 +206,4 @@ class Member:
         self.tasks.down(node_id)
         self.forward.down(node_id)
         self.replicas.down(node_id)
+        self.snapshots.down(node_id)
