@@ -327,11 +327,12 @@ class RaftSection(Struct, frozen=True, kw_only=True):
     log_bytes_max: Annotated[
         int,
         about(
-            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot.",
-            bounds=within(1 << 20, 16 << 30),
+            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. It is "
+            "held in memory.",
+            bounds=within(256 << 10, 1 << 30),
             unit="bytes",
         ),
-    ] = 64 << 20
+    ] = 4 << 20
 
 
 class FrontSection(Struct, frozen=True, kw_only=True):

@@ -94,7 +94,10 @@ class ExchangeHost:
 
     def received(self, node_id: int, message: list[Any]) -> None:
         """A message of the exchange."""
-        self.exchange.received(node_id, message[1:])
+        try:
+            self.exchange.received(node_id, message[1:])
+        except ServiceError as error:  # the shard's lead moves, or its disk is full: the task waits again
+            log.info("a task could not be started for another node", node=node_id, why=error.message)
 
     # ---- Host
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("raft")
 
-LOG_BYTES_MAX = 4 << 20  # of a group's log kept in memory for replicas that lag; more, and they get an image
 LOG_BYTES_HELD_MAX = 64 << 20  # while an image is on its way: what the image lacks, or it would come in vain
 
 Waiter = Callable[[ServiceError | None], None]
@@ -111,6 +110,7 @@ class Group:
             waiting = snapshot.records_of(generation)
             self.rows.records_wait = next(storage.scan(*waiting, 1), None) is not None
         self.raft = RawNode(config, dice, found)
+        self.log_bytes_max = config.log_bytes_max  # kept for replicas that lag; more, and they get an image
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing
         self.on_lose: Callable[[], None] = _nothing
@@ -227,9 +227,9 @@ class Group:
             return index, term
         # Others may lag a little: an entry is cheaper to send than an image. Their lag is bounded by bytes.
         low = raft.lowest_match(index)
-        if raft.log_bytes > (LOG_BYTES_HELD_MAX if self.holds else LOG_BYTES_MAX):
+        if raft.log_bytes > (LOG_BYTES_HELD_MAX if self.holds else self.log_bytes_max):
             low = index
-        elif raft.log_bytes > LOG_BYTES_MAX:
+        elif raft.log_bytes > self.log_bytes_max:
             low = min(index, *self.holds.values())
         if low <= raft.compacted:
             return None

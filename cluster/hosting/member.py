@@ -183,7 +183,14 @@ class Member:
         kind = message[0]
         if kind == RAFT:
             self.replicas.received(node_id, message)
-        elif kind in CALLS:
+            return
+        try:
+            self._hand_on(kind, node_id, message)
+        except Exception:  # what is wrong with one message must not cost the connection, and all others
+            log.exception("a message of a peer could not be handled", node=node_id, kind=kind)
+
+    def _hand_on(self, kind: int, node_id: int, message: list[Any]) -> None:
+        if kind in CALLS:
             self.forward.received(node_id, message)
         elif kind == EXCHANGE:
             self.tasks.received(node_id, message)

@@ -69,6 +69,7 @@ class Replicas:
             quiet_after_ticks=QUIET_AFTER_TICKS,
             append_bytes_max=raft.append_bytes_max,
             inflight_bytes_max=raft.inflight_bytes_max,
+            log_bytes_max=raft.log_bytes_max,
         )
 
     def send(self, group: int, message: Message) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from cluster.hosting.committer import Committer
 from cluster.hosting.group import Group, nobody
+from cluster.hosting.meta import META_GROUP
 from cluster.hosting.snapshots import KINDS, Snapshots
 from history_store.engine import keys
 from history_store.raft import DATA, Config, Message, RaftError, decode, encode
@@ -94,7 +95,8 @@ class Site:
         self.committer.start()
 
     def open(self, group: int, found: Any = None) -> Group:
-        config = Config(node_id=self.id, voters=self.region.voters if self.id in self.region.voters else ())
+        voters = self.region.voters if self.id in self.region.voters else ()
+        config = Config(node_id=self.id, voters=voters, log_bytes_max=3_000)
         made = self.committer.add(group, found, self.region.rng, config)
         made.on_image = lambda: self.reloads.append(group)
         self.check_disk(made)
@@ -404,6 +406,8 @@ class Region:
                     self.proposals, 0, b"memo%d" % self.proposals, b"",
                 )
             )  # fmt: skip
+        if group == META_GROUP:
+            shown = []  # its rows are not of runs
         replica = leader.committer.groups[group]
         data = image.encode(rows, shown)
         try:
