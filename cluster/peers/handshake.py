@@ -6,7 +6,7 @@ side's business; the sentence goes to both logs, since it is mostly the dialer's
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -72,11 +72,17 @@ def common_version(mine: tuple[int, int], said: Hello) -> int:
 
 
 def objection(
-    mine: Identity, versions: tuple[int, int], said: Hello, peers: Container[int], strangers: bool
+    mine: Identity,
+    versions: tuple[int, int],
+    said: Hello,
+    peers: Container[int],
+    disks: Mapping[int, str],
+    strangers: bool,
 ) -> str:
     """Why we will not talk to who said this, and what to do about it; "" if we will.
 
-    `peers`: the nodes we know of; `strangers`: whether callers without a node id are answered."""
+    `peers`: the nodes we know of; `disks`: the data that they are known to have; `strangers`: whether callers
+    without a node id are answered."""
     other = said.identity
     here = f"node {mine.name!r} (id {mine.node_id})"
     there = f"node {other.name!r} (id {other.node_id})" if other.node_id else f"caller {other.name!r}"
@@ -113,7 +119,18 @@ def objection(
             f"{there} is not among the nodes that {here} knows: if it was just added this passes by itself; "
             "if it was removed, stop it"
         )
+    if disks.get(other.node_id, "") not in ("", other.disk):
+        return other_data(other.name, other.node_id)
     return ""
+
+
+def other_data(name: str, node_id: int) -> str:
+    """Of a node that comes without the data that it has voted with."""
+    return (
+        f"node {name!r} (id {node_id}) has lost its data, or was given another data directory: give it "
+        f"back its own; or remove the node (`holdfast node remove {name}`) and let it join as a new one, "
+        "with region.join and an empty data directory"
+    )
 
 
 def two_processes(caller: Identity, mine: Identity) -> str:

@@ -136,6 +136,11 @@ class Session:
         accepted = self.accepted
         return accepted is not None and accepted.talks and _incarnation(accepted) != incarnation
 
+    def shows(self, disk: str) -> bool:
+        """Whether the peer, if it is connected, comes with this data; "" is any."""
+        accepted = self.accepted
+        return not disk or accepted is None or accepted.identity is None or accepted.identity.disk == disk
+
     def link_lost(self, link: Dialed | Accepted, why: str) -> None:
         """One of ours, or one that was replaced long ago."""
         if not self._over and (link is self.dialed or link is self.accepted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -65,6 +66,7 @@ class StreamPeers:
         self.versions = versions
         self._stranger_receiver = stranger
         self._sessions: dict[int, Session] = {}
+        self._disks: Mapping[int, str] = {}
         self._up: dict[int, Dialed] = {}
         self._to_flush: list[Dialed] = []
         self._arrivals: dict[Accepted, None] = {}  # have not said who they are
@@ -111,13 +113,14 @@ class StreamPeers:
         await asyncio.gather(*(session.close(_CLOSE_GRACE_S) for session in self._sessions.values()))
         self._sessions.clear()
 
-    def set_peers(self, addresses: dict[int, Address]) -> None:
+    def set_peers(self, addresses: dict[int, Address], disks: Mapping[int, str] | None = None) -> None:
         """Talk to these nodes and no others."""
         assert not self.closed, "closed"
+        self._disks = disks or {}
         wanted = {node: address for node, address in addresses.items() if node != self.identity.node_id}
         assert all(node > 0 for node in wanted), "a peer has an id"
         for node_id, session in list(self._sessions.items()):
-            if wanted.get(node_id) != session.address:
+            if wanted.get(node_id) != session.address or not session.shows(self._disks.get(node_id, "")):
                 del self._sessions[node_id]
                 session.remove()
         for node_id, address in wanted.items():
@@ -201,7 +204,9 @@ class StreamPeers:
     def objection(self, said: handshake.Hello) -> str:
         """Why not; "" if we will talk."""
         strangers = self._stranger_receiver is not None
-        sentence = handshake.objection(self.identity, self.versions, said, self._sessions, strangers)
+        sentence = handshake.objection(
+            self.identity, self.versions, said, self._sessions, self._disks, strangers
+        )
         if sentence:
             return sentence
         caller = said.identity
