@@ -65,12 +65,14 @@ class SqliteStorage:
         *,
         cluster_id: str = "",
         node_id: int = 0,
+        disk: str = "",
         checkpoint_bytes: int = 4 << 20,
         pages_max: int = 0,
         journal_bytes: int = 16 << 20,
     ) -> None:
         """Open the file, or make it. An empty `cluster_id` or zero `node_id` takes what the file says.
 
+        `disk`: the name of a file that is made here; "" draws one.
         `checkpoint_bytes`: how long the write-ahead log gets before it is copied into the file.
         `pages_max`: a limit of the file in pages, 0 = the disk's.
         `journal_bytes`: the length of the journal; it takes that space while the storage is open.
@@ -94,7 +96,8 @@ class SqliteStorage:
             if self.path.exists():
                 files.inspect(self.path)
             else:
-                tables.create(self.path, cluster_id or secrets.token_hex(8), node_id or 1)
+                disk = disk or secrets.token_hex(8)
+                tables.create(self.path, cluster_id or secrets.token_hex(8), node_id or 1, disk)
             self._writer = self._open(_WRITER_CACHE_BYTES_MAX)
             try:
                 self.identity = self._check_identity(cluster_id, node_id)
@@ -335,7 +338,7 @@ class SqliteStorage:
         name, number = meta.get("cluster_id", ""), meta.get("node_id", "")
         if meta.get("check") != str(crc32(f"{number} {name}".encode())):
             raise self._corrupt("its identity (table meta) is not what was written")
-        found = Identity(name, int(number))
+        found = Identity(name, int(number), meta.get("disk", ""))
         if (cluster_id and cluster_id != found.cluster_id) or (node_id and node_id != found.node_id):
             raise StorageCorrupt(
                 f"{self.path} belongs to node {found.node_id} of cluster {found.cluster_id}, not to "

@@ -81,6 +81,7 @@ class Identity(NamedTuple):
 
     cluster_id: str
     node_id: int
+    disk: str = ""  # drawn when the file was made: another file of the same node has another one
 
 
 class JournalState(NamedTuple):
@@ -121,7 +122,7 @@ def open_reader(path: Path, cache_bytes: int) -> sqlite3.Connection:
     return connection
 
 
-def create(path: Path, cluster_id: str, node_id: int) -> None:
+def create(path: Path, cluster_id: str, node_id: int, disk: str) -> None:
     """Make the file under another name first: under its own it is whole or not there."""
     for suffix in files.DATA_SUFFIXES[1:]:
         left = path.with_name(path.name + suffix)
@@ -142,7 +143,9 @@ def create(path: Path, cluster_id: str, node_id: int) -> None:
             connection.execute(statement)
         projection.create(connection)
         check = str(crc32(f"{node_id} {cluster_id}".encode()))
-        identity = [("cluster_id", cluster_id), ("node_id", str(node_id)), ("check", check)]
+        identity = [
+            ("cluster_id", cluster_id), ("node_id", str(node_id)), ("check", check), ("disk", disk)
+        ]  # fmt: skip
         connection.executemany("INSERT INTO meta VALUES (?,?)", identity)
         put_journal(connection, JournalState())
         connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")

@@ -105,8 +105,23 @@ def test_a_file_of_another_node_is_refused(tmp_path):
     with pytest.raises(StorageCorrupt, match="belongs to node 3 of cluster blue"):
         SqliteStorage(path, cluster_id="green", node_id=3)
     storage = SqliteStorage(path)
-    assert storage.identity == ("blue", 3)
+    assert storage.identity[:2] == ("blue", 3)
     storage.close()
+
+
+def test_a_file_that_is_made_anew_is_another_one(tmp_path):
+    path = tmp_path / "x.db"
+    names = []
+    for disk in ("", "", "given"):
+        storage = SqliteStorage(path, cluster_id="blue", node_id=3, disk=disk)
+        names.append(storage.identity.disk)
+        storage.close()
+        again = SqliteStorage(path, disk="another")
+        assert again.identity.disk == names[-1]
+        again.close()
+        path.unlink()
+    assert len(set(names)) == 3
+    assert names[2] == "given"
 
 
 def test_a_log_without_its_file_is_refused(tmp_path):
