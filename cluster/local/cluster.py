@@ -134,6 +134,7 @@ class LocalCluster:
             state = read_state(self.directory)
             running = state is not None and state.supervised
             if not running:
+                self._check_configs(plan)
                 self._launch(owned)
             try:
                 self._wait_all(plan, tell, resumed=running)
@@ -324,6 +325,31 @@ class LocalCluster:
                     "leave the option out, take another --dir, or remove it: `holdfast local down --delete`",
                     usage=True,
                 )
+
+    def _check_configs(self, plan: Plan) -> None:
+        """Refuse at once what a node would refuse: the files are for people to edit."""
+        from cluster.hosting.config import ConfigError, load  # the supervisor, which imports us, does without
+        from cluster.hosting.config_agreement import disagreements
+
+        configs, problems = [], []
+        for node in plan.nodes:
+            try:
+                config = load(node.config(self.directory))
+            except ConfigError as error:
+                problems += str(error).splitlines()
+                continue
+            configs.append(config)
+            there = (config.node.name, config.listen.host, config.listen.grpc)
+            if there != (node.name, HOST, node.grpc):
+                problems.append(f"{config.file}: it has to be node {node.name} at {node.address}")
+        problems = problems or disagreements(configs)
+        if problems:
+            lines = "\n  ".join(problems)
+            raise LocalError(
+                f"the nodes' configuration cannot be used:\n  {lines}",
+                "correct the files; `holdfast config check` looks at them",
+                usage=True,
+            )
 
     def _launch(self, owned: bool) -> None:
         """Start the supervisor; returns when it takes orders."""

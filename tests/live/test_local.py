@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_a_node_that_does_not_come_up_is_told_and_nothing_is_left_running(tmp_pa
     (directory / "a/2/exit").unlink()
     cluster.up()
     cluster.down()
+
+
+def test_configurations_are_looked_at_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match=r"raft\.tick_ms = 1: it has to be") as refused:
+        standins(tmp_path / "c", settings={"raft": {"tick_ms": 1}}).up()
+    assert refused.value.usage
+    file = tmp_path / "c/a/1/node.toml"
+    for path in (file, tmp_path / "c/a/2/node.toml"):
+        path.write_text(path.read_text().replace("tick_ms = 1", "tick_ms = 20"))
+    file.write_text(re.sub(r"grpc = \d+", "grpc = 1025", file.read_text()))
+    with pytest.raises(LocalError, match=r"node\.toml: it has to be node a/1 at "):
+        standins(tmp_path / "c").up()
+    assert processes_of(tmp_path) == []
 
 
 def test_a_node_that_does_not_serve_in_time(tmp_path: Path) -> None:

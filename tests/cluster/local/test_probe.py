@@ -95,6 +95,19 @@ def test_an_answer_in_single_bytes() -> None:
         assert serving("127.0.0.1", port, timeout_s=10.0)
 
 
+def test_an_answer_without_end() -> None:
+    """Frames for ever, none of them the answer: the time is for the whole, not for each."""
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65536)
+        with suppress(OSError):
+            while True:
+                connection.sendall(bytes.fromhex("000000040000000000"))
+
+    with socket_server(handle) as port:
+        assert not serving("127.0.0.1", port, timeout_s=0.2)
+
+
 def test_nobody_and_one_who_says_nothing() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
