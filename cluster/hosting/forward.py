@@ -40,6 +40,19 @@ KINDS = range(CALL, SCATTER + 1)
 SCATTER_S = 2.0  # what other nodes get to tell what they know; who does not answer is left out
 
 
+# A worker that hears that its task is gone can do nothing about it, whoever ended it.
+ANSWERS = frozenset(
+    (
+        "RespondWorkflowTaskCompleted",
+        "RespondWorkflowTaskFailed",
+        "RespondActivityTaskCompleted",
+        "RespondActivityTaskFailed",
+        "RespondActivityTaskCanceled",
+        "TerminateWorkflowExecution",
+    )
+)
+
+
 class Attempt:
     """One try of a call, as its handler sees it (a `contract.Call`)."""
 
@@ -48,6 +61,7 @@ class Attempt:
         "_handler",
         "_shards",
         "_task",
+        "again",
         "call",
         "checked",
         "deadline",
@@ -66,6 +80,7 @@ class Attempt:
         self._task: asyncio.Task[bytes | None] | None = None
         self.deadline = call.deadline
         self.done = False
+        self.again = False  # an earlier try was lost, and may have taken effect
         self.checked = False  # the namespace it names was looked for in the newest table
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
@@ -106,8 +121,13 @@ class Attempt:
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Answer with a status."""
-        if not self.done:
-            self._end()
+        if self.done:
+            return
+        self._end()
+        if self.again and code == Code.NOT_FOUND and self.method.rpartition("/")[2] in ANSWERS:
+            # An earlier try may have been the one that ended it, and there is nothing left to answer.
+            self.call.finish(b"")
+        else:
             self.call.fail(code, message, details)
 
     def set_metadata(
@@ -216,6 +236,7 @@ class Attempt:
         if self.on_cancel is not None:
             self.on_cancel()  # the handler forgets the call, as if the client had gone
         again = Attempt(self._forward, self.call, self._handler, self.until)
+        again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)
 
@@ -292,11 +313,11 @@ class RemoteCall:
             self._close()
             self._forward.send(self.node_id, [ERROR, self.number, int(code), message, details])
 
-    def lost(self) -> None:
+    def lost(self, *, in_doubt: bool) -> None:
         """We do not lead (any more): the node that has the client asks another."""
         if not self.done:
             self._close()
-            self._forward.send(self.node_id, [LOST, self.number])
+            self._forward.send(self.node_id, [LOST, self.number, in_doubt])
 
     def _close(self) -> None:
         self.done = True
@@ -442,7 +463,7 @@ class Forward:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
         call = attempt.call
         if isinstance(call, RemoteCall):
-            call.lost()  # one hop: the node that has the client looks for the leader
+            call.lost(in_doubt=attempt.again)  # one hop: the node that has the client looks for the leader
             return
         if self.loop.time() >= attempt.until:
             attempt.fail(
@@ -492,6 +513,7 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
+                attempt.again = attempt.again or bool(message[2])
                 self.later(attempt)
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
@@ -572,4 +594,5 @@ class Forward:
         ]:
             attempt = self._sent.pop(number)
             attempt.remote = None
+            attempt.again = True
             self.later(attempt)

@@ -19,8 +19,10 @@ import msgspec
 import structlog
 
 from cluster.hosting.dispatch import ACTIVITY, WORKFLOW, give_back
+from cluster.hosting.group import nobody
 from cluster.hosting.starts import node_of
-from history_store.engine import keys
+from cluster.matching.contract import QueueKey
+from history_store.engine import keys, workflow_task
 from history_store.engine.errors import ServiceError
 from history_store.raft import DATA
 from history_store.shard import image
@@ -28,9 +30,10 @@ from history_store.shard import image
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cluster.hosting.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shard_host import ShardHost
-    from history_store.engine.run import Run
+    from history_store.engine.run import Run, Transaction
 
 log = structlog.get_logger("takeover")
 
@@ -38,6 +41,7 @@ log = structlog.get_logger("takeover")
 ASK, DENY = 30, 31
 SKEW_NS = 2_000_000_000  # between two nodes' clocks, at most
 RECENT_NS = 20_000_000_000  # a start older than this was handed over, or its node would have said so
+STRANDED_S = 1.0  # for other nodes to tell which workers live
 REMEMBERED = 65_536  # receipts; about 20 MB
 
 Receipt = tuple[str, str, str, int, int, int]  # namespace id, workflow id, run id, kind, stamp, ref
@@ -96,7 +100,9 @@ class Takeovers:
     def take_over(self, shard: ShardHost) -> None:
         """The shard is led here from now on."""
         doubts: dict[int, list[Doubt]] = {}
-        for run in self._recent_runs(shard):
+        runs = list(self._recent_runs(shard))
+        self._node.loop.call_later(STRANDED_S, self._reroute_stranded, shard, runs)
+        for run in runs:
             for node_id, doubt in _started(run, self._node.clock.now_ns() - RECENT_NS):
                 doubts.setdefault(node_id, []).append(doubt)
         for node_id, asked in doubts.items():
@@ -108,6 +114,28 @@ class Takeovers:
                 self._asked[self._numbers] = shard
         if doubts:
             log.info("asks who has what was started", shard=shard.group.id, nodes=sorted(doubts))
+
+    def _reroute_stranded(self, shard: ShardHost, runs: list[Run]) -> None:
+        """Workflow tasks of sticky queues whose worker is gone would wait for their time-out."""
+        for known in runs:
+            if shard.retired:
+                return
+            state = known.state
+            run = shard.find(state.namespace_id, state.workflow_id, state.run_id)
+            task = run.state.task if run is not None and run.running else None
+            if run is None or task is None or not task.sticky or task.started_id:
+                continue
+            if self._node.matching.has_live_poller(QueueKey(state.namespace_id, WORKFLOW, task.queue)):
+                continue
+
+            def change(tx: Transaction, run: Run = run, stamp: int = task.stamp) -> Waiter:
+                workflow_task.reroute(tx, run, stamp)
+                return nobody
+
+            try:
+                shard.change(run, change)
+            except ServiceError as error:
+                log.info("a task of a worker that is gone waits for its time-out", why=error.message)
 
     def _recent_runs(self, shard: ShardHost) -> Iterator[Run]:
         """The runs that the newest entries of the log changed: the log keeps some seconds of them."""
