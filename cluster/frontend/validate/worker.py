@@ -232,7 +232,8 @@ def check_describe_queue(request: DescribeTaskQueueRequest, limits: Limits) -> N
             "use api_mode=UNSPECIFIED or a normal queue root name."
         )
     fields.check_polled_queue(queue, limits, present=request.HasField("task_queue"), root=enhanced)
-    fields.check_enum(request.task_queue_type, _QUEUE_TYPES, "TaskQueueType")
+    for kind in (request.task_queue_type, *request.task_queue_types):
+        fields.check_enum(kind, _QUEUE_TYPES, "TaskQueueType")
     if (
         request.report_task_reachability
         and len(request.versions.build_ids) > limits.reachability_build_ids_max
