@@ -106,8 +106,11 @@ def _admit(draft: Draft, node: NodeRecord) -> Refusal | None:
     return None
 
 
-def plan_announce(table: Table, node: NodeRecord) -> Plan | Refusal:
-    """A node that restarted says what it is now: addresses, machine and version may have changed."""
+def plan_announce(table: Table, node: NodeRecord, *, down: Collection[int] = ()) -> Plan | Refusal:
+    """A node that restarted says what it is now: addresses, machine and version may have changed.
+
+    If its machine was not known, and turns out to be another node's, it gives up what both have.
+    """
     known = table.nodes.get(node.id)
     if known is None or known.name != node.name:
         return Refusal(f"there is no node {node.id} named {node.name}", "let it join under a new id")
@@ -115,12 +118,34 @@ def plan_announce(table: Table, node: NodeRecord) -> Plan | Refusal:
         return Refusal(
             f"node {node.id} ({node.name}) was removed", "start it with an empty data directory, to join anew"
         )
+    if known.disk not in ("", node.disk):
+        return Refusal(
+            f"node {node.id} ({node.name}) has lost its data, or was given another data directory",
+            f"give it back its own; or `holdfast node remove {node.name}`, and let it join as a new one",
+        )
+    node = replace(node, format=FORMAT, state=known.state, joined_ns=known.joined_ns)
     draft = Draft(table)
-    draft.put(replace(node, format=FORMAT, state=known.state, joined_ns=known.joined_ns))
+    draft.put(node if known.machine else replace(node, machine=""))
     new = [problem for problem in draft.table.problems() if problem not in table.problems()]
     if new:
         return Refusal(new[0], "move what collides first")
+    if not known.machine and node.machine:
+        draft.put(node)
+        _stand_apart(draft, node.id, down)
     return draft.plan(f"{node.name} is at {node.peers_address}, version {node.version}")
+
+
+def _stand_apart(draft: Draft, node_id: int, down: Collection[int]) -> None:
+    """Move off the node what another one on its machine has, too. Where there is no place, it is one less."""
+    load = draft.load()
+    for group, wanted in list(draft.wanted.items()):
+        if node_id in wanted and draft.table.machine_of(node_id) in draft.machines(group, node_id):
+            free = homes(draft, group, node_id, down)
+            target = min(free, key=lambda i: (load[i], i), default=0)
+            draft.exchange(group, node_id, target)
+            if target:
+                load[target] += group != META_GROUP
+    choose_first(draft)
 
 
 def plan_drain(

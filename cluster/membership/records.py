@@ -76,6 +76,7 @@ class NodeRecord(msgspec.Struct, array_like=True, frozen=True):
     state: NodeState
     joined_ns: int
     version: str  # of the program
+    disk: str = ""  # drawn when the node's data was made; "" = it has not said yet
 
 
 class ShardRecord(msgspec.Struct, array_like=True, frozen=True):

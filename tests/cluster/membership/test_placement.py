@@ -224,6 +224,33 @@ def test_a_restarted_node_may_not_sit_down_beside_another_replica() -> None:
     ).replace("nodes 2 and 1", "nodes 1 and 2")
 
 
+def test_a_node_whose_machine_was_not_known_steps_aside() -> None:
+    region = Region(4, shards=8)
+    region.take(plan_announce(region.table, replace(newcomer(1, "a"), id=1)))
+    held = {group for group in region.table.groups_of(2) if 1 in region.table.replicas_of(group)}
+    plan = region.take(plan_announce(region.table, replace(newcomer(2, "a"), id=2)))
+    assert {move.group for move in plan.moves} == held
+    assert {move.source for move in plan.moves} == {2}
+    assert all(move.target in (0, 3, 4) for move in plan.moves)
+    assert min(len(replicas) for replicas in region.wanted().values()) == 3
+
+
+def test_a_machine_of_two_nodes_out_of_three_has_one_replica_of_each_group() -> None:
+    region = Region(3, shards=4)
+    for number in (1, 2):
+        region.take(plan_announce(region.table, replace(newcomer(number, "a"), id=number)))
+    assert all(set(replicas) == {1, 3} for replicas in region.wanted().values())
+
+
+def test_a_node_that_lost_its_data_is_not_who_it_was(three: Region) -> None:
+    known = replace(newcomer(2), id=2, disk="first")
+    three.take(plan_announce(three.table, known))
+    assert three.take(plan_announce(three.table, known)).rows == []
+    refused = str(plan_announce(three.table, replace(known, disk="second")))
+    assert refused.startswith("node 2 (n2) has lost its data")
+    assert "node remove n2" in refused
+
+
 def test_five_replicas_for_those_who_want_them() -> None:
     region = Region(5, shards=10)
     assert "5 machines" not in str(plan_replicas(region.table, 5))
