@@ -34,6 +34,15 @@ def standins(directory: Path, nodes: int = 2, **more: Any) -> LocalCluster:
     return LocalCluster(directory, nodes=nodes, program=STANDIN, ready_max_s=PATIENCE_S, **more)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """A test that fails in the middle leaves no processes; supervisors, which restart nodes, go first."""
+    yield
+    left = processes_of(tmp_path)
+    for process in sorted(left, key=lambda one: "cluster.local.supervisor" not in one.cmdline()):
+        process.kill()
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
     """Two stand-ins that serve."""

@@ -277,6 +277,28 @@ class TestAgreement:
         (found,) = disagreements(self.three(tmp_path, tls_peers=pem))
         assert "has [tls.peers] and" in found
 
+    def everywhere(self, path: Path, machines: tuple[str, str]) -> list[NodeConfig]:
+        """Two nodes that listen on all addresses, with the same ports."""
+        return [
+            load(
+                written(
+                    path,
+                    f"{index}.toml",
+                    node={"name": f"a/{index}", "data_dir": f"data{index}", "machine": machine},
+                    region={"replicas": 1, "nodes": ["a/1=10.0.0.1:7301", "a/2=10.0.0.2:7301"]},
+                    listen={"host": "0.0.0.0"},
+                    advertise={"grpc": f"10.0.0.{index}:7233"},
+                )
+            )
+            for index, machine in enumerate(machines, start=1)
+        ]
+
+    def test_all_addresses_of_two_machines_are_no_clash(self, tmp_path: Path) -> None:
+        assert disagreements(self.everywhere(tmp_path, ("m1", "m2"))) == []
+        grpc, peers = disagreements(self.everywhere(tmp_path, ("m1", "m1")))
+        assert "are both port 7233 at 0.0.0.0:7233" in grpc
+        assert "are both port 7301" in peers
+
     def test_another_machine_may_use_the_same_ports(self, tmp_path: Path) -> None:
         nodes = ["a/1=10.0.0.1:7301", "a/2=10.0.0.2:7301", "a/3=10.0.0.3:7301"]
         configs = [

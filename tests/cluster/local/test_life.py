@@ -193,6 +193,7 @@ def test_whatever_happens_the_life_is_consistent(rng: random.Random) -> None:
         assert life.pid == process
         assert life.alive == (process is not None)
         assert held == (life.phase is Phase.PAUSED) or life.phase is Phase.STOPPING
+        assert life.retry_at is None or life.phase is Phase.FAILED
         timer = life.timer()
         assert timer is None or life.phase in (Phase.FAILED, Phase.STOPPING)
     carry_out(life.stop(now))
