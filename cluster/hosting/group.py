@@ -227,10 +227,9 @@ class Group:
             return index, term
         # Others may lag a little: an entry is cheaper to send than an image. Their lag is bounded by bytes.
         low = raft.lowest_match(index)
-        if raft.log_bytes > (LOG_BYTES_HELD_MAX if self.holds else self.log_bytes_max):
-            low = index
-        elif raft.log_bytes > self.log_bytes_max:
-            low = min(index, *self.holds.values())
+        if raft.log_bytes > self.log_bytes_max:
+            held = self.holds and raft.log_bytes <= LOG_BYTES_HELD_MAX
+            low = min(index, *self.holds.values()) if held else index
         if low <= raft.compacted:
             return None
         return low, raft.term_of(low)

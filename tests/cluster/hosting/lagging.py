@@ -85,8 +85,8 @@ class Site:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_not_death)
         found = self.storage.load()
-        self.committer = Committer(loop, self.storage, True, self._broken, node_id, self._send_raft)
-        self.images = Snapshots(self.committer, self._send, region.rng, inline=True)
+        self.committer = Committer(loop, self.storage, region.inline, self._broken, node_id, self._send_raft)
+        self.images = Snapshots(self.committer, self._send, region.rng, inline=region.inline)
         self.images.chunk_bytes = region.chunk_bytes
         self.reloads: list[int] = []
         for group in region.groups_of(node_id):
@@ -214,11 +214,13 @@ class Region:
     def __init__(
         self, kind: str, directory: Path, rng: random.Random, *, nodes: int = 3,
         groups: tuple[int, ...] = (1,), voters: tuple[int, ...] = (1, 2, 3), chunk_bytes: int = 400,
+        inline: bool = True,
     ) -> None:  # fmt: skip
         self.rng = rng
         self.groups = groups
         self.voters = voters
         self.chunk_bytes = chunk_bytes
+        self.inline = inline
         self.queues: dict[tuple[int, int, bool], deque[bytes]] = defaultdict(deque)
         self.cut_off: set[int] = set()
         self.refuse_bulk = False
@@ -316,7 +318,7 @@ class Region:
 
     async def turn(self, turns: int = 3) -> None:
         for _ in range(turns):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0 if self.inline else 0.001)
 
     async def round(self, *, tick: bool = True) -> None:
         """Everything that waits happens once."""

@@ -205,6 +205,36 @@ async def test_a_restart_while_records_are_still_to_be_shown(
     region.check_equal()
 
 
+async def test_a_leader_with_records_to_show_sends_its_image_after_that(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await region.elect(1)
+    await leave_behind(region, 3)
+    monkeypatch.setattr(generations, "PAUSE_S", 1e6)
+    region.join(3)
+    await installed(region, 3)
+    new = await region.elect(3)
+    replica = new.committer.groups[1]
+    region.cut(2)
+    await work(region, 8)  # few: records of most runs are those of the image
+    while replica.raft.compacted <= region.sites[2].committer.groups[1].raft.last_index:
+        raw = bytes(15) + b"\1"
+        rows: list[tuple[bytes, bytes | None]] = [(keys.history(b"\0\0", raw, 0, 1), bytes(500))]
+        replica.propose(image.encode(rows, []), rows, [])
+        region.flush()
+        await region.round()
+    region.join(2)
+    for _ in range(30):
+        await region.round()
+    assert replica.rows.records_wait
+    assert not region.sites[2].reloads
+    monkeypatch.setattr(generations, "PAUSE_S", 0.0)
+    new.images.generations._work()
+    await region.until(region.settled)
+    region.check_equal()
+    assert region.sites[2].reloads == [1]
+
+
 async def test_the_log_keeps_what_the_image_on_its_way_lacks(
     region: Region, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +272,7 @@ async def test_an_image_that_comes_too_late_is_followed_by_another(
     await work(region, 100)
     assert leader.raft.compacted > index
     region.refuse_bulk = False
-    await region.until(region.settled)
+    await region.until(region.settled, rounds=300)  # no need to wait until the core asks anew
     region.check_equal()
     assert region.sites[3].reloads == [1, 1]
 
@@ -308,7 +338,7 @@ async def test_a_new_replica_begins_with_an_image(kind: str, tmp_path: Path, rng
 
 
 async def test_a_view_is_of_one_moment_however_long_it_is_read(
-    kind: str, tmp_path: Path, rng: random.Random
+    kind: str, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More rows than one read brings: the rest is read while others are written, changed and deleted."""
     region = Region(kind, tmp_path, rng)
@@ -328,16 +358,17 @@ async def test_a_view_is_of_one_moment_however_long_it_is_read(
         change([(key, b"old") for key in keys_of(0, 100)])
         await region.round()
     await region.until(lambda: leader.raft.compacted > 20 or bool(region.flush()))
-    region.join(3)
-    await region.until(lambda: bool(leader.holds))
+    offer = snapshot_sender.Outgoing.offer
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_sender.Outgoing, "offer", lambda self: None)  # so that nothing is read yet
+        region.join(3)
+        await region.until(lambda: bool(leader.holds))
     index = leader.holds[3]
-    site = region.sites[1]
-    outgoing = site.images._outgoing[3]
-    assert outgoing._first + len(outgoing._window) < 5, "it is at its beginning"
     change([(key, b"new") for key in keys_of(300, 700)])
     change([(key, None) for key in keys_of(600, 900)])
     change([(key, b"more") for key in keys_of(1000, 1100)])
-    await region.until(lambda: site.committer.groups[1].stored.index >= index + 3 or bool(region.flush()))
+    await region.until(lambda: leader.stored.index >= index + 3 or bool(region.flush()))
+    offer(region.sites[1].images._outgoing[3])
     late = region.sites[3]
     await region.until(lambda: late.reloads != [])
     late.check_disk(late.committer.groups[1])
@@ -390,4 +421,34 @@ async def test_groups_wait_their_turn(
             if not batch.applied:
                 assert sum(len(value or b"") for _, value in batch.rows) <= 3 * region.chunk_bytes
                 assert len(batch.rows) <= 40
+    region.close()
+
+
+async def test_with_threads(tmp_path: Path, rng: random.Random) -> None:
+    """Writers and readers of images on threads of their own, as a server has them."""
+    region = Region("sqlite", tmp_path, rng, inline=False)
+    await region.elect(1)
+    await leave_behind(region, 3)
+    region.join(3)
+    await work(region, 20)
+    await region.until(region.settled)
+    region.check_equal()
+    assert region.sites[3].reloads == [1]
+    for site in region.sites.values():
+        site.images.close()
+        await site.committer.close()
+    region.close()
+
+
+async def test_a_node_stops_while_it_sends(tmp_path: Path, rng: random.Random) -> None:
+    region = Region("sqlite", tmp_path, rng, inline=False)
+    await region.elect(1)
+    await leave_behind(region, 3)
+    region.refuse_bulk = True
+    region.join(3)
+    await region.until(lambda: bool(region.sites[1].images._outgoing))
+    for site in region.sites.values():
+        site.images.close()
+        await site.committer.close()
+        assert not site.images._outgoing
     region.close()
