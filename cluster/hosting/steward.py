@@ -43,6 +43,7 @@ STATUS, TRANSFER, CHANGE = 40, 41, 42
 
 PERIOD_S = 0.5
 STALE_S = 2.5  # a report older than this says nothing
+INFORMED_S = 2 * PERIOD_S + 0.2  # after a steward took over
 STEP_S = 5.0  # a step that has not shown by then is decided anew
 BEHIND_ENTRIES = 4096  # a replica that lacks more is no leader to be
 SLOW_ROUND_S = 0.25  # a disk whose rounds take longer, for SLOW_PERIODS on end, makes a node slow
@@ -52,16 +53,17 @@ SLOW_PERIODS = 6
 class Status:
     """What a node said last."""
 
-    __slots__ = ("at", "draining", "groups", "load", "slow")
+    __slots__ = ("at", "draining", "groups", "load", "refusal", "slow")
 
     def __init__(
-        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport]
+        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport], refusal: str
     ) -> None:
         self.at = at
         self.load = load
         self.slow = slow
         self.draining = draining
         self.groups = groups
+        self.refusal = refusal  # why it takes no writes; "" = it does
 
 
 class Steward:
@@ -81,6 +83,8 @@ class Steward:
         self.draining = False
         self.statuses: dict[int, Status] = {}
         self.waits: dict[int, str] = {}  # group -> what its change of members waits for
+        self.on_decided: Callable[[], None] = _nothing
+        self._leads_from: float | None = None  # when the meta group's leadership came here
         self._busy: dict[int, float] = {}  # group -> until when a step counts as under way
         self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
         self._timer: Any = None
@@ -104,8 +108,13 @@ class Steward:
     def _turn(self) -> None:
         self._timer = self._node.loop.call_later(PERIOD_S, self._turn)
         self.report()
-        if self._node.meta.group.leading:
-            self._decide()
+        if not self._node.meta.group.leading:
+            self._leads_from = None
+            return
+        if self._leads_from is None:
+            self._leads_from = self._node.loop.time()
+        self._decide()
+        self.on_decided()
 
     def report(self) -> None:
         """Tell the steward how we are."""
@@ -114,7 +123,9 @@ class Steward:
             [group.id, group.raft.conf_bytes, group.raft.lagging(BEHIND_ENTRIES)]
             for group in self._replicas.leads()
         ]
-        message = [STATUS, load, slow, self.draining, groups]
+        refusal = self._node.committer.refusal
+        why = refusal.message if refusal is not None else ""
+        message = [STATUS, load, slow, self.draining, groups, why]
         leader = self._node.meta.group.raft.leader
         if leader == self._node.node_id:
             self.received(leader, message)
@@ -135,12 +146,12 @@ class Steward:
         """A message of this module's kinds."""
         kind = message[0]
         if kind == STATUS:
-            _, load, slow, draining, groups = message
+            _, load, slow, draining, groups, refusal, *_ = message
             reports = {
                 number: GroupReport(node_id, decode_configuration(conf), frozenset(behind))
                 for number, conf, behind in groups
             }
-            self.statuses[node_id] = Status(self._node.loop.time(), load, slow, draining, reports)
+            self.statuses[node_id] = Status(self._node.loop.time(), load, slow, draining, reports, refusal)
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
         elif kind == CHANGE:
@@ -180,14 +191,19 @@ class Steward:
 
     # ---- where the meta group is led
 
-    def _decide(self) -> None:
+    @property
+    def informed_in_s(self) -> float:
+        """Whether every node has had the time to tell us how it is: 0, or how long that still takes."""
+        if self._leads_from is None:
+            return INFORMED_S
+        return max(0.0, self._leads_from + INFORMED_S - self._node.loop.time())
+
+    def health(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
+        """How the nodes are, and what the leaders of groups say, as heard lately."""
         now = self._node.loop.time()
-        table = self._replicas.table
-        if table.region is None:
-            return
         health: dict[int, NodeHealth] = {}
         reports: dict[int, GroupReport] = {}
-        for node in table.present():
+        for node in self._replicas.table.present():
             status = self.statuses.get(node.id)
             fresh = status is not None and now - status.at < STALE_S
             up = fresh and (node.id == self._node.node_id or self._is_up(node.id))
@@ -196,6 +212,14 @@ class Steward:
                 continue
             health[node.id] = NodeHealth(True, status.draining, status.load, status.slow)
             reports.update(status.groups)
+        return health, reports
+
+    def _decide(self) -> None:
+        now = self._node.loop.time()
+        table = self._replicas.table
+        if table.region is None:
+            return
+        health, reports = self.health()
         self._busy = {group: until for group, until in self._busy.items() if until > now}
         self._moving = {
             group: (to, until)
@@ -212,8 +236,9 @@ class Steward:
             if move.group not in self._busy:
                 self._moving[move.group] = (move.to, now + STEP_S)
                 self._ask(move, reports[move.group].leader)
-        for node_id in emptied(table, reports):
-            self.propose(plan_removed(table, node_id))
+        gone = emptied(table, reports)
+        if gone and not self.changing:  # one at a time: a plan is good only for the table it was made from
+            self.propose(plan_removed(table, gone[0]))
 
     def _take(self, step: Step, leader: int) -> None:
         log.info("a group changes", group=step.group, what=step.kind.value, why=step.why)
@@ -232,6 +257,12 @@ class Steward:
         else:
             self._send(node_id, message)
 
+    @property
+    def changing(self) -> bool:
+        """Whether something is proposed that the table does not show yet: no time for plans."""
+        group = self._node.meta.group
+        return group.proposed > group.committed
+
     def propose(self, plan: Plan | Refusal) -> bool:
         """Write a plan's rows in the meta group, which must be led here. False: it was refused."""
         if isinstance(plan, Refusal):
@@ -242,6 +273,10 @@ class Steward:
             self._node.meta.group.propose(image.encode(rows, []), rows, [])
             log.info("the region changes", why=plan.why)
         return True
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _cpu_s() -> float:
