@@ -450,6 +450,7 @@ class LocalCluster:
         state = read_state(self.directory)
         if state is not None:
             end(state.supervisor_pid, state.supervisor_mark)
+            state.forget_socket()
             for node in state.nodes:
                 if node.pid is not None and node.mark is not None:
                     end(node.pid, node.mark)

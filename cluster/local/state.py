@@ -7,6 +7,7 @@ one after the other.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ class RunState(msgspec.Struct):
     def node(self, name: str) -> NodeState:
         """The state of a node of the plan."""
         return next(node for node in self.nodes if node.name == name)
+
+    def forget_socket(self) -> None:
+        """Remove the socket and its directory, if a supervisor that was killed has left them."""
+        with contextlib.suppress(OSError):
+            Path(self.socket).unlink(missing_ok=True)
+            Path(self.socket).parent.rmdir()
 
     def write(self, directory: Path) -> None:
         """Replace the file."""

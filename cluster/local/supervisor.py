@@ -264,7 +264,10 @@ def _put_aside(log: Path) -> None:
 def _end_orphans(directory: Path) -> None:
     """A supervisor that was killed leaves nodes behind; they hold the ports and the data."""
     state = read_state(directory)
-    for node in state.nodes if state is not None else ():
+    if state is None:
+        return
+    state.forget_socket()
+    for node in state.nodes:
         if node.pid is not None and node.mark is not None:
             end(node.pid, node.mark)
 

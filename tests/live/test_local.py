@@ -22,6 +22,7 @@ from cluster.local import LocalCluster, LocalError
 from cluster.local.life import Phase
 from cluster.local.probe import serving
 from cluster.local.processes import mark_of, wait_until
+from cluster.local.state import read_state
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -211,7 +212,10 @@ def test_nodes_of_a_supervisor_that_was_killed_do_not_outlive_the_next_up_or_dow
         assert cluster.node_state("a/1").state is Phase.RUNNING, "it goes on without"
         with pytest.raises(LocalError, match="is down"):
             cluster.kill("a/1")
+        left = read_state(tmp_path / "c")
         act()
+        assert left is not None
+        assert not Path(left.socket).parent.exists()
         assert mark_of(orphan) is None, "gone, or a zombie that init has not seen yet"
     assert processes_of(tmp_path) == []
 
