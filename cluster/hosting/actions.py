@@ -104,7 +104,8 @@ class Actions:
             self.node.loop.call_soon(self.do, shard, key, action)
             return
         broken = outcome.pause == Pause.LONG
-        tell = log.error if broken else log.warning
+        # While a shard has no leader, all actions on its runs come by here every second.
+        tell = log.error if broken else log.debug
         tell("an action waits", action=action.kind, run=action.run_id, error=outcome.why)
         self._later(shard, key, action, RETRY_BROKEN_S if broken else RETRY_S)
 
@@ -238,7 +239,15 @@ class Actions:
         self._ask(shard, key, action, deed, record)
 
     def _external_done(self, shard: ShardHost, key: bytes, action: Action, cause: int) -> None:
-        self._finish(shard, key, lambda tx: _record_external(shard, tx, action, cause))
+        def record(tx: Transaction) -> None:
+            _record_external(shard, tx, action, cause)
+
+        def committed(lost: ServiceError | None) -> None:
+            if lost is None:
+                self._try(shard, key, action, lambda: self._finish(shard, key, record))
+
+        # Its turn comes after what was asked of other runs before.
+        shard.group.when_committed(committed, patient=True)
 
 
 def _source(shard: ShardHost, action: Action) -> Run | None:

@@ -322,13 +322,13 @@ class Deeds:
             if behind is not None:
                 behind.append((source, deed, then))
                 return
-        here = None
+        result: tuple[ShardHost, Done | Refused, int | None] | None = None
         try:
             here = self._here(deed)
             if here is not None:
-                outcome = self._doer.do(here, deed)
+                result = (here, *self._doer.do(here, deed))
         except NotLeading:
-            here = None
+            pass
         except ServiceError as error:
             then(again(error))
             return
@@ -336,9 +336,12 @@ class Deeds:
             log.exception("a deed failed", request=deed.request_id)
             then(Again(repr(error), Pause.LONG))
             return
-        if here is None:
+        if result is None:
             self._send(source, deed, then)
             return
+        here, outcome, index = result
+        if index and here.group.raft.is_alone and source.group.raft.is_alone:
+            index = 0  # one disk for both, in one order: what it rests on is durable before its record is
 
         def committed(lost: ServiceError | None) -> None:
             if lost is None:
@@ -346,7 +349,7 @@ class Deeds:
             else:  # whether it is done, the next leader knows
                 self._send(source, deed, then)
 
-        here.group.when_committed(committed, patient=True)
+        here.group.when_committed(committed, patient=True, index=index)
 
     def _here(self, deed: Deed) -> ShardHost | None:
         """The target's shard, if this node leads it for certain, and knows the namespace. NotLeading."""
@@ -418,7 +421,7 @@ class Deeds:
         sure = not deed.known and cast("Attempt", call).checked
         if deed.namespace_id not in self.node.meta.by_id and not sure:
             raise not_found(deed.namespace_id)
-        outcome = self._doer.do(target, deed)
+        outcome, index = self._doer.do(target, deed)
 
         def committed(lost: ServiceError | None) -> None:
             if lost is None:
@@ -426,18 +429,19 @@ class Deeds:
             else:
                 call.fail(int(lost.code), lost.message)
 
-        target.group.when_committed(committed)
+        target.group.when_committed(committed, index=index)
 
 
 # ---- the target half
 
 
 class Refusal(Exception):
-    """The target cannot have it: `cause` is for the failed event."""
+    """The target cannot have it: `cause` is for the failed event, `index` as in `Doer.do`."""
 
-    def __init__(self, cause: int) -> None:
+    def __init__(self, cause: int, index: int | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
+        self.index = index
 
 
 class Doer:
@@ -446,34 +450,37 @@ class Doer:
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    def do(self, target: ShardHost, deed: Deed) -> Done | Refused:
-        """What came of it, true once what is proposed now is committed.
+    def do(self, target: ShardHost, deed: Deed) -> tuple[Done | Refused, int | None]:
+        """What came of it, and the index it rests on: it is true once that is committed (None: all so far).
 
         Raises ServiceError if it was not done and may be later.
         """
         try:
-            match deed:
-                case StartChild():
-                    return self._start_child(target, deed)
-                case ChildClosed():
-                    return self._child_closed(target, deed)
-                case CloseChild():
-                    return self._close_child(target, deed)
-                case Signal():
-                    return self._signal(target, deed)
-                case Cancel():
-                    return self._cancel(target, deed)
-                case _:
-                    assert_never(deed)
+            return self._do(target, deed), None
         except Refusal as refusal:
-            return Refused(refusal.cause)
+            return Refused(refusal.cause), refusal.index
+
+    def _do(self, target: ShardHost, deed: Deed) -> Done:
+        match deed:
+            case StartChild():
+                return self._start_child(target, deed)
+            case ChildClosed():
+                return self._child_closed(target, deed)
+            case CloseChild():
+                return self._close_child(target, deed)
+            case Signal():
+                return self._signal(target, deed)
+            case Cancel():
+                return self._cancel(target, deed)
+            case _:
+                assert_never(deed)
 
     # ---- children
 
     def _start_child(self, target: ShardHost, deed: StartChild) -> Done:
         namespace = self.node.meta.by_id.get(deed.namespace_id)
         if namespace is None:
-            raise Refusal(NO_NAMESPACE)
+            raise Refusal(NO_NAMESPACE, 0)
         now = target.current(deed.namespace_id, deed.workflow_id)
         ours = _started_before(target, deed, now) if now is not None else ""
         if ours:
@@ -614,14 +621,14 @@ def _started_before(target: ShardHost, deed: StartChild, now: CurrentRun) -> str
 def _make_room(target: ShardHost, tx: Transaction, deed: StartChild, now: CurrentRun) -> None:
     """See whether the reuse policy lets the child start although the id is known; end what is in its way."""
     policy = deed.reuse_policy
-    if now.status == st.RUNNING:
-        if policy != TERMINATE_IF_RUNNING:
-            raise Refusal(EXISTS)
+    running = now.status == st.RUNNING
+    if running and policy == TERMINATE_IF_RUNNING:
         run = target.find(deed.namespace_id, deed.workflow_id, now.run_id)
         assert run is not None, "the current run is there"
         close.give_way(tx, tx.open(run), deed.run_id)
-    elif policy == REJECT or (policy == FAILED_ONLY and now.status == st.COMPLETED):
-        raise Refusal(EXISTS)
+    elif running or policy == REJECT or (policy == FAILED_ONLY and now.status == st.COMPLETED):
+        seen = target.find(deed.namespace_id, deed.workflow_id, now.run_id)
+        raise Refusal(EXISTS, seen.proposed if seen is not None else None)
 
 
 def _since_born(target: ShardHost, run: Run, deed: Signal | Cancel) -> Iterator[Run]:
