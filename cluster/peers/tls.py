@@ -57,6 +57,6 @@ def _no_password() -> str:
 def _why(error: ssl.SSLError, certificate: str, key: str) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"the key {key} is not the key of the certificate {certificate}"
-    if error.reason in ("NO_START_LINE", "PEM_LIB", "BAD_BASE64_DECODE", "BAD_END_LINE"):
+    if "PEM lib" in str(error):
         return f"the certificate {certificate} or the key {key} is damaged, or one was given for the other"
     return f"the certificate {certificate} and the key {key} cannot be used: {error.reason or error}"
