@@ -214,9 +214,11 @@ class Dialed(Link):
             )
         if not self.peers.versions[0] <= said.version <= self.peers.versions[1]:
             raise Fault(f"a welcome in protocol version {said.version}, which was not offered")
+        if self.welcomed.done():
+            self.drop()  # the time was over, a moment before the answer came
+            return
         self.identity = other
         self.version = said.version
-        self.accept_frames(self.limits.hello_bytes_max)
         self.welcomed.set_result(None)
         self.session.dialed_open(self)
 

@@ -112,7 +112,7 @@ class Storm:
         node_id = rng.choice(NODES)
         here, there = rng.sample([f"n{node}" for node in NODES], 2)
         life = self.lives.get(node_id)
-        match rng.randrange(8):
+        match rng.randrange(10):
             case 0:
                 network.cut(here, there)
             case 1:
@@ -130,12 +130,37 @@ class Storm:
             case 6 if life is None:
                 network.switch_on(f"n{node_id}")
                 self.boot(node_id)
+            case 7 | 8 if life is not None:
+                session = life.peers._sessions[rng.choice([node for node in NODES if node != node_id])]
+                link = rng.choice((session.dialed, session.accepted))
+                if link is not None and not life.process.paused:
+                    life.process.call(link.end, "a hiccup")
             case _:
                 path = network.path(here, there)
                 path.loss = rng.choice((0.0, 0.05))
                 path.breaks = rng.choice((0.0, 0.01))
                 path.delay_s = rng.choice(((0.0001, 0.001), (0.01, 0.2)))
                 path.bytes_per_s = rng.choice((0.0, 1e5, 1e7))
+
+    async def silence(self) -> None:
+        """One falls silent, in one of the ways in which nodes do: all others notice, in time."""
+        rng, silent = self.rng, self.rng.choice(NODES)
+        life = self.lives[silent]
+        others = [node for node in NODES if node != silent]
+        way = rng.randrange(4)
+        if way == 0:
+            life.process.pause()
+        elif way == 1:
+            self.network.switch_off(f"n{silent}")
+            del self.lives[silent]
+        else:
+            for node in others:
+                here, there = (f"n{silent}", f"n{node}")[:: 1 if way == 2 else -1]
+                self.network.cut(here, there)
+        await asyncio.sleep(LIMITS.dead_s + LIMITS.tick_s * 2)
+        assert not any(self.lives[node].is_up[silent] for node in others), way
+        if way >= 2:
+            assert not any(life.is_up.values()), way
 
     def calm(self) -> None:
         """Everything works again."""
@@ -152,6 +177,25 @@ class Storm:
                 self.boot(node_id)
 
 
+async def all_is_well(play: Storm) -> None:
+    """Everybody is up, stays so, and hears everybody."""
+    # The last attempts of before may hang for as long as a handshake may, and what is under way be slow.
+    await asyncio.sleep(LIMITS.handshake_s * 3 + LIMITS.dead_s)
+    settled = [(life.name, len(life.told)) for life in play.all]
+    before = play.delivered
+    for life in play.lives.values():
+        for node_id in NODES:
+            if node_id != life.node_id:
+                assert life.peers.is_up(node_id), (life.name, life.peers.states())
+                assert life.is_up[node_id]
+                message = [1, life.name, life.session[node_id], life.sent[node_id, 1], b""]
+                assert life.process.call(life.peers.send, node_id, message)
+                life.sent[node_id, 1] += 1
+    await asyncio.sleep(5.0)
+    assert play.delivered - before >= len(NODES) * (len(NODES) - 1), "everybody hears everybody"
+    assert settled == [(life.name, len(life.told)) for life in play.all], "nothing flaps when all is well"
+
+
 def storm(rng: random.Random, seconds: float = 40.0) -> str:
     """Play one; returns what everybody was told."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -166,23 +210,10 @@ def storm(rng: random.Random, seconds: float = 40.0) -> str:
             play.boot(node_id)
         await play.blow(seconds)
         play.calm()
-        # The last attempts of before may hang for as long as a handshake may, and what is under way be slow.
-        await asyncio.sleep(LIMITS.handshake_s * 3 + LIMITS.dead_s)
-        settled = [(life.name, len(life.told)) for life in play.all]
-        for life in play.lives.values():
-            others = {node: life.peers.is_up(node) for node in NODES if node != life.node_id}
-            assert all(others.values()), (life.name, others, life.peers.states())
-            for node_id in others:
-                assert life.is_up[node_id]
-                assert life.process.call(
-                    life.peers.send,
-                    node_id,
-                    [1, life.name, life.session[node_id], life.sent[node_id, 1], b""],
-                )
-        before = play.delivered
-        await asyncio.sleep(5.0)
-        assert play.delivered - before >= len(NODES) * (len(NODES) - 1), "everybody hears everybody"
-        assert settled == [(life.name, len(life.told)) for life in play.all], "nothing flaps when all is well"
+        await all_is_well(play)
+        await play.silence()
+        play.calm()
+        await all_is_well(play)
         assert not unforeseen, unforeseen
         for life in play.lives.values():
             await life.process.spawn(life.peers.close())
