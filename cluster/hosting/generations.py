@@ -31,6 +31,8 @@ from history_store.shard.snapshot import Progress
 from history_store.visibility.record import DeleteRecord
 
 if TYPE_CHECKING:
+    import asyncio
+
     from cluster.hosting.committer import Committer
     from cluster.hosting.group import Group, RowList
     from history_store.storage.contract import Round, Storage
@@ -86,6 +88,7 @@ class Generations:
         self._next = snapshot.GENERATION_FIRST
         self._jobs: deque[_Job] = deque()
         self._working = False
+        self._timer: asyncio.TimerHandle | None = None  # of the pause between two rounds
         self._last = False  # the round under way has the last of the first job
         self._closed = False
 
@@ -168,7 +171,14 @@ class Generations:
             self._working = True
             self._work()
 
+    def hurry(self) -> None:
+        """Pause no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._work()
+
     def _work(self) -> None:
+        self._timer = None
         if not self._closed:
             self.committer.store(self._fill, self._filled)
 
@@ -180,7 +190,7 @@ class Generations:
             self._jobs.popleft().done()
             self._on_done()
         if self._jobs:
-            self.committer.loop.call_later(PAUSE_S, self._work)
+            self._timer = self.committer.loop.call_later(PAUSE_S, self._work)
         else:
             self._working = False
 
@@ -192,6 +202,8 @@ class Generations:
     def close(self) -> None:
         """Begin no more; the next start goes on."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _Show:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,16 @@ class Recorder:
         self.rounds_left, self.after = rounds, after
 
     def write(self, batch: Round) -> None:
+        self._take(batch, self._storage.write)
+
+    def fold(self, batch: Round) -> None:
+        self._take(batch, self._storage.fold)
+
+    def _take(self, batch: Round, take: Callable[[Round], None]) -> None:
         self.died = self.died or self.rounds_left == 0
         self.rounds_left -= 1
         if not self.died or self.after:
-            self._storage.write(batch)
+            take(batch)
             self.rounds.append(batch)
         if self.died:
             self.after = False
@@ -145,7 +152,7 @@ class Site:
         if self.committer._flush_timer is not None:
             self.committer._flush_timer.cancel()
         self.images._closed = True
-        self.images.generations._closed = True
+        self.images.generations.close()
         if self.images._timer is not None:
             self.images._timer.cancel()
         for outgoing in self.images._outgoing.values():
@@ -219,6 +226,7 @@ class Region:
         self.rng = rng
         self.groups = groups
         self.voters = voters
+        self.joined: set[int] = set()  # nodes whose replicas wait for an image
         self.chunk_bytes = chunk_bytes
         self.inline = inline
         self.queues: dict[tuple[int, int, bool], deque[bytes]] = defaultdict(deque)
@@ -233,7 +241,7 @@ class Region:
             self.sites[number] = Site(self, number, Disk(kind, directory / f"node{number}"))
 
     def groups_of(self, node_id: int) -> tuple[int, ...]:
-        return self.groups if node_id in self.voters else ()
+        return self.groups if node_id in self.voters or node_id in self.joined else ()
 
     # ---- messages
 
