@@ -2,8 +2,7 @@
 
 A round takes a Ready from each dirty group, writes them all with one `Storage.write` on the writer thread,
 then advances the groups and tells who waited. While a round syncs the next one forms. Rows of committed
-entries are written later, many at once, riding on a round's sync (or on a round of their own when it is
-quiet).
+entries are written beside the rounds, later and many at once (folder.py).
 
 When the disk is full the round stays as it is and is tried again until there is space: what is in it was
 never acknowledged. New writes are refused meanwhile (`refusal`). Any other write error has an unknown
@@ -16,12 +15,13 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cluster.hosting.group import Group, Images, RowList, Send, Stored, Waiter, notify
+from cluster.hosting import folder
+from cluster.hosting.folder import Folder
+from cluster.hosting.group import Group, Images, Send, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
 from history_store.storage.contract import Round, Storage, StorageError, StorageFull, StorageReadOnly
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
     from history_store.storage.contract import GroupLog
 
 log = structlog.get_logger("storage")
-
-FLUSH_AGE_S = 0.5  # rows lag the log by about this; replay at start is bounded by it and the next limit
-FLUSH_BYTES_MAX = 8 << 20
-FULL_RETRY_S = 0.25
-
-Done = Callable[[], None]
 
 
 class Committer:
@@ -66,21 +60,21 @@ class Committer:
         self._on_broken = on_broken
         self._dirty: dict[Group, None] = {}  # in the order they came, the same in every run of a test
         self._busy = False
-        self._projecting = False  # the round under way carries records for List
+        self._failing: set[object] = set()  # the lanes (rounds, rows) that the disk refuses
         self._scheduled = False
         self._pumping = False
         self._began = 0.0  # when the round under way was handed to the thread
         self._longest_s = 0.0
-        self._flush_wanted = False
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._flush_waiters: list[Waiter] = []
-        self._stores: list[tuple[Callable[[Round], None], Done]] = []
+        self.exclusive = False  # a round puts an image in a group's place: no rows are written beside it
+        self._held: tuple[Round, list[tuple[Group, Ready]]] | None = None  # such a round, until rows are done
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self.stopped = False
+        self.folder = Folder(self, inline=inline)
 
     def start(self) -> None:
         """Begin to write."""
+        self.folder.start()
         if not self._inline:
             self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
             self._thread.start()
@@ -125,7 +119,7 @@ class Committer:
         So a follower's sync overlaps ours, and an entry that a quorum of others has does not wait for ours.
         """
         self._pumping = False
-        if self._stopped:
+        if self.stopped:
             return
         for group in list(self._dirty):
             group.send(group.raft.take_messages())
@@ -159,80 +153,47 @@ class Committer:
 
     def _begin(self) -> None:
         self._scheduled = False
-        if self._busy or self._stopped:
+        if self._busy or self.stopped:
             return
         batch = Round()
         readies: list[tuple[Group, Ready]] = []
         self._take_readies(batch, readies)
-        flushed: list[Done] = []
-        told, self._flush_waiters = self._flush_waiters, []
-        if self._flush_wanted or told:
-            self._flush_wanted = False
-            self._take_flush(batch, flushed)
-        stores, self._stores = self._stores, []
-        for fill, done in stores:
-            fill(batch)
-            flushed.append(done)
-        if not (batch.entries or batch.rows or batch.visibility or batch.applied or readies or flushed):
-            for waiter in told:
-                notify(waiter, None)
-            self._plan_flush()
+        if not readies:
+            self.folder.plan()
             return
         self._busy = True
         self._began = self.loop.time()
-        self._projecting = bool(batch.visibility)
-        self.rounds += 1
-        if self._inline:
-            try:
-                self.storage.write(batch)
-                error = None
-            except StorageError as problem:
-                error = problem
-            self._written(batch, readies, flushed, told, error)
+        self.exclusive = bool(batch.applied)
+        if self.exclusive and self.folder.busy:
+            self._held = (batch, readies)
         else:
-            self._jobs.put((batch, readies, flushed, told))
+            self._give(batch, readies)
 
-    def store(self, fill: Callable[[Round], None], done: Done) -> None:
-        """Write rows that are no entry's: `fill` puts them into a round, after the flush that it may have.
+    def _give(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:
+        self.rounds += 1
+        if not self._inline:
+            self._jobs.put((batch, readies))
+            return
+        try:
+            self.storage.write(batch)
+        except StorageError as problem:
+            self._written(batch, readies, problem)
+        else:
+            self._written(batch, readies, None)
 
-        `done` is called when they are durable. There is no flush under way while `fill` is called, so what it
-        reads from storage is what a flush in the same round comes after.
-        """
-        self._stores.append((fill, done))
-        self._schedule()
-
-    def _take_flush(self, batch: Round, flushed: list[Done]) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        for group in self.groups.values():
-            taken = group.rows.take_flush()
-            if taken is None:
-                continue
-            rows, visibility, index, term = taken
-            batch.rows.extend(rows)
-            batch.visibility.extend(visibility)
-            batch.applied.append((group.id, index, term, group.conf_stored))
-            stored = Stored(index, term, group.raft.conf_bytes)
-            keep = group.compactable(index, term)
-            if keep is not None:
-                batch.compact.append((group.id, *keep))
-            flushed.append(partial(self._flush_stored, group, rows, stored, keep))
-
-    @staticmethod
-    def _flush_stored(group: Group, rows: RowList, stored: Stored, keep: tuple[int, int] | None) -> None:
-        group.rows.stored(rows, stored.index)
-        group.note_stored(stored)
-        if keep is not None:
-            group.raft.compact(*keep)
+    def folded(self) -> None:
+        """The rows that were being written are written: a round that waited for that may go."""
+        held, self._held = self._held, None
+        if held is not None and not self.stopped:
+            self._give(*held)
 
     def flush(self, waiter: Waiter) -> None:
         """Store the rows of everything committed so far, then call back."""
-        if not any(group.rows.pending_entries for group in self.groups.values()) and not self._busy:
-            waiter(None)
-            return
-        self._flush_waiters.append(waiter)
-        self._schedule()
+        self.folder.flush(waiter)
+
+    def store(self, fill: Callable[[Round], None], done: Callable[[], None]) -> None:
+        """Write rows that are no entry's (see `Folder.store`)."""
+        self.folder.store(fill, done)
 
     @property
     def unsettled(self) -> list[Group]:
@@ -242,7 +203,7 @@ class Committer:
     @property
     def visibility_pending(self) -> bool:
         """Whether a List would miss something that is committed."""
-        return self._projecting or any(group.rows.visibility_pending for group in self.groups.values())
+        return self.folder.projecting or any(group.rows.visibility_pending for group in self.groups.values())
 
     def longest_round_s(self) -> float:
         """The longest round since this was last asked, one that is still being written included."""
@@ -252,39 +213,26 @@ class Committer:
     # ---- the writer thread
 
     def _write_forever(self) -> None:
-        maintain = getattr(self.storage, "maintain", None)
         while True:
-            job = self._jobs.get()
+            job: tuple[Round, list[tuple[Group, Ready]]] | None = self._jobs.get()
             if job is None:
                 return
-            batch, readies, flushed, told = job
+            batch, readies = job
             try:
                 self.storage.write(batch)
                 error: BaseException | None = None
             except BaseException as problem:  # noqa: BLE001 - the loop's thread decides what it means
                 error = problem
-            self.loop.call_soon_threadsafe(self._written, batch, readies, flushed, told, error)
-            if maintain is not None and error is None:
-                maintain()
+            self.loop.call_soon_threadsafe(self._written, batch, readies, error)
 
-    def _written(
-        self,
-        batch: Round,
-        readies: list[tuple[Group, Ready]],
-        flushed: list[Done],
-        told: list[Waiter],
-        error: BaseException | None,
-    ) -> None:
+    def _written(self, batch: Round, readies: list[tuple[Group, Ready]], error: BaseException | None) -> None:
         if error is not None:
-            self._write_failed(batch, readies, flushed, told, error)
+            if self.failed(self, error) is not None:
+                self.loop.call_later(folder.FULL_RETRY_S, self._retry, batch, readies)
             return
-        if self.refusal is not None:
-            log.warning("the disk takes writes again")
-            self.refusal = None
-        self._busy = self._projecting = False
+        self.succeeded(self)
+        self._busy = self.exclusive = False
         self._longest_s = max(self._longest_s, self.loop.time() - self._began)
-        for done in flushed:
-            done()
         for group, ready in readies:
             if ready.snapshot is not None:
                 assert self.images is not None, "somebody installed it"
@@ -296,77 +244,64 @@ class Committer:
             group.tell()
             if group.raft.has_ready():
                 self._dirty[group] = None
-        for waiter in told:
-            notify(waiter, None)
-        self._plan_flush()
-        if self._dirty or self._flush_wanted or self._flush_waiters or self._stores:
+        self.folder.plan()
+        self.folder.begin()
+        if self._dirty:
             self._schedule()
 
-    def _plan_flush(self) -> None:
-        pending = sum(group.rows.committed_bytes for group in self.groups.values())
-        if pending > FLUSH_BYTES_MAX:
-            self._flush_wanted = True
-        elif self._flush_timer is None and any(group.rows.pending_entries for group in self.groups.values()):
-            self._flush_timer = self.loop.call_later(FLUSH_AGE_S, self._flush_due)
+    def _retry(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:
+        if not self.stopped:
+            self.rounds -= 1  # the same one again
+            self._give(batch, readies)
 
-    def _flush_due(self) -> None:
-        self._flush_timer = None
-        self._flush_wanted = True
-        self._schedule()
+    # ---- a disk that refuses, and one that fails
 
-    def _write_failed(
-        self,
-        batch: Round,
-        readies: list[tuple[Group, Ready]],
-        flushed: list[Done],
-        told: list[Waiter],
-        error: BaseException,
-    ) -> None:
+    def failed(self, lane: object, error: BaseException, told: Iterable[Waiter] = ()) -> ServiceError | None:
+        """A lane could not write. What new writes are refused with until it can; None: the node stops."""
         if not isinstance(error, StorageFull | StorageReadOnly):
-            told, self._flush_waiters = [*told, *self._flush_waiters], []
             self.stop_for(error, told)
-            return
+            return None
+        self._failing.add(lane)
         if self.refusal is None:
             log.error("the disk takes no writes; refusing new ones until it does", error=str(error))
             self.refusal = ServiceError(Code.RESOURCE_EXHAUSTED, f"this node takes no writes: {error}")
             waits = Indefinite(f"the write waits for the disk and may still happen: {error}")
             for group in self.groups.values():
                 group.fail_waiters(waits)
-        for waiter in told:
-            notify(waiter, self.refusal)
-        self.loop.call_later(FULL_RETRY_S, self._retry, batch, readies, flushed)
+        return self.refusal
 
-    def _retry(self, batch: Round, readies: list[tuple[Group, Ready]], flushed: list[Done]) -> None:
-        if self._stopped:
-            return
-        if self._inline:
-            try:
-                self.storage.write(batch)
-            except StorageError as problem:
-                self._written(batch, readies, flushed, [], problem)
-            else:
-                self._written(batch, readies, flushed, [], None)
-        else:
-            self._jobs.put((batch, readies, flushed, []))
+    def succeeded(self, lane: object) -> None:
+        """A lane could write."""
+        if self._failing:
+            self._failing.discard(lane)
+            if not self._failing and not self.stopped:
+                log.warning("the disk takes writes again")
+                self.refusal = None
 
     def stop_for(self, error: BaseException, told: Iterable[Waiter] = ()) -> None:
         """The storage failed, and what it holds is unknown: stop; the log decides at the next start."""
         log.critical("the disk failed; stopping", error=str(error))
-        self._stopped = True
+        self.stopped = True
         self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
         for group in self.groups.values():
             group.fail_waiters(self.refusal)
-        for waiter in told:
+        for waiter in (*told, *self.folder.give_up()):
             notify(waiter, self.refusal)
         self._on_broken(error)
 
+    def halt(self) -> None:
+        """Write nothing more: for one that plays a crash."""
+        self.stopped = True
+        self.folder.cancel()
+
     async def close(self) -> None:
         """Store everything committed, then stop the thread."""
-        if not self._stopped and self.refusal is None:
+        if not self.stopped and self.refusal is None:
             done: asyncio.Future[ServiceError | None] = self.loop.create_future()
             self.flush(done.set_result)
             await done
-        self._stopped = True
+        self.stopped = True
+        self.folder.stop()
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()

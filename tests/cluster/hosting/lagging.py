@@ -148,9 +148,7 @@ class Site:
     def end(self) -> None:
         """The process is gone: nothing that it had scheduled happens."""
         self.alive = False
-        self.committer._stopped = True
-        if self.committer._flush_timer is not None:
-            self.committer._flush_timer.cancel()
+        self.committer.halt()
         self.images._closed = True
         self.images.generations.close()
         if self.images._timer is not None:

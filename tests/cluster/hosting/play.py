@@ -165,13 +165,11 @@ class Play(Harness):
 
     def stop_dead(self) -> None:
         """The process dies: nothing more is done or stored."""
-        self.node.committer._stopped = True
+        self.node.committer.halt()
         if self.node._sweep is not None:
             self.node._sweep.cancel()
         for shard in self.node.shards:
             shard.close()
-        if self.node.committer._flush_timer is not None:
-            self.node.committer._flush_timer.cancel()
         for callback in self.services.on_close:
             callback()
 

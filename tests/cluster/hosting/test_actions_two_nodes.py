@@ -20,7 +20,7 @@ from temporalio.api.common.v1.message_pb2 import Header, Payload, Payloads
 from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.sdk.v1.user_metadata_pb2 import UserMetadata
 
-from cluster.hosting import actions, committer, deeds
+from cluster.hosting import actions, deeds, folder
 from cluster.hosting.deeds import (
     METHOD,
     Cancel,
@@ -181,7 +181,7 @@ class Pair:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "RETRY_S", 0.005)
     monkeypatch.setattr(deeds, "ASK_S", 0.03)
-    monkeypatch.setattr(committer, "FULL_RETRY_S", 0.001)
+    monkeypatch.setattr(folder, "FULL_RETRY_S", 0.001)
 
 
 @pytest_asyncio.fixture
@@ -749,7 +749,8 @@ async def test_a_node_of_an_older_release_is_asked_again_later(
 
 
 async def test_clients_do_no_deeds(pair: Pair) -> None:
-    call = FakeCall(METHOD, b"", None, FakeConnection())
+    deed = CloseChild("n", "w", "r", 1, False, "", 1, "p", "q", 5)
+    call = FakeCall(METHOD, deeds.encode(deed), None, FakeConnection())
     with pytest.raises(ServiceError) as caught:
         pair.a.node.actions.deeds.serve(call)
     assert caught.value.code == Code.UNIMPLEMENTED

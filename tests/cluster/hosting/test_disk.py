@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.hosting import committer
+from cluster.hosting import folder
 from history_store.engine.errors import Code
 from history_store.storage.contract import Round, StorageBroken, StorageError, StorageFull
 from tests.cluster.frontend.services.conftest import FakeCall, Refused
@@ -50,7 +50,7 @@ def code(call: FakeCall) -> int:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is tried again at once, so that no test waits for it."""
-    monkeypatch.setattr(committer, "FULL_RETRY_S", 0.001)
+    monkeypatch.setattr(folder, "FULL_RETRY_S", 0.001)
 
 
 async def until_it_writes(play: Play) -> None:
@@ -79,7 +79,7 @@ async def test_rows_follow_the_log_many_at_once() -> None:
     await play.first(timer())
     await play.settle()
     assert not any(batch.rows for batch in disk.rounds), "rows are stored later"
-    play.node.committer._flush_due()
+    play.node.committer.folder._due()
     await play.settle()
     (flushed,) = [batch for batch in disk.rounds if batch.rows]
     for group, index, _, _ in flushed.applied:
@@ -290,7 +290,7 @@ async def test_everything_acknowledged_survives_a_crash_at_any_point(rng: random
                 case 1:
                     await play.settle()
                 case 2:
-                    play.node.committer._flush_due()
+                    play.node.committer.folder._due()
                 case _:
                     client.act()
             client.listen()

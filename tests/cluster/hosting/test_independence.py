@@ -9,7 +9,7 @@ import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services import updates as service
-from cluster.hosting import actions, committer
+from cluster.hosting import actions, folder
 from cluster.hosting.actions import Actions
 from history_store.engine import updates, workflow_task
 from history_store.engine.environment import EngineLimits
@@ -23,7 +23,7 @@ from tests.cluster.hosting.test_disk import FullDisk, code, start_request, until
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "FULL_RETRY_S", 0.001)
+    monkeypatch.setattr(folder, "FULL_RETRY_S", 0.001)
 
 
 def run_of(play: Play, workflow_id: str = "w") -> Run:

@@ -31,7 +31,7 @@ async def _crash(play: Play) -> Play:
 
 
 async def _crash_after_flush(play: Play) -> Play:
-    play.node.committer._flush_due()
+    play.node.committer.folder._due()
     await play.settle()
     return await play.crash()
 
