@@ -464,9 +464,7 @@ def load(path: Path | str) -> NodeConfig:
             )
         except ConfigError as error:
             path_given = config.dynamic_config.path
-            problems["dynamic_config.path"] = (
-                f"dynamic_config.path = "{path_given}": {error.problems[0]}"
-            )
+            problems["dynamic_config.path"] = f'dynamic_config.path = "{path_given}": {error.problems[0]}'
     if problems:
         order = list(SECTIONS)
         raise ConfigError(
