@@ -23,7 +23,6 @@ from msgspec import Meta, Struct
 from cluster.hosting import config_reading
 from cluster.hosting.addresses import FORM as ADDRESS_FORM
 from cluster.hosting.addresses import join_address, split_address
-from cluster.hosting.config_reading import shown
 from cluster.hosting.config_rules import RULES
 from cluster.hosting.options import LOG_LEVELS, MESSAGE_BYTES_MAX_DEFAULT, SHARDS_MAX
 
@@ -328,7 +327,7 @@ class RaftSection(Struct, frozen=True, kw_only=True):
         int,
         about(
             "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. It is "
-            "held in memory.",
+            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. It "
             bounds=within(256 << 10, 1 << 30),
             unit="bytes",
         ),
