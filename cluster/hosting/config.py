@@ -326,8 +326,8 @@ class RaftSection(Struct, frozen=True, kw_only=True):
     log_bytes_max: Annotated[
         int,
         about(
-            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. It is "
-            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. It "
+            "A shard's log is compacted when it is longer; a follower that lags further gets a snapshot. "
+            "It is held in memory.",
             bounds=within(256 << 10, 1 << 30),
             unit="bytes",
         ),
