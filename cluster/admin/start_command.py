@@ -46,6 +46,7 @@ def start(file: Path, as_json: bool) -> None:
     if as_json:
         announce(config)
     leave_rich_out()
+    from cluster.hosting.joining import NotAdmitted
     from cluster.hosting.region import serve
     from history_store.storage.contract import StorageError
 
@@ -53,6 +54,9 @@ def start(file: Path, as_json: bool) -> None:
         code = serve(config)
     except StorageError as error:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
+        raise Failure(what, do) from None
+    except NotAdmitted as error:
+        what, _, do = str(error).partition(": ")
         raise Failure(what, do) from None
     except OSError as error:
         raise Failure(

@@ -9,16 +9,19 @@ region runs in one process under virtual time as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
+from msgspec.structs import replace
 
 from cluster.hosting.addresses import join_address, split_address
+from cluster.hosting.administration import INTERNAL_METHOD, Administration
 from cluster.hosting.clock import Identifiers
 from cluster.hosting.exchange import EXCHANGE, ExchangeHost
 from cluster.hosting.forward import KINDS as CALLS
 from cluster.hosting.forward import Forward
+from cluster.hosting.joining import Announcer, Asker, Doorkeeper, NotAdmitted
 from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
 from cluster.hosting.node import Membership, Node
 from cluster.hosting.replicas import RAFT, Replicas
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("region")
 
 HAND_OVER_S = 2.0
+FOUND_WAIT_S = 3.0  # for all first members to say what machine they are on
+FOUND_LOOK_S = 0.05
 FIRST_NAMESPACE = "default"
 
 
@@ -71,7 +76,15 @@ class Surroundings(NamedTuple):
 class Member:
     """One node of a region."""
 
-    def __init__(self, identity: Identity, founding: Founding, around: Surroundings) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        founding: Founding,
+        around: Surroundings,
+        record: NodeRecord | None = None,
+        seeds: Sequence[Address] = (),
+    ) -> None:
+        """`record`: what the node tells the region of itself. `seeds`: whom it must be welcome to."""
         self.identity = identity
         self.founding = founding
         self.ready: asyncio.Future[None] = (
@@ -81,31 +94,56 @@ class Member:
         replicas = self.replicas = Replicas(node_id, around.raft, self.send)
         ids = tuple(sorted(initial_ids(founding.members).values()))
         replicas.founders, replicas.onlookers = ids[: founding.replicas], ids[founding.replicas :]
-        self.peers = StreamPeers(identity, self, around.network, rng=around.rng)
+        self.doorkeeper = Doorkeeper(around.loop)
+        self.peers = StreamPeers(identity, self, around.network, rng=around.rng, stranger=self.doorkeeper)
+        self._on_broken = around.on_broken
         node = self.node = Node(
             around.loop, around.storage, around.clock, Identifiers(around.clock, around.rng), around.rng,
             around.limits, inline=around.inline, shards=founding.shards, cluster_id=identity.cluster_id,
             on_broken=around.on_broken,
-            member=Membership(node_id, replicas.config_of, replicas.send, self.peers_up),
+            member=Membership(node_id, replicas.config_of, replicas.send, self.peers_up, replicas.replicas_of),
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self.send)
         self.tasks = ExchangeHost(node, self.forward, self.send)
         node.exchange = self.tasks.exchange
         self.takeovers = node.takeovers = Takeovers(node, self.send)
         self.steward = Steward(node, replicas, self.send, self.peers.is_up)
+        self.administration = Administration(node, replicas, self.steward)
+        self._announcer: Announcer | None = None
+        if record is not None:
+            asker = Asker(
+                around.network, cluster_id=identity.cluster_id, region=identity.region, name=identity.name
+            )
+            self._announcer = Announcer(
+                record, self.doorkeeper, asker, self._others, seeds, self._is_made, self._refused, around.rng
+            )
         self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=around.inline)
+        self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
 
-    async def start(self, host: str, port: int, handlers: Mapping[str, Handler]) -> None:
-        """Talk to the others, and serve their calls with these handlers. OSError: cannot listen."""
-        self.forward.handlers = handlers
+    async def start(
+        self,
+        host: str,
+        port: int,
+        handlers: Mapping[str, Handler],
+        peers: dict[int, Address] | None = None,
+    ) -> None:
+        """Talk to the others, and serve their calls with these handlers. OSError: cannot listen.
+
+        `peers`: whom to hear of the region from, if this is no first member and knows of none yet.
+        """
+        internal = self.administration.internal_handlers()
+        deeds = self.node.actions.deeds.handlers()
+        self.forward.handlers = {**handlers, **self.administration.handlers(), **internal, **deeds}
+        self.doorkeeper.handler = self.forward.wrap(internal[INTERNAL_METHOD])
         self.snapshots.recover()
         await self.peers.start(host, port)
         if self.replicas.table.region is None:
             ids = initial_ids(self.founding.members)
-            self.peers.set_peers({ids[name]: address for name, address in self.founding.members.items()})
+            first = {ids[name]: address for name, address in self.founding.members.items()}
+            self.peers.set_peers(first or peers or {})
         else:
             self._table_changed()
         self.replicas.on_table.append(self._table_changed)
@@ -113,6 +151,8 @@ class Member:
         self.replicas.start()
         self.steward.start()
         self._look_ready()
+        if self._announcer is not None:
+            self._announcer.start()
 
     async def hand_over(self) -> None:
         """Let others lead before we go: their clients notice a round trip instead of an election."""
@@ -125,6 +165,8 @@ class Member:
 
     def halt(self) -> None:
         """Take part in nothing any more; what is being written is written."""
+        if self._announcer is not None:
+            self._announcer.close()
         self.steward.close()
         self.replicas.close()
         self.snapshots.close()
@@ -141,8 +183,23 @@ class Member:
 
     def _table_changed(self) -> None:
         present = self.replicas.table.present()
-        self.peers.set_peers({node.id: split_address(node.peers_address) for node in present})
+        addresses = {node.id: split_address(node.peers_address) for node in present}
+        self.peers.set_peers(addresses, {node.id: node.disk for node in present})
         self._look_ready()
+
+    def _others(self) -> list[Address]:
+        return [state.address for state in self.peers.states()]
+
+    def _is_made(self) -> bool:
+        return self.replicas.table.region is not None
+
+    def _refused(self, error: NotAdmitted) -> None:
+        """The region will not have this node: it must not go on as if it were one of it."""
+        log.error("this node is not admitted to the region", why=str(error))
+        if self.ready.done():
+            self._on_broken(error)
+        else:
+            self.ready.set_exception(error)
 
     def _look_ready(self) -> None:
         known = self.replicas.table.region is not None and FIRST_NAMESPACE in self.node.meta.by_name
@@ -155,17 +212,40 @@ class Member:
         self.replicas.reload()
 
     def _meta_leads(self) -> None:
-        if self.replicas.table.region is None:
+        if not self._is_made():
+            self._found_soon(self.node.loop.time() + FOUND_WAIT_S)
+
+    def _found_soon(self, until: float) -> None:
+        """Write down who belongs to the region once all have said what they are, or have had the time."""
+        loop, group = self.node.loop, self.node.meta.group
+        if not group.leading or self._is_made() or self.steward.changing:
+            return
+        silent = self.founding.members.keys() - self.administration.heard.keys()
+        if self._announcer is None or not silent or loop.time() >= until:
             self._found()
+        else:
+            loop.call_later(FOUND_LOOK_S, self._found_soon, until)
 
     def _found(self) -> None:
         """This node is the first to lead the region: write down who belongs to it."""
         founding, who = self.founding, self.identity
         now = self.node.clock.now_ns()
-        nodes = [
-            NodeRecord(FORMAT, 0, name, join_address(*address), "", "", "", NodeState.ACTIVE, now, "")
-            for name, address in founding.members.items()
-        ]
+        nodes = []
+        for name, address in founding.members.items():
+            said = self.administration.heard.get(name)
+            if said is None:
+                said = NodeRecord(FORMAT, 0, name, "", "", "", "", NodeState.ACTIVE, 0, "")
+            nodes.append(replace(said, peers_address=join_address(*address), joined_ns=now))
+        machines = {node.machine or node.name for node in nodes}
+        if len(machines) < founding.replicas <= len(nodes):
+            self._refused(
+                NotAdmitted(
+                    f"the region cannot be made, since {founding.replicas} replicas need as many machines "
+                    f"and its first nodes are on {', '.join(sorted(machines))}: give each node.machine a "
+                    "label of its own, or take fewer region.replicas"
+                )
+            )
+            return
         plan = first_table(nodes, founding.shards, founding.replicas, who.cluster_id, who.region, now)
         if isinstance(plan, Refusal):
             log.error("the region cannot be made", why=plan.why, do=plan.do)

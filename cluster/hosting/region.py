@@ -9,17 +9,21 @@ import asyncio
 import random
 import secrets
 import uuid
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from cluster.frontend.services.deletion import Deletions
+from cluster.hosting.addresses import join_address
+from cluster.hosting.administration import INTERNAL_METHOD
 from cluster.hosting.clock import Clock
+from cluster.hosting.joining import Asker, Place, draw_key, forget_key, join
 from cluster.hosting.member import Founding, Member, Surroundings
 from cluster.hosting.options import ServerOptions
 from cluster.hosting.server import Server, run
-from cluster.membership import initial_ids
+from cluster.membership import FORMAT, NodeRecord, NodeState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.tcp import TcpNetwork
 from cluster.peers.tls import load_tls
@@ -42,7 +46,7 @@ CLUSTER_IDS = uuid.UUID("6f0d2c1e-58d6-4a0e-9a0c-3f6b9e1f7a11")  # the space tha
 def serve(config: NodeConfig) -> int:
     """Run the node until SIGTERM or SIGINT. 0, or 1 if its disk failed.
 
-    Raises StorageError, OSError or PeerError if it cannot start.
+    Raises StorageError, OSError, PeerError or NotAdmitted if it cannot start.
     """
     return run(RegionServer(config))
 
@@ -74,8 +78,49 @@ class RegionServer(Server):
         super().__init__(options_of(config))
         self.config = config
         self.member: Member
+        self._rng = random.Random(secrets.randbits(64))
+        self._place: Place | None = None  # of a node that joins
 
     # ---- who we are
+
+    async def start(self, on_broken: Any) -> None:
+        """Open, recover, listen. OSError, StorageError, NotAdmitted."""
+        key = self._key()
+        if key:
+            await self._join("", key)
+        await super().start(on_broken)
+
+    def _key(self) -> str:
+        """What a process that has no data yet, and is no first member, asks to join with; or ""."""
+        directory = Path(self.config.node.data_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        if not self.config.seeds or (directory / DATA_FILE).exists():
+            return ""
+        return draw_key(directory, lambda: secrets.token_hex(8))
+
+    async def _join(self, cluster_id: str, disk: str) -> None:
+        """Be let into the region. NotAdmitted."""
+        config = self.config
+        asker = Asker(
+            self._network(), cluster_id=cluster_id, region=config.region.name, name=config.node.name
+        )
+        log.info("asking to join the region", nodes=list(config.region.join))
+        self._place = await join(asker, config.seeds, self._record(0, disk), self._rng)
+        log.info("this node has a place in the region", node=self._place.node_id)
+
+    def _record(self, node_id: int, disk: str) -> NodeRecord:
+        """What this node tells the region of itself."""
+        config = self.config
+        metrics = config.listen.metrics
+        return NodeRecord(
+            FORMAT, node_id, config.node.name, config.advertise.peers, config.advertise.grpc,
+            join_address(config.listen.host, metrics) if metrics is not None else "", config.node.machine,
+            NodeState.ACTIVE, 0, metadata.version("holdfast"), disk,
+        )  # fmt: skip
+
+    def _network(self) -> TcpNetwork:
+        tls = self.config.tls.peers
+        return TcpNetwork(load_tls(tls.cert, tls.key, tls.ca) if tls is not None else None)
 
     def _founding(self) -> tuple[str, int]:
         """Cluster id and node id of a first member: the same list gives the same ids on all of them."""
@@ -85,39 +130,58 @@ class RegionServer(Server):
         return str(uuid.uuid5(CLUSTER_IDS, text)), ids[self.config.node.name]
 
     def _open_storage(self) -> Storage:
-        path = Path(self.config.node.data_dir)
-        path.mkdir(parents=True, exist_ok=True)
-        cluster_id, node_id = self._founding()
-        return SqliteStorage(path / DATA_FILE, cluster_id=cluster_id, node_id=node_id)
+        directory = Path(self.config.node.data_dir)
+        path = directory / DATA_FILE
+        if not self.config.seeds:
+            cluster_id, node_id = self._founding()
+            return SqliteStorage(path, cluster_id=cluster_id, node_id=node_id)
+        if self._place is None:
+            storage = SqliteStorage(path)
+        else:
+            place = self._place
+            storage = SqliteStorage(
+                path, cluster_id=place.cluster_id, node_id=place.node_id, disk=self._key()
+            )
+        forget_key(directory)
+        return storage
 
     # ---- the node and its peers
 
     def _make_node(self, storage: Storage, limits: EngineLimits, on_broken: Any) -> Node:
         assert isinstance(storage, SqliteStorage), "a node of a region keeps its data on disk"
         config, who = self.config, storage.identity
-        tls = config.tls.peers
         around = Surroundings(
             asyncio.get_running_loop(),
             storage,
-            TcpNetwork(load_tls(tls.cert, tls.key, tls.ca) if tls is not None else None),
+            self._network(),
             Clock(),
-            random.Random(secrets.randbits(64)),
+            self._rng,
             limits,
             config.raft,
             on_broken,
         )
         members = {member.name: (member.host, member.port) for member in config.members}
+        incarnation = secrets.token_hex(8)
         self.member = Member(
-            Identity(who.cluster_id, config.region.name, who.node_id, config.node.name, secrets.token_hex(8)),
+            Identity(
+                who.cluster_id, config.region.name, who.node_id, config.node.name, incarnation, who.disk
+            ),
             Founding(members, config.region.shards, config.region.replicas),
             around,
-        )
+            self._record(who.node_id, who.disk),
+            config.seeds,
+        )  # fmt: skip
         return self.member.node
 
     async def _become_ready(self) -> None:
         listen = self.config.listen
         self.node.meta.on_change.append(self.services.part(Deletions).resume)
-        await self.member.start(listen.host, listen.peers, self.services.handlers())
+        if self.config.seeds and self._place is None and self.member.replicas.table.region is None:
+            # It ended after it had a place, and before it heard of the region.
+            identity = self.member.identity
+            await self._join(identity.cluster_id, identity.disk)
+        peers = self._place.peers if self._place is not None else None
+        await self.member.start(listen.host, listen.peers, self.services.handlers(), peers)
         while True:
             try:
                 await asyncio.wait_for(asyncio.shield(self.member.ready), READY_S)
@@ -130,7 +194,11 @@ class RegionServer(Server):
 
     def _handlers(self) -> dict[str, Handler]:
         forward = self.member.forward
-        return {name: forward.wrap(handler) for name, handler in forward.handlers.items()}
+        return {
+            name: forward.wrap(handler)
+            for name, handler in forward.handlers.items()
+            if not name.startswith("/holdfast.internal.")  # for peers alone
+        }
 
     async def stop(self, *, graceful: bool) -> None:
         """Hand over what is led here, then as any server."""

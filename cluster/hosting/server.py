@@ -65,7 +65,13 @@ async def _run(server: Server) -> int:
     stop: asyncio.Future[int] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _settle, stop, 0)
-    await server.start(on_broken=lambda _: _settle(stop, 1))
+    starting = asyncio.ensure_future(server.start(on_broken=lambda _: _settle(stop, 1)))
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # it waits for others, and is not to wait any longer
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return stop.result()
+    await starting
     gc.collect()
     gc.freeze()  # what was made at the start lives for ever: the collector need not look at it again
     gc.set_threshold(50_000, 20, 50)

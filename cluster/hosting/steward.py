@@ -83,9 +83,11 @@ class Steward:
         self.draining = False
         self.statuses: dict[int, Status] = {}
         self.waits: dict[int, str] = {}  # group -> what its change of members waits for
+        self.led_at: dict[int, float] = {}  # group -> when its leader was last heard of
         self.on_decided: Callable[[], None] = _nothing
         self._leads_from: float | None = None  # when the meta group's leadership came here
-        self._busy: dict[int, float] = {}  # group -> until when a step counts as under way
+        # group -> until when a step counts as under way, unless its report is no longer this one
+        self._busy: dict[int, tuple[float, GroupReport]] = {}
         self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
         self._timer: Any = None
         self._cpu = 0.0
@@ -131,6 +133,9 @@ class Steward:
             self.received(leader, message)
         elif leader:
             self._send(leader, message)
+        else:  # a node that has just joined is in no group, and is taken into them once it is heard from
+            for peer in self._node.peers():
+                self._send(peer, message)
 
     def _measure(self) -> tuple[float, bool]:
         now, cpu = self._node.loop.time(), _cpu_s()
@@ -151,7 +156,9 @@ class Steward:
                 number: GroupReport(node_id, decode_configuration(conf), frozenset(behind))
                 for number, conf, behind in groups
             }
-            self.statuses[node_id] = Status(self._node.loop.time(), load, slow, draining, reports, refusal)
+            now = self._node.loop.time()
+            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal)
+            self.led_at.update(dict.fromkeys(reports, now))
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
         elif kind == CHANGE:
@@ -220,7 +227,11 @@ class Steward:
         if table.region is None:
             return
         health, reports = self.health()
-        self._busy = {group: until for group, until in self._busy.items() if until > now}
+        self._busy = {
+            group: (until, was)
+            for group, (until, was) in self._busy.items()
+            if until > now and _is_still(was, reports.get(group))
+        }
         self._moving = {
             group: (to, until)
             for group, (to, until) in self._moving.items()
@@ -229,7 +240,7 @@ class Steward:
         work = replica_steps(table, reports, health, busy=list(self._busy))
         self.waits = work.waits
         for step in work.steps:
-            self._busy[step.group] = now + STEP_S
+            self._busy[step.group] = (now + STEP_S, reports[step.group])
             self._take(step, reports[step.group].leader)
         pending = {group: to for group, (to, _) in self._moving.items()}
         for move in leader_moves(table, reports, health, pending=pending):
@@ -273,6 +284,11 @@ class Steward:
             self._node.meta.group.propose(image.encode(rows, []), rows, [])
             log.info("the region changes", why=plan.why)
         return True
+
+
+def _is_still(was: GroupReport, now: GroupReport | None) -> bool:
+    """Whether a step that was begun then does not show yet."""
+    return now is None or (now.leader, now.conf) == (was.leader, was.conf)
 
 
 def _nothing() -> None:
