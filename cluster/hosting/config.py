@@ -322,7 +322,7 @@ class RaftSection(Struct, frozen=True, kw_only=True):
             bounds=within(4 << 10, 16 << 20),
             unit="bytes",
         ),
-    ] = 1 << 20
+    ] = 256 << 10
     log_bytes_max: Annotated[
         int,
         about(
