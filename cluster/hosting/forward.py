@@ -231,6 +231,7 @@ class Attempt:
             return
         self.done = True
         self._leave()
+        self._forward.ended(self)
         if self._task is not None:
             self._task.cancel()
         if self.on_cancel is not None:
@@ -239,10 +240,6 @@ class Attempt:
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)
-
-    def answer(self, body: bytes) -> None:
-        """Another node has answered."""
-        self.finish(body)
 
 
 class RemoteConnection:
@@ -313,11 +310,11 @@ class RemoteCall:
             self._close()
             self._forward.send(self.node_id, [ERROR, self.number, int(code), message, details])
 
-    def lost(self, *, in_doubt: bool) -> None:
-        """We do not lead (any more): the node that has the client asks another."""
+    def lost(self, *, in_doubt: bool, group: int = 0, leader: int = 0) -> None:
+        """We do not lead (any more): the node that has the client asks another, perhaps `leader`."""
         if not self.done:
             self._close()
-            self._forward.send(self.node_id, [LOST, self.number, in_doubt])
+            self._forward.send(self.node_id, [LOST, self.number, in_doubt, group, leader])
 
     def _close(self) -> None:
         self.done = True
@@ -408,7 +405,11 @@ class Forward:
     def elsewhere(self, attempt: Attempt, error: NotLeading) -> None:
         """The shard is not led here: send the call on, or wait until somebody leads."""
         to = error.leader
-        if to in (0, self.node.node_id) or isinstance(attempt.call, RemoteCall):
+        if isinstance(attempt.call, RemoteCall):
+            # One hop: the node that has the client looks for the leader. We may know who it is.
+            attempt.call.lost(in_doubt=attempt.again, group=error.group, leader=to)
+            return
+        if to in (0, self.node.node_id):
             self.later(attempt)
             return
         self._numbers += 1
@@ -463,7 +464,7 @@ class Forward:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
         call = attempt.call
         if isinstance(call, RemoteCall):
-            call.lost(in_doubt=attempt.again)  # one hop: the node that has the client looks for the leader
+            call.lost(in_doubt=attempt.again)
             return
         if self.loop.time() >= attempt.until:
             attempt.fail(
@@ -514,7 +515,12 @@ class Forward:
             if attempt is not None:
                 attempt.remote = None
                 attempt.again = attempt.again or bool(message[2])
-                self.later(attempt)
+                group, leader = message[3], message[4]
+                if leader not in (0, node_id):
+                    self.node.leader_hints[group] = leader
+                    self.loop.call_soon(self._again, attempt)
+                else:
+                    self.later(attempt)
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:

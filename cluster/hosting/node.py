@@ -55,6 +55,7 @@ class Membership(NamedTuple):
     config_of: Callable[[int], Config | None]  # how a group's replica here begins; None: it has no others
     send: Send | None  # Raft messages to other replicas
     peers: Callable[[], list[int]] = list  # other nodes that can be reached now
+    replicas_of: Callable[[int], tuple[int, ...]] = lambda _: ()  # nodes that have a replica of a group
 
 
 def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Membership.config_of`
@@ -88,6 +89,7 @@ class Node:
         self._rng = rng
         self._last_sequence = 0
         self._started = False
+        self.leader_hints: dict[int, int] = {}  # of groups without a replica here
         self._member = member if member is not None else Membership(1, alone, None)
         self.node_id = self._member.node_id
         self.committer = Committer(loop, storage, inline, on_broken, self._member.node_id, self._member.send)
@@ -220,9 +222,20 @@ class Node:
         return shard
 
     def leader_of(self, number: int) -> int:
-        """The node that leads a group as far as is known here; 0 if that is nobody."""
+        """The node that leads a group as far as is known here; 0 if that is nobody.
+
+        Of a group without a replica here: who was told to, or else one that has a replica, and knows.
+        """
         group = self.committer.groups.get(number)
-        return group.raft.leader if group is not None else 0
+        if group is not None:
+            return group.raft.leader
+        up = self.peers()
+        hint = self.leader_hints.pop(number, 0)
+        if hint in up:
+            self.leader_hints[number] = hint
+            return hint
+        replicas = [node_id for node_id in self._member.replicas_of(number) if node_id in up]
+        return self._rng.choice(replicas) if replicas else 0
 
     def when_current(self, waiter: Waiter) -> None:
         """Call back when all that is committed in any shard at this moment is applied here.

@@ -14,7 +14,7 @@ import structlog
 
 from cluster.membership.records import META_GROUP, ShardState
 from cluster.membership.table import Table
-from history_store.raft import Config, Message, decode, encode
+from history_store.raft import Config, Kind, Message, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +71,10 @@ class Replicas:
             inflight_bytes_max=raft.inflight_bytes_max,
             log_bytes_max=raft.log_bytes_max,
         )
+
+    def replicas_of(self, group: int) -> tuple[int, ...]:
+        """Nodes that have a replica of the group, or are to have one."""
+        return self.table.replicas_of(group)
 
     def send(self, group: int, message: Message) -> None:
         """A Raft message leaves with this turn's frame."""
@@ -169,6 +173,8 @@ class Replicas:
         except msgspec.MsgspecError as error:
             log.warning("a Raft message cannot be read; is that node newer?", node=node_id, why=str(error))
             return
+        if letter.kind is Kind.SNAPSHOT:
+            return  # an image is what snapshots.py brings, whole; nobody sends the word alone
         if letter.to != self.node_id or letter.sender != node_id:
             log.error("a Raft message is not from who sent it, or not for us", node=node_id)
             return
