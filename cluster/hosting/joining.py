@@ -63,8 +63,8 @@ class Told(NamedTuple):
 
     @property
     def final(self) -> bool:
-        """Whether asking again would be answered the same."""
-        return self.code in (Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
+        """Whether it is a refusal; everything else may pass, a node of an older release among it."""
+        return self.code == Code.FAILED_PRECONDITION
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -274,14 +274,18 @@ class Announcer:
         self._on_refused = on_refused
         self._rng = rng
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, unless it is under way."""
+        if self._closed or (self._task is not None and not self._task.done()):
+            return
         self._task = asyncio.get_running_loop().create_task(self._announce(), name="announce")
         self._task.add_done_callback(self._ended)
 
     def close(self) -> None:
         """End."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
 
@@ -305,26 +309,35 @@ class Announcer:
     async def _round(self) -> bool:
         """Ask; True when it is written down. NotAdmitted."""
         known = self._is_known()
-        if not self._seeds and self._heard(await self._ask_here()):
-            return True
         seeds, self._seeds = self._seeds, ()
         others = self._others()
         if seeds:
             others = list(seeds)
         elif known:  # one will do: it knows where to send it
             others = self._rng.sample(others, min(1, len(others)))
-        answers = await asyncio.gather(
-            *(self._asker.ask(one, self._request) for one in others), return_exceptions=True
-        )
-        refused = [answer for answer in answers if isinstance(answer, Refused)]
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                if not isinstance(answer, PeerError):
-                    raise answer
-            elif self._heard(answer):
-                return True
-        if refused and len(refused) == len(answers) and (seeds or not known):
-            raise NotAdmitted(str(refused[0]))
+        questions = [asyncio.ensure_future(self._asker.ask(one, self._request)) for one in others]
+        if not seeds:
+            questions.append(asyncio.ensure_future(self._ask_here()))
+        for question in questions:
+            question.add_done_callback(_heed)
+        refused = []
+        try:
+            for answer in asyncio.as_completed(questions):
+                try:
+                    told = await answer
+                except PeerError as error:
+                    refused += [str(error)] if isinstance(error, Refused) else []
+                    continue
+                if told.final:
+                    raise NotAdmitted(told.message)
+                # Before the region is made every first member is to hear it.
+                if told.code == Code.OK and not msgspec.json.decode(told.body).get("later"):
+                    return True
+        finally:
+            for question in questions:
+                question.cancel()
+        if refused and len(refused) == len(others) and (seeds or not known):
+            raise NotAdmitted(refused[0])
         return False
 
     async def _ask_here(self) -> Told:
@@ -337,10 +350,8 @@ class Announcer:
         self._doorkeeper.ask(self._request, answer)
         return await future
 
-    @staticmethod
-    def _heard(told: Told) -> bool:
-        if told.code == Code.OK:
-            return not msgspec.json.decode(told.body).get("later")
-        if told.final:
-            raise NotAdmitted(told.message)
-        return False
+
+def _heed(question: asyncio.Task[Told]) -> None:
+    """Nobody may be waiting for it any more."""
+    if not question.cancelled():
+        question.exception()

@@ -101,7 +101,9 @@ class Member:
             around.loop, around.storage, around.clock, Identifiers(around.clock, around.rng), around.rng,
             around.limits, inline=around.inline, shards=founding.shards, cluster_id=identity.cluster_id,
             on_broken=around.on_broken,
-            member=Membership(node_id, replicas.config_of, replicas.send, self.peers_up, replicas.replicas_of),
+            member=Membership(
+                node_id, replicas.config_of, replicas.send, self.peers_up, replicas.replicas_of
+            ),
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self.send)
         self.tasks = ExchangeHost(node, self.forward, self.send)
@@ -294,3 +296,5 @@ class Member:
         self.forward.down(node_id)
         self.replicas.down(node_id)
         self.snapshots.down(node_id)
+        if self._announcer is not None and not self.peers_up():
+            self._announcer.start()  # if this node was removed, it hears so
