@@ -76,12 +76,12 @@ def judge(history: History, final: Final, *, tail_lost: bool = False) -> Judgeme
     problems = list(history.alarms)
     problems += _operations(history, final, tail_lost=tail_lost)
     for run in final.runs:
-        problems += _run(run)
+        problems += run_problems(run)
     problems += _shape(history, final)
     problems += _signal_order(history, final)
     if not tail_lost:
         problems += _sights(history, final)
-    problems += _listing(final)
+    problems += listing_problems(final)
     doubts = list(final.unread)
     if not any(operation.acknowledged for operation in history.operations):
         doubts.append("nothing was ever acknowledged, so nothing was tested")
@@ -133,7 +133,7 @@ def _operations(history: History, final: Final, *, tail_lost: bool) -> Iterator[
             yield f"not a prefix: {_where(kept)} is there, but {_where(lost)} is not"
 
 
-def _run(run: RunState) -> Iterator[str]:
+def run_problems(run: RunState) -> Iterator[str]:
     """One run's history by itself."""
     where = f"run {run.run_id} of {run.workflow_id}"
     for expected, event in enumerate(run.events, 1):
@@ -216,7 +216,7 @@ def _sights(history: History, final: Final) -> Iterator[str]:
             yield f"{where}, and are other ones now"
 
 
-def _listing(final: Final) -> Iterator[str]:
+def listing_problems(final: Final) -> Iterator[str]:
     """List agrees with the runs."""
     listed = Counter(final.listed)
     for (workflow_id, run_id, status), count in listed.items():
