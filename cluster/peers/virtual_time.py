@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import math
 import random
 import selectors
 from collections.abc import Callable, Coroutine
@@ -115,7 +116,9 @@ class _Idle(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Stalled(f"stalled at t={self.now_s:.3f} s")
-        self.now_s += max(timeout, 0.0)
+        if timeout > 0.0:
+            # At least a little: a wait too short for the sum to show it would be waited for for ever.
+            self.now_s = max(self.now_s + timeout, math.nextafter(self.now_s, math.inf))
         return []
 
 
@@ -168,6 +171,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._scheduled, timer)
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
+
+    @property
+    def buried(self) -> list[asyncio.Task[Any]]:
+        """The tasks of processes that were killed: never over, and never to run again."""
+        return self._dead
 
     def adopt(self, task: asyncio.Task[Any], process: Process) -> None:
         """Remember whose it is, for the day it is killed."""
