@@ -439,11 +439,6 @@ class Accepted(Link):
         """Whether it has said something in half the time in which silence means death."""
         return self._silent_ticks * 2 < self._dead_ticks
 
-    @property
-    def holds(self) -> bool:
-        """Whether the peer has sent something before we were up."""
-        return bool(self._held)
-
     def release(self) -> None:
         """The session is up."""
         held, self._held = self._held, None

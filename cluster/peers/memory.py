@@ -322,6 +322,7 @@ class MemoryTransport(asyncio.Transport):
         """Its process is dead; `silent`: its machine, too."""
         self._gone = True
         self._inbox.clear()
+        self._inbox_bytes = 0
         if silent:
             self._way.clear()
             self.host.machine.orphans.append(self)
@@ -346,6 +347,7 @@ class MemoryTransport(asyncio.Transport):
             return
         self._gone = self._closing = True
         self._inbox.clear()
+        self._inbox_bytes = 0
         self.host.transports.pop(self, None)
         if self._protocol is not None:
             context = self.host.process.context.copy()
@@ -441,26 +443,33 @@ class MemoryTransport(asyncio.Transport):
                 self._protocol.eof_received()
                 self.close()
             else:
-                assert data is not None, "a reset was handled"
-                room = memoryview(self._protocol.get_buffer(-1))
-                size = min(len(room), len(data))
-                fragment = self.network.fragments and rng.random() < self.network.fragments
-                if fragment and size > 1:
-                    size = rng.randint(1, size - 1)
-                room[:size] = data[:size]
-                self._inbox_bytes -= size
-                if size < len(data):
-                    self._inbox.appendleft(data[size:])
-                if not self._handle(size):
-                    return
-                if fragment:
+                self._inbox.appendleft(data)
+                if not self._read_some() or (
+                    self.network.fragments and rng.random() < self.network.fragments
+                ):
                     break
         self._wake_reader()
         if not self.remote._moving and self.remote._way and self._inbox_bytes <= _KERNEL_BYTES:
             self.remote._moving = True
             self.network.loop.call_soon(self.remote.travel, context=_NOBODY)
 
-    def _handle(self, size: int) -> bool:
+    def _read_some(self) -> bool:
+        """What has come, as far as there is room for it; sometimes less. Whether the protocol lived."""
+        room = memoryview(self._protocol.get_buffer(-1))
+        limit = min(len(room), self._inbox_bytes)
+        rng = self.network.rng
+        if self.network.fragments and rng.random() < self.network.fragments:
+            limit = rng.randint(1, limit)
+        size = 0
+        while size < limit and self._inbox[0]:
+            data = self._inbox.popleft()
+            assert data, "neither an end nor a reset"
+            part = data[: limit - size]
+            room[size : size + len(part)] = part
+            size += len(part)
+            if len(part) < len(data):
+                self._inbox.appendleft(data[len(part) :])
+        self._inbox_bytes -= size
         try:
             self._protocol.buffer_updated(size)
         except Exception as error:  # noqa: BLE001 - as asyncio: it costs the connection, and is reported

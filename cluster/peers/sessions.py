@@ -9,8 +9,8 @@ of either ends it, and then both are closed, so that
 * no message of one session arrives in the next.
 
 The two sides do not open a session at the same moment. Who is first may send at once; the other holds what it
-reads until its own welcome is there, and if its dialing fails it hangs up, since the first would believe its
-messages read.
+reads until its own welcome is there. If that never comes, then the connection it dialed ends, and with it the
+session of the first.
 
 A new hello on top of an open session means that the peer has lost its side of it (or its process): the old
 session ends before the new one begins. This cannot go on for ever: a side whose old connections are gone on
@@ -97,8 +97,6 @@ class Session:
             host, port = self.address
             _log.warning("cannot reach a node", node=self.node_id, address=f"{host}:{port}", why=why)
             self._problem = why
-        if self.accepted is not None and self.accepted.holds:
-            self._lose(f"it began a session that we could not join: {why}")
 
     # ------------------------------------------------------------------ from the links
 

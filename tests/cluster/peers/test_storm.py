@@ -18,8 +18,24 @@ from cluster.peers.virtual_time import VirtualLoop
 
 NODES = (1, 2, 3, 4)
 ADDRESSES = {node_id: (f"n{node_id}", 7000) for node_id in NODES}
-LIMITS = Limits(queue_bytes_max=200_000, bulk_queue_bytes_max=400_000)
+# Small, so that queues fill, frames split and writing pauses.
+LIMITS = Limits(
+    queue_bytes_max=500_000, bulk_queue_bytes_max=400_000, frame_bytes_split=50_000,
+    write_buffer_bytes=60_000, window_bytes=128_000, report_bytes=32_000,
+)  # fmt: skip
 KINDS = {1: False, 2: True}  # kind of message: whether it is bulk
+
+# What happens, and how often in comparison.
+FAULTS = {
+    "hiccup": 40,
+    "path": 10,
+    "cut": 4,
+    "heal": 20,
+    "pause": 4,
+    "resume": 20,
+    "kill": 3,
+    "switch off": 1,
+}
 
 
 class Life:
@@ -100,47 +116,47 @@ class Storm:
         rng, network = self.rng, self.network
         end = self.loop.time() + seconds
         while self.loop.time() < end:
-            await asyncio.sleep(rng.choice((0.0, 0.001, 0.01, 0.3)))
+            await asyncio.sleep(rng.choice((0.0, 0.0002, 0.001, 0.05)))
             for life in self.lives.values():
                 if not life.process.paused:
                     for _ in range(rng.choice((0, 1, 5))):
                         life.process.call(life.send, rng)
-            if rng.random() < 0.1:
+            if rng.random() < 0.05:
                 self.fault(rng, network)
 
     def fault(self, rng: random.Random, network: MemoryNetwork) -> None:
         node_id = rng.choice(NODES)
         here, there = rng.sample([f"n{node}" for node in NODES], 2)
         life = self.lives.get(node_id)
-        match rng.randrange(10):
-            case 0:
-                network.cut(here, there)
-            case 1:
-                network.heal(here, there)
-            case 2 if life is not None:
-                life.process.pause()
-            case 3 if life is not None:
-                life.process.resume()
-            case 4 if life is not None:
-                life.process.kill()
-                del self.lives[node_id]
-            case 5 if life is not None and rng.random() < 0.5:
-                network.switch_off(f"n{node_id}")
-                del self.lives[node_id]
-            case 6 if life is None:
-                network.switch_on(f"n{node_id}")
-                self.boot(node_id)
-            case 7 | 8 if life is not None:
-                session = life.peers._sessions[rng.choice([node for node in NODES if node != node_id])]
-                link = rng.choice((session.dialed, session.accepted))
-                if link is not None and not life.process.paused:
-                    life.process.call(link.end, "a hiccup")
-            case _:
-                path = network.path(here, there)
-                path.loss = rng.choice((0.0, 0.05))
-                path.breaks = rng.choice((0.0, 0.01))
-                path.delay_s = rng.choice(((0.0001, 0.001), (0.01, 0.2)))
-                path.bytes_per_s = rng.choice((0.0, 1e5, 1e7))
+        what = rng.choices(tuple(FAULTS), tuple(FAULTS.values()))[0]
+        if what == "cut":
+            network.cut(here, there)
+        elif what == "heal":
+            network.heal(here, there)
+        elif what == "path":
+            path = network.path(here, there)
+            path.loss = rng.choice((0.0, 0.02))
+            path.breaks = rng.choice((0.0, 0.01))
+            path.delay_s = rng.choice(((0.0001, 0.001), (0.0001, 0.001), (0.01, 0.2)))
+            path.bytes_per_s = rng.choice((0.0, 0.0, 1e6, 1e7))
+        elif life is None:
+            network.switch_on(f"n{node_id}")
+            self.boot(node_id)
+        elif what == "pause":
+            life.process.pause()
+        elif what == "resume":
+            life.process.resume()
+        elif what == "kill":
+            life.process.kill()
+            del self.lives[node_id]
+        elif what == "switch off":
+            network.switch_off(f"n{node_id}")
+            del self.lives[node_id]
+        elif what == "hiccup" and not life.process.paused:
+            session = life.peers._sessions[rng.choice([node for node in NODES if node != node_id])]
+            link = rng.choice((session.dialed, session.accepted))
+            if link is not None:
+                life.process.call(link.end, "a hiccup")
 
     async def silence(self) -> None:
         """One falls silent, in one of the ways in which nodes do: all others notice, in time."""
