@@ -1,4 +1,4 @@
-"""`holdfast cluster health` and `holdfast cluster version`: is it well, and what is it?"""
+"""`holdfast cluster health`, `nodes` and `version`: is it well, who belongs to it, and what is it?"""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import click
 
 from cluster.admin.connection import CALL_TIMEOUT, Connection, connect, connection_options, run
 from cluster.admin.output import Exit, Failure, json_option, leave, moment, print_json
+from cluster.admin.region import NotThere, Region
 
+REGION_S = 4.0  # for the region's own view; without a leader nobody has one
 HEALTH_SERVICE = "temporal.api.workflowservice.v1.WorkflowService"
 
 
 @click.group()
 def cluster() -> None:
-    """Ask a server how it is and what it is.
+    """Ask a region, or a server that is alone, how it is and what it is.
 
     \b
     Example:
@@ -27,9 +29,11 @@ def cluster() -> None:
 @connection_options
 @json_option
 def health(connection: Connection, as_json: bool) -> None:
-    """Ask whether the server serves; exit 0 only if all is well.
+    """Ask whether all is well; exit 0 only if it is.
 
-    Checks the gRPC health service, GetSystemInfo, and the namespace given.
+    Checks the gRPC health service, GetSystemInfo and the namespace given; and asks the region for
+    nodes that are down or drained, shards without leader or majority, replicas that are missing or
+    behind, and disks that take no writes.
 
     \b
     Example:
@@ -88,7 +92,42 @@ async def find_problems(connection: Connection) -> list[dict[str, Any]]:
             await server.call(method, request)
         except Failure as failure:
             add(failure.message, where, do)
-    return problems
+    return problems + await region_problems(connection)
+
+
+async def region_problems(connection: Connection) -> list[dict[str, Any]]:
+    """What is wrong with the region; if nobody can tell, what the node that is asked sees by itself."""
+    region = Region(connection)
+    try:
+        answer = await region.do("health", timeout_s=REGION_S)
+    except NotThere:
+        return []  # Temporal's own server, or an older one of ours
+    except Failure as failure:
+        try:
+            answer = await region.do("health", here=True, timeout_s=REGION_S)
+        except Failure:
+            problem = {"what": failure.message, "where": region.address, "do": failure.do}
+            answer = {"problems": [{**problem, "since_ns": time.time_ns()}]}
+    return [
+        {"what": one["what"], "where": one["where"], "since": moment(one["since_ns"]), "do": one["do"]}
+        for one in answer["problems"]
+    ]
+
+
+@cluster.command()
+@click.option("--all", "every", is_flag=True, help="Removed nodes, too.")
+@connection_options
+@json_option
+def nodes(every: bool, connection: Connection, as_json: bool) -> None:
+    """Show the nodes of the region: whether they are up, and what they lead and hold.
+
+    \b
+    Example:
+      holdfast cluster nodes --json
+    """
+    from cluster.admin.node_commands import show_nodes
+
+    show_nodes(connection, as_json, every)
 
 
 @cluster.command()

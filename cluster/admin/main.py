@@ -17,7 +17,10 @@ from collections.abc import Sequence
 import click
 
 COMMANDS = {
-    "cluster": ("cluster.admin.cluster_commands:cluster", "Ask a server how it is and what it is."),
+    "cluster": (
+        "cluster.admin.cluster_commands:cluster",
+        "Ask a region, or a server that is alone, how it is and what it is.",
+    ),
     "config": ("cluster.admin.config_commands:config", "Check and show the configuration of nodes."),
     "demo": (
         "cluster.admin.demo_command:demo",
@@ -32,7 +35,9 @@ COMMANDS = {
         "cluster.admin.namespace_commands:namespace",
         "Create, show, change and delete namespaces.",
     ),
+    "node": ("cluster.admin.node_commands:node", "Add, drain, remove and replace the nodes of a region."),
     "server": ("cluster.admin.server_commands:server", "Run a server."),
+    "shard": ("cluster.admin.shard_commands:shard", "Show the shards of a region, and move their replicas."),
     "workflow": ("cluster.admin.workflow_commands:workflow", "Say what a workflow run is waiting for."),
 }
 

@@ -40,6 +40,7 @@ from cluster.membership import (
     plan_resume,
 )
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.engine.keys import slot_of
 from history_store.shard import image
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ INTERNAL_METHOD = "/holdfast.node.v1.NodeService/Do"
 LEADERLESS_S = 2.5  # an election, or a hand-over, and the next report take less
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """A request. A field that this version does not know is refused: it might be what makes it harmless."""
+class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A request. A field that this version does not know is refused: it might be what makes it harmless.
+
+    So only fields that say something are sent.
+    """
 
     do: str
     node: str = ""  # name, or id
@@ -69,6 +73,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = False
     all: bool = False
     here: bool = False
+    namespace: str = ""
+    workflow: str = ""  # id
     record: NodeRecord | None = None  # of a node that speaks of itself
 
 
@@ -334,9 +340,30 @@ class Administration:
     async def health(self, request: Request) -> Answer:
         """What is wrong. `here`: as far as this node can tell by itself."""
         if request.here:
-            return _told_problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
+            return told_problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
         await self._told()
-        return _told_problems(self._look())
+        return told_problems(self._look())
+
+    async def locate(self, request: Request) -> Answer:
+        """Which shard has a workflow id, and who leads it. `here`: as this node sees it, of its own replica.
+
+        Answered by the leader itself otherwise. `committed` is the index of the last entry of the shard's
+        log that is known to be committed by the node that answers; None if it has no replica.
+        """
+        node = self._node
+        namespace_id = node.namespace_id_of(request.namespace)
+        if namespace_id is None:
+            raise ServiceError(Code.NOT_FOUND, f"there is no namespace {request.namespace!r}")
+        number = self._table.shard_of_slot(slot_of(namespace_id, request.workflow))
+        if not request.here and number not in node.led:
+            raise NotLeading(node.leader_of(number), number)
+        group = node.committer.groups.get(number)
+        return {
+            "shard": number,
+            "leader": self._name(node.leader_of(number)),
+            "node": self._name(node.node_id),
+            "committed": group.committed if group is not None else None,
+        }
 
     def _keep_watch(self) -> None:
         self._look()
@@ -458,7 +485,8 @@ def _its_record(request: Request) -> NodeRecord:
     return record
 
 
-def _told_problems(problems: list[Problem]) -> Answer:
+def told_problems(problems: list[Problem]) -> Answer:
+    """The answer to `health`."""
     shown = [
         {"what": one.what, "where": one.where, "since_ns": one.since_ns, "do": one.do} for one in problems
     ]
@@ -475,5 +503,6 @@ VERBS: dict[str, Verb] = {
     "nodes": Administration.nodes,
     "shards": Administration.shards,
     "health": Administration.health,
+    "locate": Administration.locate,
 }
 INTERNAL_VERBS: dict[str, Verb] = {"join": Administration.join, "announce": Administration.announce}

@@ -252,6 +252,11 @@ class Node:
         Barrier(self, [self.committer.groups[number] for number in sorted(numbers)], waiter)
 
     @property
+    def slot_owners(self) -> list[int]:
+        """The group of each slot; META_GROUP until the region has a table."""
+        return self._groups_of_slots
+
+    @property
     def shard_count(self) -> int:
         """How many shards the region has."""
         return len(set(self._groups_of_slots))

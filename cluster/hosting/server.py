@@ -9,6 +9,7 @@ import secrets
 import signal
 import ssl
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,6 +24,8 @@ from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, S
 from cluster.frontend.services.deletion import Deletions
 from cluster.frontend.services.system import announce
 from cluster.hosting import dynamic_config, logs
+from cluster.hosting.addresses import join_address
+from cluster.hosting.alone import Alone
 from cluster.hosting.clock import Clock, Identifiers
 from cluster.hosting.meta import REGISTERED, Namespace
 from cluster.hosting.node import Node
@@ -140,7 +143,9 @@ class Server:
         )
 
     def _handlers(self) -> dict[str, Handler]:
-        return self.services.handlers()
+        address = join_address(self.options.ip, self.options.port)
+        alone = Alone(self.node, metadata.version("holdfast"), address)
+        return {**self.services.handlers(), **alone.handlers()}
 
     async def _listen(self) -> None:
         options = self.options

@@ -1,0 +1,155 @@
+"""How commands talk to a region: ask, change, and wait until a change has come about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from cluster.admin.connection import Connection, explain, resolve
+from cluster.admin.output import Duration, Exit, F, Failure
+from cluster.admin.unary import call, reason
+
+CALL_S = 10.0
+LOOK_S = 0.3  # between looks at a change that is waited for
+TIMEOUT_S = 600.0  # a node's worth of snapshots; the change goes on when nobody waits any more
+OK, UNIMPLEMENTED, FAILED_PRECONDITION = 0, 12, 9
+METHOD = "/holdfast.admin.v1.AdminService/Do"
+
+Answer = dict[str, Any]
+Look = Callable[[], Awaitable[tuple[bool, str]]]  # whether it is done, and how far it is
+
+
+class NotThere(Failure):
+    """The server is no node of ours, or an older one."""
+
+
+class Region:
+    """A region, by way of one of its nodes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._settings, self._namespace = resolve(connection)
+        self.address: str = self._settings["target_host"]
+
+    async def do(
+        self, verb: str, *, changes: bool = False, timeout_s: float = CALL_S, **fields: Any
+    ) -> Answer:
+        """Ask. Failure: `changes` says that a lost answer leaves open whether it happened (exit 3)."""
+        request = json.dumps({"do": verb, **{key: value for key, value in fields.items() if value}}).encode()
+        metadata = dict(self._settings["rpc_metadata"])
+        if self._settings["api_key"]:
+            metadata["authorization"] = f"Bearer {self._settings['api_key']}"
+        try:
+            status = await call(self.address, self._settings["tls"], METHOD, request, metadata, timeout_s)
+        except (ConnectionRefusedError, ssl.SSLCertVerificationError) as error:
+            raise self._unreachable(error) from None
+        except (OSError, TimeoutError) as error:
+            if changes:
+                raise Failure(
+                    f"{self.address}: {reason(error)}; it may have happened",
+                    "look (`holdfast cluster nodes`), or give the same command again: that is harmless",
+                    Exit.INDEFINITE,
+                ) from None
+            raise self._unreachable(error) from None
+        if status.code == OK:
+            answer: Answer = json.loads(status.body)
+            return answer
+        if status.code == FAILED_PRECONDITION:
+            what, _, do = status.message.partition(": ")
+            raise Failure(what, do)
+        if status.code == UNIMPLEMENTED:
+            raise NotThere(status.message, "see what runs there: `holdfast cluster version`")
+        from temporalio.service import RPCError, RPCStatusCode
+
+        refused = RPCError(status.message, RPCStatusCode(status.code), b"")
+        raise explain(refused, self.address, self._namespace, changes) from None
+
+    def _unreachable(self, error: BaseException) -> Failure:
+        return Failure(
+            f"no server answers at {self.address}: {reason(error)}",
+            "name a node that runs with --address or HOLDFAST_ADDRESS",
+        )
+
+    async def nodes(self, *, every: bool = False) -> Answer:
+        """The nodes: `{"nodes": [...], "complete": bool}`."""
+        return await self.do("nodes", all=every)
+
+    async def node(self, name: str) -> Answer:
+        """One node, by its name or id, removed ones too. Failure if there is none."""
+        found = [
+            one for one in (await self.nodes(every=True))["nodes"] if name in (one["name"], str(one["id"]))
+        ]
+        if not found:
+            raise Failure(f"there is no node {name}", "choose one that `holdfast cluster nodes` shows")
+        chosen: Answer = found[-1]
+        return chosen
+
+    async def wait(self, look: Look, timeout_s: float) -> None:
+        """Look until it is done, and tell on stderr how far it is. Failure after `timeout_s`.
+
+        A node that does not answer meanwhile may be the one that is being restarted: it is asked again.
+        """
+        until = asyncio.get_running_loop().time() + timeout_s
+        told = ""
+        while True:
+            try:
+                done, progress = await look()
+            except Failure as failure:
+                done, progress = False, failure.message
+            if progress != told and not done:
+                click.echo(progress, err=True)
+                told = progress
+            if done:
+                return
+            if asyncio.get_running_loop().time() >= until:
+                raise Failure(
+                    f"not done after {timeout_s:g} s: {progress}",
+                    "it goes on by itself; `holdfast cluster health` shows what it waits for",
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def wait_for_shards(self, moves: list[Answer], timeout_s: float) -> None:
+        """Until the replicas of these moves are where they are wanted."""
+        moved = {move["shard"] for move in moves}
+
+        async def look() -> tuple[bool, str]:
+            shards = [one for one in (await self.do("shards"))["shards"] if one["id"] in moved]
+            waits = [one for one in shards if not one["settled"]]
+            why = next((f" ({one['waits']})" for one in waits if one["waits"]), "")
+            return not waits, f"{len(moved) - len(waits)} of {len(moved)} shards are where they belong{why}"
+
+        if moved:
+            await self.wait(look, timeout_s)
+
+
+def wait_options(function: F) -> F:
+    """Add --wait/--no-wait and --timeout to a command, as `wait` and `timeout`."""
+    function = click.option(
+        "--timeout",
+        type=Duration(),
+        default=TIMEOUT_S,
+        help="Wait no longer; it goes on by itself. [default: 10m]",
+    )(function)
+    return click.option(
+        "--wait/--no-wait",
+        default=True,
+        help="Wait until it is done, and tell how far it is. [default: wait]",
+    )(function)
+
+
+def describe_moves(answer: Answer) -> list[str]:
+    """A plan for people: what it does, and each replica that moves."""
+    lines = [answer["why"]]
+    for move in answer["moves"]:
+        group = f"shard {move['shard']}" if move["shard"] else "the meta group"
+        if move["from"] is None:
+            lines.append(f"  {group}: one more replica, on {move['to']}")
+        elif move["to"] is None:
+            lines.append(f"  {group}: no replica on {move['from']} any more")
+        else:
+            lines.append(f"  {group}: from {move['from']} to {move['to']}")
+    return lines

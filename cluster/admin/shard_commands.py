@@ -1,0 +1,118 @@
+"""`holdfast shard …`: where the shards of a region are, and moving them."""
+
+from __future__ import annotations
+
+import click
+
+from cluster.admin.connection import Connection, connection_options, run
+from cluster.admin.output import json_option, print_json, print_table
+from cluster.admin.region import Answer, Region, describe_moves, wait_options
+
+
+@click.group()
+def shard() -> None:
+    """Show the shards of a region, and move their replicas.
+
+    \b
+    Example:
+      holdfast shard list
+    """
+
+
+@shard.command("list")
+@connection_options
+@json_option
+def list_command(connection: Connection, as_json: bool) -> None:
+    """Show every shard: its slots, its leader, and where its replicas are and are wanted.
+
+    Shard 0 is the meta group, which has the region's table and namespaces.
+
+    \b
+    Example:
+      holdfast shard list --json
+    """
+    answer = run(Region(connection).do("shards"))
+    if as_json:
+        print_json(answer)
+        return
+    rows = []
+    for one in answer["shards"]:
+        wanted = set(one["wanted"])
+        state = "ok"
+        if one["leader"] is None:
+            state = "no leader"
+        elif not one["settled"]:
+            coming = ", ".join(name for name in one["wanted"] if name not in one["voters"])
+            going = ", ".join(name for name in one["voters"] if name not in wanted)
+            state = "; ".join(
+                [f"to {coming}"] * bool(coming)
+                + [f"off {going}"] * bool(going)
+                + [one["waits"]] * bool(one["waits"])
+            )
+        elif one["behind"]:
+            state = f"behind: {', '.join(one['behind'])}"
+        number = str(one["id"]) if one["id"] else "0 (meta)"
+        rows.append([number, str(one["slot_count"]), one["leader"] or "", ", ".join(one["voters"]), state])
+    print_table(["shard", "slots", "leader", "replicas", "state"], rows)
+
+
+@shard.command()
+@click.argument("number", type=click.IntRange(min=0), metavar="SHARD")
+@click.option("--from", "source", required=True, metavar="NODE", help="Node that gives its replica up.")
+@click.option("--to", "target", required=True, metavar="NODE", help="Node that gets one.")
+@wait_options
+@connection_options
+@json_option
+def move(
+    number: int, source: str, target: str, wait: bool, timeout: float, connection: Connection, as_json: bool
+) -> None:
+    """Move one replica of a shard to another node, while it serves.
+
+    \b
+    Example:
+      holdfast shard move 3 --from a/1 --to a/4
+    """
+
+    async def work() -> Answer:
+        region = Region(connection)
+        answer = await region.do("move", changes=True, shard=number, node=source, to=target)
+        if wait:
+            await region.wait_for_shards([{"shard": number}], timeout)
+        return {"shard": number, **answer, "done": wait}
+
+    _tell(run(work()), as_json)
+
+
+@shard.command()
+@click.option("--dry-run", is_flag=True, help="Show what would move, and change nothing.")
+@wait_options
+@connection_options
+@json_option
+def rebalance(dry_run: bool, wait: bool, timeout: float, connection: Connection, as_json: bool) -> None:
+    """Spread the replicas evenly over the nodes, and place those that are missing.
+
+    At most 16 replicas move at once; when more would be useful it says so.
+
+    \b
+    Example:
+      holdfast shard rebalance --dry-run
+    """
+
+    async def work() -> Answer:
+        region = Region(connection)
+        answer = await region.do("rebalance", changes=not dry_run, dry_run=dry_run)
+        if wait and not dry_run:
+            await region.wait_for_shards(answer["moves"], timeout)
+        return {**answer, "done": wait and not dry_run}
+
+    _tell(run(work()), as_json)
+
+
+def _tell(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    for line in describe_moves(answer):
+        click.echo(line)
+    if answer["done"] and answer["moves"]:
+        click.echo("done")
