@@ -397,6 +397,8 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
 
 def expire_unwritten(shard: ShardHost, run: Run, stamp: int) -> None:
     """A started speculative task has no wake row: this is its start-to-close time-out."""
+    if shard.retired:
+        return  # the next leader knows nothing of the task
     found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
     if found is None:
         return
@@ -423,6 +425,8 @@ class Orphans:
     def hand_over(self) -> None:
         """Look at the next few; then again, until all have been seen."""
         shard = self._shard
+        if shard.retired:
+            return  # they are the next leader's
         rows = list(itertools.islice(self._rows, ORPHANS_AT_ONCE))
         for row in rows:
             run = shard.find(row.namespace_id, row.workflow_id, row.run_id)

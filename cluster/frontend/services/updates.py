@@ -212,6 +212,8 @@ def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
 
 def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
     """No worker took the speculative task in time: a normal one follows, which outlives this leader."""
+    if shard.retired:
+        return  # the next leader knows nothing of the task
     found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
     if found is None or not found.running:
         return
