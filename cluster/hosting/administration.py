@@ -41,7 +41,6 @@ from cluster.membership import (
 )
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
 from history_store.engine.keys import slot_of
-from history_store.engine.keys import slot_of
 from history_store.shard import image
 
 if TYPE_CHECKING:
@@ -74,8 +73,6 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     dry_run: bool = False
     all: bool = False
     here: bool = False
-    namespace: str = ""
-    workflow: str = ""  # id
     namespace: str = ""
     workflow: str = ""  # id
     record: NodeRecord | None = None  # of a node that speaks of itself
@@ -368,27 +365,6 @@ class Administration:
             "committed": group.committed if group is not None else None,
         }
 
-    async def locate(self, request: Request) -> Answer:
-        """Which shard has a workflow id, and who leads it. `here`: as this node sees it, of its own replica.
-
-        Answered by the leader itself otherwise. `committed` is the index of the last entry of the shard's
-        log that is known to be committed by the node that answers; None if it has no replica.
-        """
-        node = self._node
-        namespace_id = node.namespace_id_of(request.namespace)
-        if namespace_id is None:
-            raise ServiceError(Code.NOT_FOUND, f"there is no namespace {request.namespace!r}")
-        number = self._table.shard_of_slot(slot_of(namespace_id, request.workflow))
-        if not request.here and number not in node.led:
-            raise NotLeading(node.leader_of(number), number)
-        group = node.committer.groups.get(number)
-        return {
-            "shard": number,
-            "leader": self._name(node.leader_of(number)),
-            "node": self._name(node.node_id),
-            "committed": group.committed if group is not None else None,
-        }
-
     def _keep_watch(self) -> None:
         self._look()
 
@@ -527,7 +503,6 @@ VERBS: dict[str, Verb] = {
     "nodes": Administration.nodes,
     "shards": Administration.shards,
     "health": Administration.health,
-    "locate": Administration.locate,
     "locate": Administration.locate,
 }
 INTERNAL_VERBS: dict[str, Verb] = {"join": Administration.join, "announce": Administration.announce}
