@@ -252,6 +252,7 @@ def query_completed(services: Services, _call: Call, request: wire.RespondQueryT
     token = services.task_token(request)
     if token.kind != QUERY_TASK:
         raise invalid("Error deserializing task token.")
+    services.node.shard_of(token.namespace_id, token.workflow_id)  # who leads it has the question
     query: Any = services.node.queries.open.get(token.ref)
     if query is None:
         raise activities.not_found("query not found, or already answered")
