@@ -68,8 +68,8 @@ async def test_what_comes_together_is_written_together() -> None:
     assert not any(call.done for call in calls), "nobody is answered before the write"
     await play.turn()
     assert all(call.done for call in calls)
-    assert len(disk.rounds) == 1
-    assert len(disk.rounds[0].entries) == 4, "all shards share it"
+    (written,) = [batch for batch in disk.rounds if batch.entries]  # rows of earlier entries may come beside it
+    assert len(written.entries) == 4, "all shards share it"
     await play.close()
 
 
