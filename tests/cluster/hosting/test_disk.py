@@ -68,7 +68,7 @@ async def test_what_comes_together_is_written_together() -> None:
     assert not any(call.done for call in calls), "nobody is answered before the write"
     await play.turn()
     assert all(call.done for call in calls)
-    (written,) = [batch for batch in disk.rounds if batch.entries]  # rows of earlier entries may come beside it
+    (written,) = [batch for batch in disk.rounds if batch.entries]  # rows may be stored beside it
     assert len(written.entries) == 4, "all shards share it"
     await play.close()
 
