@@ -247,6 +247,9 @@ def add(
     Example:
       holdfast node add a/4 --peers 10.0.0.4:7301 --machine rack-4 --config-out node.toml
     """
+    for flag, address in (("--peers", peers), ("--grpc", grpc)):
+        if address is not None:
+            _address(flag, address)
     answer = run(Region(connection).nodes())
     text = join_file(answer["nodes"], name, peers, grpc, listen, metrics_port, machine, data_dir)
     if config_out is not None:
