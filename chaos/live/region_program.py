@@ -7,11 +7,18 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 from temporalio.client import Client
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from chaos.live.region_record import Execution
 
 QUEUE = "region"
+# What the SDK warns of during a fault (each try of each call) is what it is there to bear.
+QUIET = Runtime(
+    telemetry=TelemetryConfig(
+        logging=LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR"))
+    )
+)
 ACTIVITY_S = 5.0  # an attempt whose worker or node was lost is tried again after this
 
 
