@@ -59,7 +59,7 @@ def _groups(known: Known) -> Iterator[Problem]:
     without: dict[str, list[int]] = defaultdict(list)
     for group in sorted(known.leaderless):
         wanted = table.replicas_of(group)
-        down = [i for i in wanted if not _up(known, i)]
+        down = sorted(i for i in wanted if not _up(known, i))
         lost = len(wanted) - len(down) <= len(wanted) // 2
         without[", ".join(_name(table, i) for i in down) if lost else ""].append(group)
     for down_names, groups in sorted(without.items()):
