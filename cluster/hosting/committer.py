@@ -12,23 +12,23 @@ outcome, so the node stops and lets the log decide at its next start.
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
-from cluster.hosting import folder
+from cluster.hosting import folder, lanes
 from cluster.hosting.folder import Folder
 from cluster.hosting.group import Group, Images, Send, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
-from history_store.storage.contract import Round, Storage, StorageError, StorageFull, StorageReadOnly
+from history_store.storage.contract import Round, Storage, StorageFull, StorageReadOnly
 
 if TYPE_CHECKING:
     import random
 
+    from cluster.hosting.lanes import MakeLane
     from history_store.raft import Ready
     from history_store.storage.contract import GroupLog
 
@@ -46,6 +46,7 @@ class Committer:
         on_broken: Callable[[BaseException], None],
         node_id: int = 1,
         send: Send | None = None,
+        make_lane: MakeLane | None = None,
     ) -> None:
         self.loop = loop
         self.storage = storage
@@ -56,7 +57,6 @@ class Committer:
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0
         self.entries = 0
-        self._inline = inline
         self._on_broken = on_broken
         self._dirty: dict[Group, None] = {}  # in the order they came, the same in every run of a test
         self._busy = False
@@ -67,17 +67,15 @@ class Committer:
         self._longest_s = 0.0
         self.exclusive = False  # a round puts an image in a group's place: no rows are written beside it
         self._held: tuple[Round, list[tuple[Group, Ready]]] | None = None  # such a round, until rows are done
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self.stopped = False
-        self.folder = Folder(self, inline=inline)
+        make = make_lane or (lanes.inline if inline else lanes.threads(loop))
+        self._lane = make("writer", storage.write, None)
+        self.folder = Folder(self, make)
 
     def start(self) -> None:
         """Begin to write."""
         self.folder.start()
-        if not self._inline:
-            self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
-            self._thread.start()
+        self._lane.start()
 
     def add(
         self, group: int, found: GroupLog | None, rng: random.Random, config: Config | None = None
@@ -171,15 +169,7 @@ class Committer:
 
     def _give(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:
         self.rounds += 1
-        if not self._inline:
-            self._jobs.put((batch, readies))
-            return
-        try:
-            self.storage.write(batch)
-        except StorageError as problem:
-            self._written(batch, readies, problem)
-        else:
-            self._written(batch, readies, None)
+        self._lane.put(batch, partial(self._written, batch, readies))
 
     def folded(self) -> None:
         """The rows that were being written are written: a round that waited for that may go."""
@@ -209,21 +199,6 @@ class Committer:
         """The longest round since this was last asked, one that is still being written included."""
         longest, self._longest_s = self._longest_s, 0.0
         return max(longest, self.loop.time() - self._began if self._busy else 0.0)
-
-    # ---- the writer thread
-
-    def _write_forever(self) -> None:
-        while True:
-            job: tuple[Round, list[tuple[Group, Ready]]] | None = self._jobs.get()
-            if job is None:
-                return
-            batch, readies = job
-            try:
-                self.storage.write(batch)
-                error: BaseException | None = None
-            except BaseException as problem:  # noqa: BLE001 - the loop's thread decides what it means
-                error = problem
-            self.loop.call_soon_threadsafe(self._written, batch, readies, error)
 
     def _written(self, batch: Round, readies: list[tuple[Group, Ready]], error: BaseException | None) -> None:
         if error is not None:
@@ -302,6 +277,4 @@ class Committer:
             await done
         self.stopped = True
         self.folder.stop()
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
+        self._lane.stop()

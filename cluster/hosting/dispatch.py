@@ -106,7 +106,7 @@ class Poll:
         self.call.finish(b"")
 
     def _stop_waiting(self) -> None:
-        self.node.polls.discard(self)
+        self.node.polls.pop(self, None)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

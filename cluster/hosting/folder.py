@@ -9,19 +9,18 @@ Only one thing must not run beside it: a round that puts an image in a group's p
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.hosting.group import Group, RowList, Stored, Waiter, notify
-from history_store.storage.contract import Round, StorageError
+from history_store.storage.contract import Round
 
 if TYPE_CHECKING:
     import asyncio
 
     from cluster.hosting.committer import Committer
+    from cluster.hosting.lanes import MakeLane
 
 FLUSH_AGE_S = 0.5
 FLUSH_BYTES_MAX = 8 << 20
@@ -33,9 +32,10 @@ Done = Callable[[], None]
 class Folder:
     """Writes rows, one batch at a time."""
 
-    def __init__(self, committer: Committer, *, inline: bool) -> None:
+    def __init__(self, committer: Committer, make_lane: MakeLane) -> None:
         self._committer = committer
-        self._inline = inline
+        storage = committer.storage
+        self._lane = make_lane("folder", storage.fold, storage.maintain)
         self.busy = False
         self.projecting = False  # the batch under way carries records for List
         self._wanted = False
@@ -43,21 +43,15 @@ class Folder:
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[Waiter] = []
         self._stores: list[tuple[Callable[[Round], None], Done]] = []
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to write."""
-        if not self._inline:
-            self._thread = threading.Thread(target=self._fold_forever, name="folder", daemon=True)
-            self._thread.start()
+        self._lane.start()
 
     def stop(self) -> None:
-        """End the thread when it has written what it has."""
+        """End when it has written what it has."""
         self.cancel()
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
+        self._lane.stop()
 
     def cancel(self) -> None:
         """No more flushes by themselves."""
@@ -149,31 +143,7 @@ class Folder:
             done.append(partial(_flush_stored, group, rows, stored, keep))
 
     def _give(self, batch: Round, done: list[Done], told: list[Waiter]) -> None:
-        if not self._inline:
-            self._jobs.put((batch, done, told))
-            return
-        try:
-            self._committer.storage.fold(batch)
-        except StorageError as problem:
-            self._folded(batch, done, told, problem)
-        else:
-            self._folded(batch, done, told, None)
-
-    def _fold_forever(self) -> None:
-        storage, loop = self._committer.storage, self._committer.loop
-        while True:
-            job: tuple[Round, list[Done], list[Waiter]] | None = self._jobs.get()
-            if job is None:
-                return
-            batch, done, told = job
-            try:
-                storage.fold(batch)
-                error: BaseException | None = None
-            except BaseException as problem:  # noqa: BLE001 - the loop's thread decides what it means
-                error = problem
-            loop.call_soon_threadsafe(self._folded, batch, done, told, error)
-            if error is None:
-                storage.maintain()
+        self._lane.put(batch, partial(self._folded, batch, done, told))
 
     def _folded(
         self, batch: Round, done: list[Done], told: list[Waiter], error: BaseException | None

@@ -173,7 +173,7 @@ class Attempt:
         if result is None:
             if not self.done:
                 for shard in self._shards:
-                    shard.attempts.add(self)
+                    shard.attempts[self] = None
         elif isinstance(result, bytes):
             self.finish(result)
         else:
@@ -207,7 +207,7 @@ class Attempt:
 
     def _leave(self) -> None:
         for shard in self._shards:
-            shard.attempts.discard(self)
+            shard.attempts.pop(self, None)
         self._shards.clear()
 
     def _end(self) -> None:
@@ -593,7 +593,7 @@ class Forward:
                 call.on_cancel()
         for key in [key for key in self._remote if key[0] == node_id]:
             self._remote.pop(key).close()
-        for gathering in set(self._asked.values()):
+        for gathering in dict.fromkeys(self._asked.values()):
             gathering.heard(node_id, None)
         for number in [
             number for number, attempt in self._sent.items() if attempt.remote == (node_id, number)

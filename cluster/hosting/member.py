@@ -27,7 +27,7 @@ from cluster.hosting.node import Membership, Node
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.snapshots import KINDS as IMAGES
 from cluster.hosting.snapshots import Snapshots
-from cluster.hosting.steward import CHANGE, STATUS, Steward
+from cluster.hosting.steward import CHANGE, STATUS, Steward, cpu_s
 from cluster.hosting.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
 from cluster.peers.stream import StreamPeers
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cluster.frontend.contract import Handler
     from cluster.hosting.clock import Clock
     from cluster.hosting.config import RaftSection
+    from cluster.hosting.lanes import MakeLane
     from cluster.peers.contract import Address, Identity, Network
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
@@ -59,6 +60,13 @@ class Founding(NamedTuple):
     replicas: int
 
 
+class Virtual(NamedTuple):
+    """For simulations: nothing is done beside the loop, and what the CPU is busy with is invented."""
+
+    make_lane: MakeLane
+    cpu_s: Callable[[], float]  # what the process has used
+
+
 class Surroundings(NamedTuple):
     """What a member is given."""
 
@@ -70,7 +78,7 @@ class Surroundings(NamedTuple):
     limits: EngineLimits
     raft: RaftSection
     on_broken: Callable[[BaseException], None]
-    inline: bool = False  # write in the loop rather than on a thread: for simulations
+    virtual: Virtual | None = None  # None: threads, and the process's own clock of its CPU
 
 
 class Member:
@@ -91,6 +99,7 @@ class Member:
             around.loop.create_future()
         )  # the region is made, as far as we know
         node_id = identity.node_id
+        virtual = around.virtual
         replicas = self.replicas = Replicas(node_id, around.raft, self.send)
         ids = tuple(sorted(initial_ids(founding.members).values()))
         replicas.founders, replicas.onlookers = ids[: founding.replicas], ids[founding.replicas :]
@@ -99,17 +108,20 @@ class Member:
         self._on_broken = around.on_broken
         node = self.node = Node(
             around.loop, around.storage, around.clock, Identifiers(around.clock, around.rng), around.rng,
-            around.limits, inline=around.inline, shards=founding.shards, cluster_id=identity.cluster_id,
+            around.limits, inline=False, shards=founding.shards, cluster_id=identity.cluster_id,
             on_broken=around.on_broken,
             member=Membership(
                 node_id, replicas.config_of, replicas.send, self.peers_up, replicas.replicas_of
             ),
+            make_lane=virtual.make_lane if virtual is not None else None,
         )  # fmt: skip
         self.forward = node.forward = Forward(node, self.send)
         self.tasks = ExchangeHost(node, self.forward, self.send)
         node.exchange = self.tasks.exchange
         self.takeovers = node.takeovers = Takeovers(node, self.send)
-        self.steward = Steward(node, replicas, self.send, self.peers.is_up)
+        self.steward = Steward(
+            node, replicas, self.send, self.peers.is_up, virtual.cpu_s if virtual is not None else cpu_s
+        )
         self.administration = Administration(node, replicas, self.steward)
         self._announcer: Announcer | None = None
         if record is not None:
@@ -119,7 +131,7 @@ class Member:
             self._announcer = Announcer(
                 record, self.doorkeeper, asker, self._others, seeds, self._is_made, self._refused, around.rng
             )
-        self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=around.inline)
+        self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=virtual is not None)
         self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced

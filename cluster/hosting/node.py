@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.forward import Forward
     from cluster.hosting.group import Group, Send, Waiter
+    from cluster.hosting.lanes import MakeLane
     from cluster.hosting.takeover import Takeovers
     from cluster.matching.contract import Task
     from cluster.matching.exchange import Exchange
@@ -80,6 +81,7 @@ class Node:
         cluster_id: str,
         on_broken: Callable[[BaseException], None],
         member: Membership | None = None,
+        make_lane: MakeLane | None = None,
     ) -> None:
         self.loop = loop
         self.storage = storage
@@ -92,7 +94,10 @@ class Node:
         self.leader_hints: dict[int, int] = {}  # of groups without a replica here
         self._member = member if member is not None else Membership(1, alone, None)
         self.node_id = self._member.node_id
-        self.committer = Committer(loop, storage, inline, on_broken, self._member.node_id, self._member.send)
+        self.threads = make_lane is None  # whether long work may be done beside the loop
+        self.committer = Committer(
+            loop, storage, inline, on_broken, self._member.node_id, self._member.send, make_lane
+        )
         self._found = storage.load()
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
         self.entered: list[ShardHost] | None = None  # shards met by the call that is being handled
@@ -106,7 +111,7 @@ class Node:
         self.queries = Queries()
         self._backlogs: dict[QueueKey, int] = {}
         self.holders = Holders()
-        self.polls: set[Poll] = set()  # those that wait
+        self.polls: dict[Poll, None] = {}  # those that wait, in the order in which they came
         self.actions = Actions(self)
         self._sweep: asyncio.TimerHandle | None = None
         if member is None:
@@ -369,7 +374,7 @@ class Node:
         """A worker waits for work."""
         self.watch(poll.connection)
         poll.call.on_cancel = poll.gone
-        self.polls.add(poll)
+        self.polls[poll] = None
         self.matching.poll(poll.queue, poll, sticky)
 
     def _throttled(self, queue: QueueKey, wait_ns: int) -> None:

@@ -108,7 +108,8 @@ class ShardHost:
         self._horizon = 0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._wake_at = 0
-        self.attempts: set[Attempt] = set()  # calls under way here; tried elsewhere if we lose the lead
+        # Calls under way here, in order; tried elsewhere if we lose the lead.
+        self.attempts: dict[Attempt, None] = {}
         self.retired = False  # another node leads, or will: nothing here is true any more
 
     # ---- engine.Environment

@@ -75,8 +75,10 @@ class Steward:
         replicas: Replicas,
         send: Callable[[int, list[Any]], bool],
         is_up: Callable[[int], bool],
+        cpu_s: Callable[[], float],
     ) -> None:
         self._node = node
+        self._cpu_s = cpu_s  # what this process has used of the CPU
         self._replicas = replicas
         self._send = send
         self._is_up = is_up
@@ -97,7 +99,7 @@ class Steward:
     def start(self) -> None:
         """Begin."""
         self._clock = self._node.loop.time()
-        self._cpu = _cpu_s()
+        self._cpu = self._cpu_s()
         self._timer = self._node.loop.call_later(PERIOD_S, self._turn)
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ class Steward:
                 self._send(peer, message)
 
     def _measure(self) -> tuple[float, bool]:
-        now, cpu = self._node.loop.time(), _cpu_s()
+        now, cpu = self._node.loop.time(), self._cpu_s()
         load = min((cpu - self._cpu) / max(now - self._clock, 1e-3), 1.0)
         self._clock, self._cpu = now, cpu
         late = self._node.committer.longest_round_s() > SLOW_ROUND_S
@@ -295,7 +297,8 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
+    """What the process has used of the CPU so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

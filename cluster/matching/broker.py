@@ -144,7 +144,7 @@ class Matching:
         if rate is not None:
             self._limit(queue, rate, now_ns)
         queue.parked[poller] = presence
-        presence.parked.add(poller)
+        presence.parked[poller] = None
         exchange = self.exchange
         if self._running or not (queue.window or queue.overflowed or queue.volatile or queue.borrowed):
             if self._running:

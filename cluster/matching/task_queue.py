@@ -42,7 +42,7 @@ class Presence:
     __slots__ = ("parked", "seen_ns")
 
     def __init__(self) -> None:
-        self.parked: set[Poller] = set()
+        self.parked: dict[Poller, None] = {}
         self.seen_ns = 0  # when a poll of it was last open, not counting those parked now
 
 
@@ -196,7 +196,7 @@ class Queue:
         presence = self.parked.pop(poller, None)
         if presence is None:
             return False
-        presence.parked.discard(poller)
+        presence.parked.pop(poller, None)
         presence.seen_ns = now_ns
         return True
 
@@ -204,7 +204,7 @@ class Queue:
         """Remove and return the longest-waiting poller that is still connected."""
         while self.parked:
             poller, presence = self.parked.popitem(last=False)
-            presence.parked.discard(poller)
+            presence.parked.pop(poller, None)
             presence.seen_ns = now_ns
             if not poller.connection.closed:
                 return poller
@@ -216,7 +216,7 @@ class Queue:
         if presence is not None:
             self.parked[poller] = presence
             self.parked.move_to_end(poller, last=False)
-            presence.parked.add(poller)
+            presence.parked[poller] = None
 
     def next_peer(self) -> PeerPoller | None:
         """The node to lend a task to: one with idle polls, in turn.

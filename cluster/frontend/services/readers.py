@@ -54,6 +54,14 @@ class Readers:
     def _start(self, call: Call, work: Callable[[Connection], bytes]) -> None:
         if call.done:
             return
+        if not self._node.threads:
+            future: Future[bytes] = Future()
+            try:
+                future.set_result(self._work(call, work))
+            except Exception as error:  # noqa: BLE001 - as the pool does
+                future.set_exception(error)
+            _answer(call, future)
+            return
         try:
             future = self._pool.submit(self._work, call, work)
         except RuntimeError:  # the pool is closed: the server stops, and so does the connection
