@@ -37,6 +37,7 @@ class Proxy:
         self._cut: frozenset[tuple[str, str]] = frozenset()
         self._changed = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
 
     def cut(self, ways: Iterable[tuple[str, str]]) -> None:
         """These are cut from now on, and no others."""
@@ -52,11 +53,21 @@ class Proxy:
             assert task is not None
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
-            with suppress(OSError, EOFError):
-                await self._connect(name, target, reader, writer)
-            writer.close()
+            try:
+                with suppress(OSError, EOFError):
+                    await self._connect(name, target, reader, writer)
+            finally:
+                writer.close()
 
-        await asyncio.start_server(accepted, HOST, port)
+        self._servers.append(await asyncio.start_server(accepted, HOST, port))
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        for server in self._servers:
+            server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connect(
         self, name: str, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

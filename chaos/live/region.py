@@ -34,7 +34,7 @@ from chaos.live.client import Client, Refused
 from chaos.live.history import Final
 from chaos.live.readback import digests, read_history, read_list, read_run
 from chaos.live.region_judge import judge_region
-from chaos.live.region_measure import BEFORE_S, CALM_S, Felt, measure, spread
+from chaos.live.region_measure import BEFORE_S, Felt, measure, spread
 from chaos.live.region_nodes import META, RegionNodes, enter_namespace
 from chaos.live.region_record import Traces, traces_of
 from chaos.live.region_workload import RegionWorkload
@@ -44,8 +44,7 @@ KILL, PAUSE, RESTART, FULL_DISK, SLOW_DISK = "kill", "pause", "restart", "full d
 CUT_OUT, CUT_IN, PARTITION, PAIR = "cut from victim", "cut to victim", "partition", "cut between two"
 OTHERS = (PAUSE, RESTART, CUT_OUT, CUT_IN, PARTITION, PAIR, FULL_DISK, SLOW_DISK)
 PACE = 10.0
-WARM_S = 2.0
-AFTER_S = 1.5 + CALM_S  # a round goes on for so long after its healing
+WARM_S = 1.0
 BACK_S_MAX = 30.0
 READS_AT_ONCE = 8
 RECOVERY_MS_GOAL, RECOVERY_P50_MS_GOAL = 2000.0, 1000.0
@@ -129,8 +128,9 @@ class Suite:
         self._rng = random.Random(report.seed)
         self.nodes = RegionNodes(directory / "region", self._rng)
         self.workload = RegionWorkload(self._rng, self.nodes.addresses, pace)
-        self._hold_s = 2.0 if report.short else 3.0
-        self._pause_s = 3.0 if report.short else 5.0
+        self._hold_s = 1.5 if report.short else 3.0
+        self._pause_s = 2.5 if report.short else 5.0
+        self._after_s = 1.5 if report.short else 2.5
 
     async def run(self) -> None:
         """Everything: load, faults, healing, reading back, judgement."""
@@ -189,15 +189,16 @@ class Suite:
         await self._break(felt, [name for name in names if name != victim])
         felt.healed = felt.healed or loop.time()
         await self._victim_works(felt)
-        await asyncio.sleep(AFTER_S)
+        await asyncio.sleep(self._after_s)  # so that the calm after it is seen, too
         felt.ended = loop.time()
         workload.victims = set()
         workload.disturbed.clear()
         measure(felt, workload.marks)
         self._say(
             f"{fault:16} {victim} (leads {felt.leads}{', meta' if felt.meta else ''}): "
-            f"back after {felt.recovery_ms} ms, latency up to {felt.latency_ms_max:.0f} ms, "
-            f"{felt.errors} errors; its own clients {felt.victim_errors}, back {felt.victim_back_ms} ms"
+            f"back after {felt.recovery_ms} ms, latency up to {felt.latency_ms_max:.0f} ms "
+            f"(starts {felt.start_ms_max:.0f}), {felt.errors} errors; "
+            f"its own clients {felt.victim_errors}, back {felt.victim_back_ms} ms"
         )
 
     async def _break(self, felt: Felt, others: list[str]) -> None:
@@ -215,11 +216,11 @@ class Suite:
                 await nodes.restart(victim)
             case "full disk":
                 await nodes.fill_disk()
-                await asyncio.sleep(hold + 1)
+                await asyncio.sleep(hold + 0.5)
                 nodes.free_disk()
             case _:
                 await nodes.cut(*ways(felt.fault, victim, others))
-                await asyncio.sleep(hold + 1)
+                await asyncio.sleep(hold + 0.5)
                 await nodes.cut()
 
     async def _victim_works(self, felt: Felt) -> None:
@@ -314,9 +315,9 @@ async def read_traces(client: Client, final: Final, workload: RegionWorkload) ->
 
 async def run_suite(
     kills: int, seed: int, *, short: bool = False, only: Sequence[str] = (), pace: float = PACE,
-    say: Say = lambda _: None,
+    say: Say = lambda _: None, keep: bool = False,
 ) -> Report:  # fmt: skip
-    """Run it in a directory of its own, which is kept unless the verdict is `ok`."""
+    """Run it in a directory of its own, which is kept unless the verdict is `ok`, or if `keep` says so."""
     report = Report(seed, kills, short)
     directory = Path(tempfile.mkdtemp(prefix="holdfast-region-"))
     began = time.monotonic()
@@ -325,7 +326,7 @@ async def run_suite(
     finally:
         report.seconds = time.monotonic() - began
         report.conclude()
-        if report.verdict is Verdict.OK:
+        if report.verdict is Verdict.OK and not keep:
             shutil.rmtree(directory, ignore_errors=True)
         else:
             report.directory = str(directory)
@@ -364,16 +365,17 @@ def show(report: Report) -> str:
 @click.option("--short", is_flag=True, help="Every other fault once, and shorter.")
 @click.option("--fault", "only", multiple=True, help="Only these.")
 @click.option("--pace", default=PACE, show_default=True, help="Workflows a second and node.")
+@click.option("--keep", is_flag=True, help="Keep logs and record whatever the verdict is.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
 def main(
-    kills: int, seed: int | None, short: bool, only: tuple[str, ...], pace: float, as_json: bool
+    kills: int, seed: int | None, short: bool, only: tuple[str, ...], pace: float, keep: bool, as_json: bool
 ) -> None:
     """Break nodes of a region under load and judge what was acknowledged. Exit 0 only for `ok`."""
     enter_namespace("chaos.live.region")
     seed = secrets.randbits(32) if seed is None else seed
     click.echo(f"seed {seed}, {kills} kills", err=True)
     say: Say = lambda text: click.echo(text, err=True)  # noqa: E731
-    report = asyncio.run(run_suite(kills, seed, short=short, only=only, pace=pace, say=say))
+    report = asyncio.run(run_suite(kills, seed, short=short, only=only, pace=pace, say=say, keep=keep))
     click.echo(json.dumps(report.as_dict()) if as_json else show(report))
     sys.exit(report.verdict is not Verdict.OK)
 

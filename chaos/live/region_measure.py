@@ -19,6 +19,7 @@ WINDOW_S = 0.5
 STEP_S = 0.05
 CALM_S = 1.0
 ENOUGH = 0.8
+SHOWN_MAX = 4
 
 
 @dataclass
@@ -35,11 +36,12 @@ class Felt:
     before: float = 0.0  # marks a second
     recovery_ms: float | None = None  # None = not within the round
     latency_ms_max: float = 0.0  # of clients of the other nodes
+    start_ms_max: float = 0.0  # of those, StartWorkflowExecution alone, which needs no worker
     latency_before_ms_max: float = 0.0
     errors: int = 0  # that SDK clients of the other nodes saw
     victim_errors: int = 0
     victim_back_ms: float | None = None  # from the healing to the first answer of a new call of its clients
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # the slowest answers that came during the round
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -47,6 +49,7 @@ class Felt:
             "fault": self.fault, "victim": self.victim, "leads": self.leads, "meta": self.meta,
             "before_per_s": round(self.before, 1), "recovery_ms": self.recovery_ms,
             "latency_ms_max": round(self.latency_ms_max, 1),
+            "start_ms_max": round(self.start_ms_max, 1),
             "latency_before_ms_max": round(self.latency_before_ms_max, 1),
             "errors": self.errors, "victim_errors": self.victim_errors, "victim_back_ms": self.victim_back_ms,
             "notes": self.notes,
@@ -61,6 +64,12 @@ def measure(felt: Felt, marks: Sequence[Mark]) -> None:
     felt.recovery_ms = _recovery_ms(paced, felt)
     near = [mark for mark in others if felt.began <= mark.at <= felt.ended]
     felt.latency_ms_max = 1e3 * max((mark.took for mark in near), default=0.0)
+    felt.start_ms_max = 1e3 * max((m.took for m in near if m.what.startswith("Start")), default=0.0)
+    slowest = sorted(near, key=lambda mark: mark.took, reverse=True)[:SHOWN_MAX]
+    felt.notes = [
+        f"{mark.what} by {mark.node}: {mark.took:.2f} s, from {mark.at - mark.took - felt.began:+.2f} s"
+        for mark in slowest
+    ]
     calm = [mark.took for mark in others if felt.began - BEFORE_S <= mark.at < felt.began]
     felt.latency_before_ms_max = 1e3 * max(calm, default=0.0)
     felt.errors = sum(bool(mark.error) for mark in near)

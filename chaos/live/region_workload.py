@@ -86,6 +86,7 @@ class Mark:
     took: float
     paced: bool  # of the steady load, which throughput is measured by
     error: str = ""
+    what: str = ""
 
 
 class Shared:
@@ -276,7 +277,9 @@ class RegionWorkload:
                     error = f"{refused.status.name}: {refused.message}"
             if answer is not None:
                 attempt.answer(answer)
-        self.marks.append(Mark(self._now, node, self._now - began, False, error))
+        self.marks.append(
+            Mark(self._now, node, self._now - began, False, error, f"{type(call).__name__} of {workflow_id}")
+        )
         if error and not excused and node not in self.victims:
             self.record.errors.append(
                 f"an SDK client of {node}, which was well, saw for {type(call).__name__} of {workflow_id} "
@@ -311,7 +314,7 @@ class RegionWorkload:
             node, "StartWorkflowExecution", start, wire.StartWorkflowExecutionResponse
         )
         wish.name, wish.acknowledged = started.run_id, True
-        self.marks.append(Mark(self._now, node, self._now - began, True))
+        self.marks.append(Mark(self._now, node, self._now - began, True, what=f"Start of {workflow_id}"))
         finish = self.record.wish(Want.FINISH, workflow_id, started.run_id)
         watch = wire.GetWorkflowExecutionHistoryRequest(
             namespace=NAMESPACE, wait_new_event=True,
@@ -329,7 +332,7 @@ class RegionWorkload:
             finish.acknowledged = True
         else:
             self.record.alarms.append(f"{workflow_id} ended by {found.history.events[-1]}")
-        self.marks.append(Mark(self._now, node, self._now - began, True))
+        self.marks.append(Mark(self._now, node, self._now - began, True, what=f"End of {workflow_id}"))
 
     async def _raw_call(self, node: str, method: str, request: Any, answer: type[Any]) -> Any:
         """Until it is answered: the same request, with the same request id."""
