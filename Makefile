@@ -10,11 +10,11 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make help    this list"
 	@echo "make setup   create .venv with everything in it"
-	@echo "make demo    a research agent that survives two kill -9, end to end"
+	@echo "make demo    a research agent on three nodes that survives two kill -9, end to end"
 	@echo "make test    every suite: the fast ones, then short forms of those with real processes"
 	@echo "make check   format, lint, import directions, types"
 	@echo "make sim     simulation over seeds (SEEDS=200)"
-	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200)"
+	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200); REGION=1: a region"
 	@echo "make bench   benchmarks; prints the table of docs/performance.md"
 	@echo "make docs    regenerate the pages that are made from the code"
 	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server"
@@ -51,7 +51,7 @@ sim: $(STAMP)
 	$(BIN)/python -m pytest tests -k simulation --seeds=$(or $(SEEDS),200) -n 2 -q -rf
 
 chaos: $(STAMP)
-	$(BIN)/python -m chaos.live.kill --kills $(or $(KILLS),200)
+	$(BIN)/python -m $(if $(REGION),chaos.live.region --kills $(or $(KILLS),10),chaos.live.kill --kills $(or $(KILLS),200))
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -160,7 +160,7 @@ class DevServer:
     # ------------------------------------------------------------------------------------------ inside
 
     def _command(self) -> list[str]:
-        command = [self._executable] if self._executable else _command_of_holdfast()
+        command = [self._executable] if self._executable else command_of_holdfast()
         command += ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(self._port), "--headless"]
         command += ["--db-filename", str(self.db_path), "--log-level", self._log_level]
         for name in self._namespaces:
@@ -217,7 +217,7 @@ class DevServer:
         return self.log()[-LOG_TAIL_BYTES:]
 
 
-def _command_of_holdfast() -> list[str]:
+def command_of_holdfast() -> list[str]:
     """The program of this interpreter's environment, else the one on the PATH."""
     beside = Path(sys.executable).parent / "holdfast"
     if beside.exists():

@@ -19,6 +19,13 @@ from cluster.admin.output import json_option
 @click.option(
     "--documents", metavar="DIR", help="Folder of .md, .txt and .rst files; default: the project's own pages."
 )
+@click.option(
+    "--nodes",
+    type=click.Choice(["1", "3", "5"]),
+    default="3",
+    show_default=True,
+    help="Nodes of the local region that it runs on; 1: a single server.",
+)
 @click.option("--approve", is_flag=True, help="Approve the agent's findings without asking.")
 @click.option("--offline", is_flag=True, help="Use the stand-in for a model, even if OPENAI_API_KEY is set.")
 @click.option("--keep", metavar="DIR", help="Leave data file, history, ledger and logs in this new folder.")
@@ -26,15 +33,16 @@ from cluster.admin.output import json_option
 def demo(
     question: str | None,
     documents: str | None,
+    nodes: str,
     approve: bool,
     offline: bool,
     keep: str | None,
     as_json: bool,
 ) -> None:
-    """Show a research agent that survives the SIGKILL of its worker and of its server.
+    """Show a research agent that survives the SIGKILL of its worker and of its shard's leader.
 
-    It answers a question from documents. At the end: its report, the timeline of the run, and
-    whether any model call was paid twice; exit 0 only if everything held.
+    It answers a question from documents, on a local region of three nodes. At the end: its report,
+    the timeline of the run, and whether any model call was paid twice; exit 0 only if everything held.
 
     Without OPENAI_API_KEY the model is a stand-in that ranks the documents' own sentences, and
     nothing leaves this machine. With it, passages of the documents go to OPENAI_BASE_URL
@@ -45,8 +53,9 @@ def demo(
       holdfast demo
       holdfast demo --documents ~/notes --question "What did we decide about retries?"
       holdfast demo --approve --json > result.json
+      holdfast demo --nodes 1
     """
-    valued = {"--question": question, "--documents": documents, "--keep": keep}
+    valued = {"--question": question, "--documents": documents, "--nodes": nodes, "--keep": keep}
     flags = {"--approve": approve, "--offline": offline, "--json": as_json}
     arguments = [f"{name}={value}" for name, value in valued.items() if value is not None]
     arguments += [name for name, given in flags.items() if given]

@@ -27,18 +27,22 @@ from sdk.demo.director import DemoError, Director, Outcome, Settings
 from sdk.demo.documents import DocumentsError, Library, project
 from sdk.demo.messages import Approval, Progress
 from sdk.demo.model import Model, StandIn, choose
-from sdk.demo.timeline import show_checks, show_timeline, show_totals
+from sdk.demo.takeover import Takeover
+from sdk.demo.timeline import show_checks, show_takeover, show_timeline, show_totals
 from sdk.testing import DevServerError
 
 QUESTION_DEFAULT = "What is on disk before a request is acknowledged, and what survives a SIGKILL?"
 QUESTION_CHARACTERS_MAX = 1000
 WIDTH_WITHOUT_TERMINAL = 130
+NODES = (1, 3, 5)  # two nodes survive nobody's death
+NODES_DEFAULT = 3
 
 EPILOG = """\
 Examples:
   holdfast demo
   holdfast demo --documents ~/notes --question "What did we decide about retries?"
   holdfast demo --approve --json > result.json
+  holdfast demo --nodes 1
   OPENAI_API_KEY=… OPENAI_MODEL=gpt-4o-mini holdfast demo
 
 Without OPENAI_API_KEY the model is a stand-in that ranks the documents' own sentences, and nothing
@@ -51,14 +55,21 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="holdfast demo",
         description="A research agent answers a question from documents. On the way its worker is killed "
-        "with SIGKILL, and then the server. At the end: the report, the run's timeline from the event "
-        "history, and whether any model call was paid twice.",
+        "with SIGKILL, and then the node that leads the run's shard. At the end: the report, the run's "
+        "timeline from the event history, and whether any model call was paid twice.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--question", default=QUESTION_DEFAULT, help="what to answer (default: %(default)r)")
     made.add_argument(
         "--documents", type=Path, metavar="DIR", help="folder of .md, .txt and .rst files (default: ours)"
+    )
+    made.add_argument(
+        "--nodes",
+        type=int,
+        choices=NODES,
+        default=NODES_DEFAULT,
+        help="nodes of the local region that it runs on; 1: a single server (default: %(default)s)",
     )
     made.add_argument("--approve", action="store_true", help="approve the draft without asking")
     made.add_argument("--offline", action="store_true", help="use the stand-in even with OPENAI_API_KEY set")
@@ -105,7 +116,14 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
     story.print(f"model:     {model.name}", markup=False)
     if not isinstance(model, StandIn):
         story.print("           passages of the documents are sent there", style="yellow")
-    settings = Settings(given.question, given.documents, given.offline, not isinstance(model, StandIn))
+    settings = Settings(
+        given.question,
+        given.documents,
+        given.offline,
+        not isinstance(model, StandIn),
+        given.nodes,
+        given.keep is not None,
+    )
     with ExitStack() as cleaning:
         if given.keep:
             given.keep.mkdir(parents=True, exist_ok=True)
@@ -121,9 +139,8 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
 
         outcome = await Director(directory.resolve(), settings, say, ask).perform()
         if given.keep:
-            story.print(
-                f"kept in {directory}: holdfast.db, history.json, ledger.jsonl, worker.log, server.log"
-            )
+            servers = "holdfast.db, server.log" if given.nodes == 1 else "region (data and logs)"
+            story.print(f"kept in {directory}: {servers}, history.json, ledger.jsonl, worker.log")
         return outcome
 
 
@@ -175,6 +192,8 @@ def show(out: Console, outcome: Outcome) -> None:
     show_checks(out, outcome.checks)
     out.print()
     show_totals(out, outcome.totals, outcome.deaths)
+    if outcome.takeover is not None:
+        show_takeover(out, outcome.takeover)
     verdict = "everything held" if outcome.ok else "NOT everything held"
     out.print(Text(verdict, "bold green" if outcome.ok else "bold red"))
 
@@ -195,6 +214,7 @@ def as_json(outcome: Outcome, question: str, model: Model, library: Library) -> 
         "deaths": [
             {
                 "who": death.who,
+                "node": death.node or None,
                 "signal": "SIGKILL",
                 "pid": death.pid,
                 "successor": death.successor,
@@ -206,8 +226,24 @@ def as_json(outcome: Outcome, question: str, model: Model, library: Library) -> 
             for death, seconds in zip(outcome.deaths, lost, strict=True)
         ],
         "totals": {**totals, "lost_s": sum(lost)},
+        "takeover": None if outcome.takeover is None else takeover_json(outcome.takeover),
         "checks": [asdict(check) for check in outcome.checks],
         "timeline": [{**asdict(step), "seconds": step.seconds} for step in outcome.steps],
+    }
+
+
+def takeover_json(takeover: Takeover) -> dict[str, Any]:
+    """What was seen of the shard, without the histories and the single calls."""
+    return {
+        "shard": takeover.shard,
+        "killed": takeover.killed,
+        "led_before": takeover.led_before,
+        "led_after": takeover.led_after,
+        "leaderless_s": takeover.leaderless_s,
+        "calls": len(takeover.calls),
+        "calls_failed": len(takeover.errors),
+        "longest_wait_s": takeover.longest_wait_s,
+        "caught_up_s": takeover.caught_up_s,
     }
 
 

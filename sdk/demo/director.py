@@ -1,11 +1,12 @@
-"""The director: starts server and worker, kills each at a chosen point, starts them again, and judges.
+"""The director: starts servers and worker, kills at chosen points, starts again, and judges.
 
 The kills land at the same points every time, because the director watches the run and holds it there:
 
 * The worker dies when every model call so far is paid and in the history (five, with the stand-in), and only
   follow-up searches, which are free, are in flight. A file holds those searches until the worker is dead.
-* The server dies after it acknowledged the human's answer, while the worker has a free tool in its hands and
-  one model call is still to come. A file holds that tool until the server is back.
+* The server (in a region: the node that leads the run's shard) dies after it acknowledged the human's answer,
+  while the worker has a free tool in its hands and one model call is still to come. A file holds that tool
+  until the run is served again.
 
 Why the points are chosen so: an activity that is in flight when its worker dies is run again, by Temporal's
 contract (at least once), and a model call among them would be paid again. Nobody can promise otherwise for
@@ -27,14 +28,17 @@ from typing import TypeVar
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.service import RPCError
 from temporalio.worker import Replayer
 
 from sdk.demo.activities import HOLD_FOLLOW_UPS, HOLD_SOURCES
 from sdk.demo.evidence import Check, Death, Step, Totals, checks_of, steps_of, totals_of
 from sdk.demo.ledger import Ledger, paid
 from sdk.demo.messages import TASK_QUEUE, Approval, Progress, Report
+from sdk.demo.region import RegionError
+from sdk.demo.servers import Region, Say, Servers, SingleServer
+from sdk.demo.takeover import Takeover, takeover_checks
 from sdk.demo.workflow import Research
-from sdk.testing import DevServer
 
 STAGE_WAIT_MAX_S = 60.0  # a stage takes a second or two with the stand-in
 MODEL_WAIT_MAX_S = 600.0  # an endpoint may be slow, and refuse at first
@@ -45,7 +49,6 @@ WORKFLOW_ID = "demo-research"
 Found = TypeVar("Found")
 
 Ask = Callable[[Progress], Awaitable[Approval]]
-Say = Callable[[str], None]
 
 
 class DemoError(Exception):
@@ -60,6 +63,8 @@ class Settings:
     documents: Path | None  # None: the project's own
     offline: bool
     endpoint: bool  # a real model: waits are longer
+    nodes: int  # 1: a single server
+    keep: bool  # the directory stays
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Outcome:
     deaths: list[Death]
     totals: Totals
     checks: list[Check]
+    takeover: Takeover | None  # of a region
 
     @property
     def ok(self) -> bool:
@@ -127,7 +133,11 @@ class Director:
         self._settings = settings
         self._say = say
         self._ask = ask
-        self._server = DevServer(db_path=directory / "holdfast.db")
+        self._servers: Servers = (
+            SingleServer(directory, say)
+            if settings.nodes == 1
+            else Region(directory, settings.nodes, say, keep=settings.keep)
+        )
         self._worker = WorkerProcess(directory, settings)
         self._wait_max_s = MODEL_WAIT_MAX_S if settings.endpoint else STAGE_WAIT_MAX_S
         self.deaths: list[Death] = []
@@ -136,32 +146,31 @@ class Director:
         """From the first start to the verdict. Its children are gone when this returns or raises."""
         for hold in (HOLD_FOLLOW_UPS, HOLD_SOURCES):
             (self._directory / hold).touch()
-        async with self._server:
-            try:
-                outcome = await self._play()
-            except (TimeoutError, WorkflowFailureError) as error:
-                raise DemoError(f"{error or 'time is up'}\n{self._logs()}") from error
-            finally:
-                self._worker.kill()
-                (self._directory / "server.log").write_text(self._server.log())
-        return outcome
+        try:
+            await self._servers.start(WORKFLOW_ID)
+            return await self._play()
+        except (TimeoutError, WorkflowFailureError, RPCError) as error:
+            raise DemoError(f"{error or 'time is up'}\n{self._logs()}") from error
+        except RegionError as error:
+            raise DemoError(str(error)) from error
+        finally:
+            self._worker.kill()
+            await self._servers.stop()
 
     async def _play(self) -> Outcome:
-        self._say(
-            f"server: process {self._server.pid} at {self._server.address}, data in {self._server.db_path}"
-        )
-        pid = self._worker.start(self._server.address)
+        pid = self._worker.start(self._servers.address)
         self._say(f"worker: process {pid}, Temporal's Python SDK, unmodified")
-        client = await self._server.connect()
+        client = await self._servers.connect()
         handle = await client.start_workflow(
             Research.run, self._settings.question, id=WORKFLOW_ID, task_queue=TASK_QUEUE
         )
         await self._kill_worker(handle, pid)
         approval = await self._approval(handle)
-        client = await self._kill_server(handle, approval)
+        await self._kill_server(handle, approval)
+        client = await self._servers.connect()
         handle = client.get_workflow_handle_for(Research.run, WORKFLOW_ID)
         report = await self._in_time("the report", handle.result())
-        return await self._judge(client, report)
+        return await self._judge(client, report, await self._servers.recover())
 
     async def _kill_worker(self, handle: WorkflowHandle[Research, Report], pid: int) -> None:
         """Wait until nothing but follow-up searches is in flight, one for each query; kill; start another."""
@@ -174,7 +183,7 @@ class Director:
         assert code == -signal.SIGKILL, f"the worker ended by itself, with {code}"
         self._say(f"kill -9 {pid}: the worker is dead")
         self._release(HOLD_FOLLOW_UPS)
-        death.successor = self._worker.start(self._server.address)
+        death.successor = self._worker.start(self._servers.address)
         death.back_ns = time.time_ns()
         self.deaths.append(death)
         self._say(f"worker: process {death.successor} starts with nothing but the server's history")
@@ -188,27 +197,16 @@ class Director:
 
         return await self._ask(await self._wait("the draft", drafted))
 
-    async def _kill_server(self, handle: WorkflowHandle[Research, Report], approval: Approval) -> Client:
-        """Send the answer; kill the server when the worker is at it; start it on the same file."""
+    async def _kill_server(self, handle: WorkflowHandle[Research, Report], approval: Approval) -> None:
+        """Send the answer; when the worker is at it, kill who acknowledged it."""
         await handle.signal(Research.approve, approval)
         self._say("the server acknowledged the answer")
         flying = await self._wait("the tool `sources`", lambda: self._in_flight(handle, "sources"))
         before = await self._history(handle)
-        death = Death("server", self._server.pid, time.time_ns(), before, flying)
-        await self._server.kill()
-        self._say(
-            f"kill -9 {death.pid}: the server is dead; the worker has {', '.join(flying)} in its hands (free)"
-        )
-        await self._server.start()
-        death.successor, death.back_ns = self._server.pid, time.time_ns()
-        self.deaths.append(death)
-        self._say(
-            f"server: process {death.successor} on the same file and port; the worker lived on and reconnects"
-        )
+        self.deaths.append(await self._servers.kill(before, flying))
         self._release(HOLD_SOURCES)
-        return await self._server.connect()
 
-    async def _judge(self, client: Client, report: Report) -> Outcome:
+    async def _judge(self, client: Client, report: Report, takeover: Takeover | None) -> Outcome:
         handle = client.get_workflow_handle_for(Research.run, WORKFLOW_ID)
         run_id = (await handle.describe()).run_id
         history = await handle.fetch_history()
@@ -221,13 +219,15 @@ class Director:
             replay.replay_failure is None,
             str(replay.replay_failure or "no difference"),
         )
+        seen = [] if takeover is None else takeover_checks(takeover, events)
         return Outcome(
             run_id,
             report,
             steps_of(events),
             self.deaths,
             totals_of(events, entries, self.deaths),
-            [*checks_of(run_id, events, entries, self.deaths), replayed],
+            [*checks_of(run_id, events, entries, self.deaths), *seen, replayed],
+            takeover,
         )
 
     # ------------------------------------------------------------------------------------------ inside
@@ -273,5 +273,5 @@ class Director:
 
     def _logs(self) -> str:
         worker = self._worker.log.read_text(errors="replace") if self._worker.log.exists() else ""
-        server = self._server.log()
+        server = self._servers.log()
         return f"worker's log:\n{worker[-LOG_TAIL_BYTES:]}\nserver's log:\n{server[-LOG_TAIL_BYTES:]}"

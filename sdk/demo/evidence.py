@@ -61,6 +61,17 @@ class Death:
     in_flight: list[str]  # activities started and not ended just before, by id
     successor: int = 0  # process id
     back_ns: int = 0  # when the successor was started (worker) or answered (server)
+    node: str = ""  # of a region: which server
+
+    @property
+    def name(self) -> str:
+        """As it is called in a sentence, without an article."""
+        return f"node {self.node}" if self.node else self.who
+
+    @property
+    def the_name(self) -> str:
+        """As it is called in a sentence."""
+        return self.name if self.node else f"the {self.who}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ def checks_of(
         Check(
             "others took over from the killed",
             len(deaths) == 2 and all(death.successor not in (0, death.pid) for death in deaths),
-            ", ".join(f"{death.who} {death.pid} → {death.successor}" for death in deaths),
+            ", ".join(f"{death.name} {death.pid} → {death.successor}" for death in deaths),
         ),
     ]
 
@@ -220,7 +231,7 @@ def _paid_once(run_id: str, calls: Sequence[Step], entries: Sequence[Entry]) -> 
 def _nothing_lost(events: Sequence[HistoryEvent], death: Death) -> Check:
     kept = list(events[: len(death.before)]) == death.before
     return Check(
-        f"the {death.who}'s death took nothing from the history",
+        f"{death.the_name}'s death took nothing from the history",
         kept and bool(death.before),
         f"its {len(death.before)} events from before are its beginning now, each equal",
     )
@@ -229,7 +240,7 @@ def _nothing_lost(events: Sequence[HistoryEvent], death: Death) -> Check:
 def _only_free_things_in_flight(death: Death, calls: Sequence[Step]) -> Check:
     paid_ones = sorted(set(death.in_flight) & {step.name for step in calls})
     return Check(
-        f"no model call was in flight when the {death.who} died",
+        f"no model call was in flight when {death.the_name} died",
         not paid_ones,
         f"in flight: {', '.join(death.in_flight) or 'nothing'}",
     )

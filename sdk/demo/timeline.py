@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdk.demo.evidence import NANOSECONDS, Check, Death, Step, Totals
+from sdk.demo.takeover import Takeover
 
 BAR_CELLS = 32
 STYLES = {"model call": "magenta", "tool": "cyan", "workflow task": "bright_black", "event": "white"}
@@ -32,7 +33,7 @@ def show_timeline(console: Console, steps: Sequence[Step], deaths: Sequence[Deat
     for at, line in sorted(lines, key=lambda each: each[0]):
         offset = f"{(at - zero) / NANOSECONDS:.3f} s"
         if isinstance(line, Death):
-            found = f"SIGKILL: {line.who} {line.pid} dies; {line.successor} takes over"
+            found = f"SIGKILL: {line.name} {line.pid} dies; {line.successor} takes over"
             end = max(line.back_ns, line.killed_ns)
             took = f"{(end - line.killed_ns) / NANOSECONDS:.3f} s"
             crossed = bar(line.killed_ns - zero, end - zero, whole, "x")
@@ -92,4 +93,15 @@ def show_totals(console: Console, totals: Totals, deaths: Sequence[Death]) -> No
         style="bold",
     )
     for death, seconds in zip(deaths, totals.lost_s, strict=True):
-        console.print(f"the {death.who}'s death cost {seconds:.2f} s until the run went on")
+        console.print(f"{death.the_name}'s death cost {seconds:.2f} s until the run went on")
+
+
+def show_takeover(console: Console, takeover: Takeover) -> None:
+    """What clients noticed, and how the killed node is."""
+    console.print(
+        f"{takeover.led_after} led the shard {takeover.leaderless_s:.2f} s after {takeover.killed} was "
+        f"killed; no client of the others waited longer than {takeover.longest_wait_s:.2f} s"
+    )
+    console.print(
+        f"{takeover.killed} was back and had caught up {takeover.caught_up_s:.2f} s after its start"
+    )

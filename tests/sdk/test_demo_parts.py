@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -19,7 +20,10 @@ from sdk.demo.evidence import Death, checks_of, lost, steps_of, totals_of
 from sdk.demo.ledger import Entry, Ledger, State, paid
 from sdk.demo.messages import Draft, Finding, Note, Outline, Passage, Reading, Source, Verdict, Writing
 from sdk.demo.model import Endpoint, Refused, StandIn, choose, nearest
+from sdk.demo.region import unary
+from sdk.demo.takeover import Takeover, takeover_checks
 from sdk.demo.timeline import bar, ids
+from sdk.demo.waits import Call
 
 PAGE = """# Storage
 
@@ -369,3 +373,80 @@ async def test_the_stand_in_says_so_when_it_finds_nothing() -> None:
     outline = (await model.outline("k", Draft("What?", [], []))).value
     report = (await model.write("k", Writing("What?", outline, [], []))).value
     assert "Nothing: no sentence" in report
+
+
+# -------------------------------------------------------------------------------------- the shard's leader
+
+
+def good_takeover(**changed: Any) -> Takeover:
+    events, _, _ = good_run()
+    seen: dict[str, Any] = {
+        "shard": 3,
+        "killed": "a/2",
+        "led_before": "a/2",
+        "led_after": "a/1",
+        "leaderless_s": 0.5,
+        "calls": [Call(0, 10**9), Call(10**9, 2 * 10**9 - 1)],
+        "entries_at_death": 70,
+        "entries_without_it": 79,
+        "entries_caught_up": 80,
+        "caught_up_s": 1.0,
+        "histories": {"a/1": events, "a/2": events, "a/3": events},
+    }
+    return Takeover(**{**seen, **changed})
+
+
+def test_a_good_takeover_is_found_good() -> None:
+    events, _, _ = good_run()
+    takeover = good_takeover()
+    assert all(check.ok for check in takeover_checks(takeover, events))
+    assert takeover.longest_wait_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"led_before": "a/3"}, "the killed node led the run's shard"),
+        ({"led_after": "a/2"}, "the run went on under another leader"),
+        ({"led_after": None}, "the run went on under another leader"),
+        ({"calls": [Call(0, 1, "UNAVAILABLE: gone")]}, "clients of the other nodes waited, and got no error"),
+        ({"calls": []}, "clients of the other nodes waited, and got no error"),
+        ({"entries_caught_up": 78}, "the killed node caught up when it came back"),
+        ({"entries_at_death": 79}, "the killed node caught up when it came back"),
+        ({"histories": {"a/1": [], "a/2": []}}, "every node tells the same history"),
+        ({"histories": {"a/1": good_run()[0]}}, "every node tells the same history"),
+    ],
+)
+def test_a_takeover_that_was_none_is_found(changed: dict[str, Any], what: str) -> None:
+    events, _, _ = good_run()
+    checks = takeover_checks(good_takeover(**changed), events)
+    assert [check.what for check in checks if not check.ok] == [what]
+
+
+@pytest.mark.parametrize(
+    ("frames", "answer"),
+    [
+        # headers, the message in two frames, trailers
+        ([(1, 4, b"\x88"), (0, 0, b"\0\0\0\0\4he"), (0, 0, b"re"), (1, 5, b"\x88")], b"here"),
+        ([(1, 5, b"\x88")], None),
+        ([(7, 0, b"\0" * 8)], None),
+        ([], None),
+    ],
+    ids=["answered", "refused", "sent away", "cut off"],
+)
+async def test_one_call_by_hand(frames: list[tuple[int, int, bytes]], answer: bytes | None) -> None:
+    asked = b""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += await reader.readuntil(b"a question")
+        for kind, flags, payload in frames:
+            writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + payload)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await unary(f"127.0.0.1:{port}", b"/a/Method", b"a question") == answer
+    assert asked.startswith(b"PRI * HTTP/2.0")
+    assert b"/a/Method" in asked

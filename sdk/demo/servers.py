@@ -1,0 +1,255 @@
+"""What the demo runs on and kills: a local region, of which a shard's leader dies, or a single server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
+
+from sdk.demo.evidence import NANOSECONDS, Death
+from sdk.demo.region import LocalRegion, Place, RegionError
+from sdk.demo.takeover import Takeover
+from sdk.demo.waits import Waits
+from sdk.testing import DevServer
+
+LEADER_MAX_S = 30.0  # a second is usual; a test machine may be busy
+LOOK_AGAIN_S = 0.01
+
+Say = Callable[[str], None]
+
+
+class Servers(ABC):
+    """Where the run is, from `start` to `stop`."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where client and worker connect: it survives."""
+
+    @abstractmethod
+    async def start(self, workflow_id: str) -> None:
+        """Start; `address` is one by which this workflow can be reached in spite of the death to come."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End every process. May be called after a start that failed."""
+
+    @abstractmethod
+    async def kill(self, before: list[HistoryEvent], flying: list[str]) -> Death:
+        """SIGKILL what serves the run, and return when the run is served again."""
+
+    @abstractmethod
+    async def recover(self) -> Takeover | None:
+        """After the run: bring back what is still dead, and tell what was seen, if that is to be told."""
+
+    @abstractmethod
+    def log(self) -> str:
+        """The end of what the servers logged."""
+
+    async def connect(self) -> Client:
+        """A client of the official SDK."""
+        return await Client.connect(self.address)
+
+
+class SingleServer(Servers):
+    """`holdfast server start-dev`: it is killed, and started again on the same file."""
+
+    def __init__(self, directory: Path, say: Say) -> None:
+        self._server = DevServer(db_path=directory / "holdfast.db")
+        self._log = directory / "server.log"
+        self._say = say
+
+    @property
+    def address(self) -> str:
+        """The only one."""
+        return self._server.address
+
+    async def start(self, workflow_id: str) -> None:  # noqa: ARG002 - one server serves every workflow
+        """Start the server."""
+        await self._server.__aenter__()
+        self._say(
+            f"server: process {self._server.pid} at {self._server.address}, data in {self._server.db_path}"
+        )
+
+    async def stop(self) -> None:
+        """End it."""
+        self._log.write_text(self._server.log())
+        await self._server.__aexit__(None, None, None)
+
+    async def kill(self, before: list[HistoryEvent], flying: list[str]) -> Death:
+        """Kill it and start it."""
+        death = Death("server", self._server.pid, time.time_ns(), before, flying)
+        await self._server.kill()
+        self._say(
+            f"kill -9 {death.pid}: the server is dead; the worker has {', '.join(flying)} in its hands (free)"
+        )
+        await self._server.start()
+        death.successor, death.back_ns = self._server.pid, time.time_ns()
+        self._say(
+            f"server: process {death.successor} on the same file and port; the worker lived on and reconnects"
+        )
+        return death
+
+    async def recover(self) -> None:
+        """It is back."""
+
+    def log(self) -> str:
+        """Its log."""
+        return self._server.log()
+
+
+class Region(Servers):
+    """Nodes that keep each other's shards: the leader of the run's is killed, and another takes over."""
+
+    def __init__(self, directory: Path, nodes: int, say: Say, *, keep: bool) -> None:
+        self._region = LocalRegion(directory / "region", nodes)
+        self._say = say
+        self._keep = keep
+        self._workflow_id = ""
+        self._home = ""  # the node that worker and client are connected to
+        self._waits: Waits | None = None
+        self._before: Place | None = None
+        self._after: Place | None = None
+        self._death: Death | None = None
+        self._entries_at_death = 0
+
+    @property
+    def address(self) -> str:
+        """Of a node that does not lead the run's shard."""
+        return self._address(self._home)
+
+    def _address(self, node: str) -> str:
+        return self._region.nodes[node].address
+
+    async def start(self, workflow_id: str) -> None:
+        """Start the nodes, and choose where to connect."""
+        self._workflow_id = workflow_id
+        await self._region.start()
+        for node in self._region.nodes.values():
+            self._say(f"node {node.name}: process {node.pid} at {node.address}")
+        place = await self._region.locate(next(iter(self._region.nodes.values())).address, workflow_id)
+        self._home = next(name for name in self._region.nodes if name != place.leader)
+        self._say(
+            f"the run will be in shard {place.shard}, which {place.leader} leads; "
+            f"client and worker connect to {self._home}"
+        )
+
+    async def stop(self) -> None:
+        """End every node."""
+        if self._waits is not None:
+            self._waits.cancel()
+        await self._region.stop(delete=not self._keep)
+
+    async def kill(self, before: list[HistoryEvent], flying: list[str]) -> Death:
+        """Kill the leader of the run's shard; return when another leads."""
+        self._before = place = await self._led_elsewhere()
+        victim = place.node
+        others = [name for name in self._region.nodes if name != victim]
+        clients = [await Client.connect(self._address(name)) for name in others]
+        self._waits = Waits(clients, self._workflow_id)
+        await self._waits.start()
+        here = await self._region.locate(self._address(victim), self._workflow_id, here=True)
+        self._entries_at_death = here.committed or 0
+        death = Death("server", self._region.nodes[victim].pid, 0, before, flying, node=victim)
+        death.killed_ns = await self._region.kill(victim)
+        self._say(
+            f"kill -9 {death.pid}: node {victim} is dead, the leader of the run's shard; "
+            f"the worker has {', '.join(flying)} in its hands (free)"
+        )
+        self._after = await self._led_by_another(victim)
+        death.back_ns = time.time_ns()
+        death.successor = self._region.nodes[self._after.node].pid
+        self._death = death
+        self._say(
+            f"node {self._after.node} leads the shard now, "
+            f"{(death.back_ns - death.killed_ns) / NANOSECONDS:.2f} s after the kill; the run goes on there"
+        )
+        return death
+
+    async def recover(self) -> Takeover:
+        """Start the killed node, and watch it catch up."""
+        assert self._before is not None
+        assert self._after is not None
+        assert self._death is not None
+        assert self._waits is not None
+        victim = self._death.node
+        calls = await self._waits.stop()
+        new = await self._region.locate(self.address, self._workflow_id)
+        wanted = new.committed or 0
+        self._say(f"the run has completed while {victim} is dead; {victim} is started again")
+        began = time.monotonic()
+        await self._region.restart(victim)
+        reached = await self._reached(victim, wanted)
+        took = time.monotonic() - began
+        self._say(
+            f"node {victim}: process {self._region.nodes[victim].pid} has caught up, from entry "
+            f"{self._entries_at_death} of the shard's log to {reached}, {took:.2f} s after the order to start"
+        )
+        histories = {}
+        for name in self._region.nodes:
+            client = await Client.connect(self._address(name))
+            history = await client.get_workflow_handle(self._workflow_id).fetch_history()
+            histories[name] = list(history.events)
+        return Takeover(
+            shard=self._before.shard,
+            killed=victim,
+            led_before=self._before.leader,
+            led_after=self._after.leader,
+            leaderless_s=(self._death.back_ns - self._death.killed_ns) / NANOSECONDS,
+            calls=calls,
+            entries_at_death=self._entries_at_death,
+            entries_without_it=wanted,
+            entries_caught_up=reached,
+            caught_up_s=took,
+            histories=histories,
+        )
+
+    def log(self) -> str:
+        """Every node's."""
+        return self._region.log()
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    async def _led_elsewhere(self) -> Place:
+        """Where the run is, once its leader is not the node that worker and client are connected to.
+
+        Leadership moves by itself when nodes are unevenly loaded, and then moves on.
+        """
+        until = time.monotonic() + LEADER_MAX_S
+        while True:
+            place = await self._region.locate(self.address, self._workflow_id)
+            if place.node != self._home:
+                return place
+            if time.monotonic() > until:
+                raise RegionError(
+                    f"{self._home}, which the worker is connected to, has come to lead the run's shard: "
+                    "play again"
+                )
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _led_by_another(self, victim: str) -> Place:
+        until = time.monotonic() + LEADER_MAX_S
+        while True:
+            try:
+                place = await self._region.locate(self.address, self._workflow_id)
+            except RegionError:
+                if time.monotonic() > until:
+                    raise
+            else:
+                if place.node != victim:
+                    return place
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _reached(self, node: str, wanted: int) -> int:
+        """Wait until a node knows so many entries to be committed; how many it knows then."""
+        until = time.monotonic() + LEADER_MAX_S
+        while True:
+            place = await self._region.locate(self._address(node), self._workflow_id, here=True)
+            if (place.committed or 0) >= wanted or time.monotonic() > until:
+                return place.committed or 0
+            await asyncio.sleep(LOOK_AGAIN_S)
