@@ -1,0 +1,40 @@
+"""The region suite's short form: every fault once on three real nodes under load, and nobody notices.
+
+The long form is `make chaos REGION=1`. Another seed each time; a failure prints the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from chaos.live.region import CUT_OUT, FULL_DISK, KILL, PARTITION, PAUSE, RESTART
+
+FAULTS = (KILL, PAUSE, RESTART, CUT_OUT, PARTITION, FULL_DISK)
+ACKNOWLEDGED_MIN = 500  # fewer, and the run has tested little
+RUN_S_MAX = 200.0
+
+pytestmark = pytest.mark.live
+
+
+@pytest.mark.timeout(220)
+def test_a_region_does_not_blink(request: pytest.FixtureRequest) -> None:
+    given: int | None = request.config.getoption("--seed")
+    seed = given if given is not None else random.Random(os.environ["SIM_BASE_SEED"]).getrandbits(32)
+    command = [sys.executable, "-m", "chaos.live.region", "--kills", "1", "--short", "--json"]
+    command += ["--seed", str(seed), "--pace", "6", *(f"--fault={fault}" for fault in FAULTS)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
+    report: dict[str, Any] = json.loads(result.stdout or "{}")
+    assert report.get("verdict") == "ok", f"{result.stderr}\n{json.dumps(report, indent=1)}"
+    assert result.returncode == 0
+    tried = {felt["fault"] for felt in report["faults"]}
+    assert tried | report["skipped"].keys() >= set(FAULTS), report
+    assert report["acknowledged"] >= ACKNOWLEDGED_MIN, report
+    assert report["linearizable"]["verdict"] == "ok", report
+    assert all(felt["errors"] == 0 for felt in report["faults"]), report
