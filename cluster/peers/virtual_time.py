@@ -172,10 +172,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
-    @property
-    def buried(self) -> list[asyncio.Task[Any]]:
-        """The tasks of processes that were killed: never over, and never to run again."""
-        return self._dead
+    def tasks_of(self, process: Process) -> list[asyncio.Task[Any]]:
+        """Those that are not over."""
+        return [task for task, owner in self._of.items() if owner is process]
 
     def adopt(self, task: asyncio.Task[Any], process: Process) -> None:
         """Remember whose it is, for the day it is killed."""
