@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 _LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40, "never": 100}
+_LAST = 50  # the highest that structlog filters by; "never" drops what is left
 
 
 def configure(level: str, form: str) -> None:
@@ -25,6 +26,7 @@ def configure(level: str, form: str) -> None:
         )
     structlog.configure(
         processors=[
+            *([_drop] if number > _LAST else []),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             _name,
@@ -32,7 +34,7 @@ def configure(level: str, form: str) -> None:
             *([structlog.processors.format_exc_info] if form == "json" else []),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(min(number, _LAST)),
         logger_factory=_Named,
         cache_logger_on_first_use=True,
     )
@@ -47,6 +49,10 @@ class _Named(structlog.PrintLogger):
     def __init__(self, name: str = "") -> None:
         super().__init__(sys.stderr)
         self.name = name
+
+
+def _drop(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    raise structlog.DropEvent
 
 
 def _name(logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
