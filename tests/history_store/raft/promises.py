@@ -1,4 +1,4 @@
-"""A second judge, which looks at what replicas say and have: every message is a promise, and disks are witnesses.
+"""A second judge, of what replicas say and have: every message is a promise, and disks are witnesses.
 
 `world.Judge` sees a mistake when two replicas already disagree. Many mistakes need a rare coincidence to come
 that far, but break a rule of the paper the moment they are made. The rules, each of Raft's own:
@@ -6,14 +6,16 @@ that far, but break a rule of the paper the moment they are made. The rules, eac
 * a term is begun by somebody who stands; a mere question (pre-vote) moves no term;
 * a replica grants one vote in a term (5.2), and what a message promises is on disk when it leaves: votes,
   the candidate's log, "I have your entries" (5.1, figure 2, "updated on stable storage before responding");
+* nobody stands who knows of a committed membership change that it has not applied: it would count the votes
+  of the wrong members (we, as etcd, let a change take effect when it is applied);
 * what a replica said it has, it keeps while the leader it told is not followed by another;
 * disks match as logs do (5.3), not only memories;
-* a leader raises its commit mark only to entries of its own term (5.4.2), which a majority of each half of its
-  members has on disk (section 6; learners do not count);
+* a leader raises its commit mark only to entries of its own term (5.4.2), which a majority of each half of
+  its members has on disk (section 6; learners do not count);
 * a read without a lease is confirmed by a quorum that heard a heartbeat sent after it was asked for (8);
 * while one leader may read at once, by its lease, no later one leads;
-* a replica that heard a leader less than an election timeout ago elects no other, unless the leader asked for it
-  (thesis, 4.2.3 and 6.4.1).
+* a replica that heard a leader less than an election timeout ago elects no other, unless the leader asked
+  for it (thesis, 4.2.3 and 6.4.1).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from history_store.raft import Configuration, Kind, Message, Role
+from history_store.raft import CONF_CHANGE, Configuration, Kind, Message, Role
 from tests.history_store.raft.world import Disk, Replica
 
 FROM_LEADER = (Kind.APPEND, Kind.HEARTBEAT, Kind.SNAPSHOT)
@@ -169,6 +171,10 @@ class Promises:
             assert node.term == 0 or node.term in self.begun, (
                 f"term {node.term} was begun by nobody who stood"
             )
+            if node.role in (Role.PRE_CANDIDATE, Role.CANDIDATE):
+                log = node._core.log
+                unapplied = log.entries[log.handed - log.compacted : log.committed - log.compacted]
+                assert all(entry.kind != CONF_CHANGE for entry in unapplied), "stands, but knows not by whom"
             term, index = self.acknowledged.get(replica.config.node_id, (0, 0))
             if node.term == term:
                 assert node.last_index >= index, f"what was acknowledged up to {index} is gone"

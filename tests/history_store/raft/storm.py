@@ -1,9 +1,9 @@
 """Bad weather for a group of replicas: faults that come together at the worst moment, not evenly spread.
 
 The even chaos of `test_simulation` rarely makes two things coincide, and most mistakes in a consensus core
-need that: a crash between a promise and its write, a second candidate while the first one's votes are on their
-way, a leader that is cut off while clients still read from it. A storm is a row of episodes, each of which does
-one such thing for about as long as an election takes; everything is decided by one seed.
+need that: a crash between a promise and its write, a second candidate while the first one's votes are on
+their way, a leader that is cut off while clients still read from it. A storm is a row of episodes, each of
+which does one such thing for about as long as an election takes; everything is decided by one seed.
 
 Judged after every turn of messages, by the judge of `world` and by that of `promises`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from history_store.raft import Change, ChangeOp, ConfChange, Config, Kind, Message, RaftError, Transition
@@ -76,6 +77,7 @@ class Weather:
     late_links: set[tuple[int, int]] = field(default_factory=set)
     slow_disks: set[int] = field(default_factory=set)
     busy: set[int] = field(default_factory=set)  # hosts that seldom look at what is ready
+    busyness: float = 0.8
     paused: set[int] = field(default_factory=set)
     loss: float = 0.0
     repeat: float = 0.0
@@ -153,6 +155,8 @@ class Storm:
         ]  # fmt: skip
         if self.climate.others:
             acts += [self._change_members] * 6
+        if self.climate.lease_reads:
+            acts += [self._deafen_leader] * 3
         self._resume_all()
         self.world.cut = set()
         if rng.random() < 0.5:
@@ -240,7 +244,7 @@ class Storm:
         """Leadership is handed over; sometimes the old leader hears no more of it."""
         for replica in self.world.leaders():
             others = [node for node in self.nodes if node != replica.config.node_id]
-            self._try(lambda replica=replica, to=self.rng.choice(others): replica.up.transfer_leader(to))  # type: ignore[misc]
+            self._hand_over(replica, self.rng.choice(others))
         weather.slow_disks.clear()
         if self.rng.random() < 0.7:
             weather.hold = weather.loss = 0.0
@@ -248,6 +252,10 @@ class Storm:
             for _ in range(self.rng.randrange(1, 4)):
                 self._turn()
             weather.cut = {(a, b) for a in self.nodes for b in self.nodes if (a == old) != (b == old)}
+
+    def _hand_over(self, replica: Replica, to: int) -> None:
+        with suppress(RaftError):
+            replica.up.transfer_leader(to)
 
     def _several_stand(self, weather: Weather) -> None:
         for replica in self.world.living():
@@ -269,17 +277,22 @@ class Storm:
             else:
                 op = rng.choice(list(ChangeOp))
                 change = ConfChange((Change(op, rng.choice(self.nodes)),), rng.choice(list(Transition)))
-            self._try(lambda replica=replica, change=change: replica.up.propose_conf_change(change))  # type: ignore[misc]
+            with suppress(RaftError):
+                replica.up.propose_conf_change(change)
         if rng.random() < 0.3:
             weather.busy = {node for node in self.nodes if rng.random() < 0.5}
+            weather.busyness = 0.97
         if rng.random() < 0.7:
             for _ in range(rng.randrange(8)):
                 self._turn()
+            if rng.random() < 0.3:
+                for replica in self.world.leaders():
+                    self._hand_over(replica, rng.choice(self.nodes))
             acts = (self._split_by_membership, self._split_by_membership, self._isolate_leader, self._threads)
             rng.choice(acts)(weather)
 
     def _split_by_membership(self, weather: Weather) -> None:
-        """Those who vote (now, or before the change) on one side, the others and perhaps the leader on the other."""
+        """Who votes (now, or before the change) on one side; the others, perhaps the leader, on the other."""
         leader = self._leader()
         replica = self.world.replicas[leader]
         if replica.node is None:
@@ -341,23 +354,19 @@ class Storm:
                 self._crash(world.replicas[node], landed=0.1)
         self._deliver()
 
-    def _try(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except RaftError:
-            return
-
     def _work(self, replica: Replica) -> None:
         rng, world, node = self.rng, self.world, replica.up
         if node.is_leader and rng.random() < 0.4:
             for _ in range(rng.randrange(1, 4)):
                 world.proposals += 1
-                self._try(lambda: node.propose(b"%d" % world.proposals))
+                with suppress(RaftError):
+                    node.propose(b"%d" % world.proposals)
         if rng.random() < 0.02:
             node.report_unreachable(rng.choice(self.nodes))
         if rng.random() < (0.4 if node.is_leader else 0.05):
             self.promises.asks(replica, b"%d" % len(world.reads))
-            self._try(lambda: world.ask(replica))
+            with suppress(RaftError):
+                world.ask(replica)
         if node.is_leader and rng.random() < 0.4:
             index = node.read_index_now()
             if index is not None:
@@ -366,7 +375,7 @@ class Storm:
         if rng.random() < self.climate.compacts:
             replica.compact(rng.randrange(4))
         me = replica.config.node_id
-        if me in self.weather.busy and rng.random() < 0.8:
+        if me in self.weather.busy and rng.random() < self.weather.busyness:
             return
         # A write that begins in this turn is mostly still under way when its messages leave.
         slow = 0.9 if me in self.weather.slow_disks else 0.1
