@@ -54,7 +54,7 @@ log = structlog.get_logger("administration")
 
 METHOD = "/holdfast.admin.v1.AdminService/Do"
 # What only nodes ask, of their peers' port; never served to clients.
-INTERNAL_METHOD = "/holdfast.node.v1.NodeService/Do"
+INTERNAL_METHOD = "/holdfast.internal.v1.NodeService/Do"
 LEADERLESS_S = 2.5  # an election, or a hand-over, and the next report take less
 
 
@@ -160,11 +160,17 @@ class Administration:
         if self._table.region is None:
             raise NotLeading(0, META_GROUP)  # it is being made
 
+    async def _informed(self) -> None:
+        """Wait until every node has had the time to be heard: what is not heard from counts as down."""
+        while self._steward.informed_in_s:
+            await asyncio.sleep(self._steward.informed_in_s)
+            await self._lead()
+
     async def _change(self, plan: Callable[[Table], Plan | Refusal], *, dry_run: bool = False) -> Plan:
         """Plan and propose in one step. FAILED_PRECONDITION; NotLeading."""
         group = self._node.meta.group
         await self._lead()
-        await asyncio.sleep(self._steward.informed_in_s)  # what is not heard from yet counts as down
+        await self._informed()
         while self._steward.changing:
             await self._heard(group.when_committed)
         if not group.leading:
@@ -263,8 +269,7 @@ class Administration:
 
     async def _told(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
         await self._lead()
-        await asyncio.sleep(self._steward.informed_in_s)
-        await self._lead()
+        await self._informed()
         return self._steward.health()
 
     async def nodes(self, request: Request) -> Answer:
@@ -382,7 +387,10 @@ class Administration:
             self._leaderless(reports, now),
             self._steward.waits,
             {node_id: status.refusal for node_id, status in statuses.items() if status.refusal},
-            {node_id: clock.now_ns() - int((now - status.at) * 1e9) for node_id, status in statuses.items()},
+            {
+                node_id: clock.now_ns() - int((now - max(status.at, self._steward.leads_from)) * 1e9)
+                for node_id, status in statuses.items()
+            },
         )
         problems = find(known) if self._steward.informed_in_s == 0 else []
         return self._watch.look(problems, clock.now_ns())

@@ -108,7 +108,7 @@ def _leaving(known: Known, node: NodeRecord, health: NodeHealth) -> Iterator[Pro
         yield Problem(
             f"leaving {node.id}", what, node.name, "wait; `holdfast shard list` shows how far it is"
         )
-    elif health.draining:
+    elif health.draining and node.id not in known.refusals:
         yield Problem(
             f"stopping {node.id}",
             f"{node.name} is being stopped",

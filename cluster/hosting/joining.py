@@ -87,14 +87,18 @@ class InnerCall:
     """A call that came on no connection of a client (a `contract.Call`)."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, request: bytes, answer: Callable[[Told], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        request: bytes,
+        answer: Callable[[Told], None],
+        method: str = INTERNAL_METHOD,
     ) -> None:
         self.request = request
         self.deadline: float | None = loop.time() + ANSWER_S
         self.done = False
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
-        self.method = INTERNAL_METHOD
+        self.method = method
         self.metadata: Mapping[str, str | bytes] = {}
         self.connection = STRANGERS
         self._answer = answer

@@ -17,7 +17,6 @@ import structlog
 
 from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.addresses import join_address
-from cluster.hosting.administration import INTERNAL_METHOD
 from cluster.hosting.clock import Clock
 from cluster.hosting.joining import Asker, Place, draw_key, forget_key, join
 from cluster.hosting.member import Founding, Member, Surroundings

@@ -201,6 +201,11 @@ class Steward:
     # ---- where the meta group is led
 
     @property
+    def leads_from(self) -> float:
+        """When all began to tell us how they are: loop time."""
+        return self._leads_from if self._leads_from is not None else self._node.loop.time()
+
+    @property
     def informed_in_s(self) -> float:
         """Whether every node has had the time to tell us how it is: 0, or how long that still takes."""
         if self._leads_from is None:

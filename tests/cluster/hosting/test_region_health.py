@@ -94,6 +94,7 @@ def test_what_nodes_say_of_themselves() -> None:
     scene.health[2] = NodeHealth(load=0.97)
     scene.health[4] = NodeHealth(draining=True)
     scene.refusals = {3: "no space left on device"}
+    scene.health[3] = NodeHealth(draining=True)  # who cannot write leads nothing
     assert scene.find() == [
         "a/1 is slow: its disk answers late",
         "a/2 is overloaded: 97% of a core",
