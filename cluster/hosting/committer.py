@@ -120,6 +120,7 @@ class Committer:
         if self.stopped:
             return
         for group in list(self._dirty):
+            group.note_loss()
             group.send(group.raft.take_messages())
             committed = group.raft.take_committed()
             if committed:

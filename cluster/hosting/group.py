@@ -263,8 +263,7 @@ class Group:
     def note_state(self, ready: Ready) -> None:
         """Who leads may have changed, and reads may have been confirmed."""
         raft = self.raft
-        if self._leads_from and (raft.term != self._leads_term or not raft.is_leader):
-            self._lose()
+        self.note_loss()
         if not self._leads_from and raft.is_leader:
             self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
             self._leads_term = raft.term
@@ -277,6 +276,12 @@ class Group:
             found = self._reads.pop(state.context, None)
             if found is not None:
                 self._current.append((state.index, found))
+
+    def note_loss(self) -> None:
+        """Another may lead by now: that does not wait for our disk."""
+        raft = self.raft
+        if self._leads_from and (raft.term != self._leads_term or not raft.is_leader):
+            self._lose()
 
     def apply(self, entries: list[Entry]) -> None:
         """These entries are committed: rows may be stored; waiters hear of it in `tell`."""

@@ -112,6 +112,8 @@ class Steward:
     def _turn(self) -> None:
         self._timer = self._node.loop.call_later(PERIOD_S, self._turn)
         self.report()
+        if self._node.committer.refusal is not None:
+            self.hand_over()  # who leads has to be able to write
         if not self._node.meta.group.leading:
             self._leads_from = None
             return
@@ -224,7 +226,8 @@ class Steward:
             if status is None or not up:
                 health[node.id] = NodeHealth(up=False)
                 continue
-            health[node.id] = NodeHealth(True, status.draining, status.load, status.slow)
+            leads_nothing = status.draining or bool(status.refusal)
+            health[node.id] = NodeHealth(True, leads_nothing, status.load, status.slow)
             reports.update(status.groups)
         return health, reports
 

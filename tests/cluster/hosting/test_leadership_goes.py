@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import Any
 
+import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.updates import expire_speculative
+from cluster.hosting import folder, steward
+from cluster.hosting.config import RaftSection
 from cluster.hosting.dispatch import Orphans, expire_unwritten
+from cluster.hosting.replicas import Replicas
+from cluster.hosting.steward import Steward
+from history_store.storage.contract import Round, StorageFull
+from tests.cluster.frontend.services.conftest import Refused
 from tests.cluster.hosting.play import Play, execution
 from tests.cluster.hosting.test_actions_region import Member, Region
 
@@ -50,6 +58,15 @@ async def test_a_query_is_answered_by_way_of_any_node(rng: random.Random) -> Non
     await region.close()
 
 
+def signal(workflow_id: str, request_id: str) -> Any:
+    return wire.SignalWorkflowExecutionRequest(
+        namespace="default",
+        workflow_execution=execution(workflow_id),
+        signal_name="s",
+        request_id=request_id,
+    )
+
+
 async def _start(region: Region, workflow_id: str) -> None:
     """A run whose first task is done. Its queue has its name."""
     anyone: Member = region.members[1]
@@ -60,3 +77,48 @@ async def _start(region: Region, workflow_id: str) -> None:
     request.task_queue.name = workflow_id
     await region.request(anyone, request)
     await region.work(workflow_id, then="WorkflowTaskCompleted")
+
+
+class FullDisk:
+    """A member's disk that takes no rounds until it is freed."""
+
+    def __init__(self, member: Member) -> None:
+        lane: Any = member.node.committer._lane
+        self._lane = lane
+        self._write = lane._write
+        lane._write = self._refuse
+
+    def _refuse(self, _batch: Round) -> None:
+        raise StorageFull("no space left")
+
+    def free(self) -> None:
+        self._lane._write = self._write
+
+
+async def test_a_node_whose_disk_is_full_leads_nothing(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steward, "PERIOD_S", 0.01)
+    monkeypatch.setattr(folder, "FULL_RETRY_S", 0.01)
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    await _start(region, "w")
+    leader = region.leader_of("w")
+    assert leader is not None
+    replicas = Replicas(leader.number, RaftSection(), lambda _to, _message: True)
+    replicas.take(leader.node)
+    minder = Steward(leader.node, replicas, lambda _to, _message: True, lambda _node: True, lambda: 0.0)
+    minder.start()
+    disk = FullDisk(leader)
+    with suppress(Refused):
+        await leader.signal("w", "refused", "r1")
+    await region.until(lambda: not replicas.leads())  # while the disk is full
+    assert leader.node.committer.refusal is not None
+    other = region.members[leader.number % 3 + 1]
+    for through in (other, leader):  # by way of any node, also of this one
+        await region.request(through, signal("w", f"r-{through.number}"))
+    disk.free()
+    await region.until(lambda: leader.node.committer.refusal is None)
+    minder.close()
+    assert (await region.table("w")).count("WorkflowExecutionSignaled signal_name=s") == 2
+    await region.close()
