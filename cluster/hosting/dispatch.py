@@ -8,13 +8,14 @@ closes takes its worker with it: what that worker held is handed to another with
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityTaskQueueRequest
 
 from cluster.hosting import answers
-from cluster.hosting.group import nobody
+from cluster.hosting.group import NotLeading, nobody
 from cluster.hosting.starts import named_for
 from cluster.matching.contract import QueueKey
 from history_store.engine import activity as activities
@@ -173,12 +174,17 @@ class ShardTask:
 
     def start(self, poller: Any) -> bool:
         """Record that it is started, and answer the poll at the commit."""
-        run = self._run()
-        if run is None or not run.running:
-            return self._void()
-        if self.queue.kind == WORKFLOW:
-            return self._start_workflow_task(run, poller)
-        return self._start_activity(run, poller)
+        try:
+            run = self._run()
+            if run is None or not run.running:
+                return self._void()
+            if self.queue.kind == WORKFLOW:
+                return self._start_workflow_task(run, poller)
+            return self._start_activity(run, poller)
+        except NotLeading:
+            if self.shard.group.raft.is_leader:
+                raise  # it is being handed over, which may yet fail
+            return False  # the next leader has the task
 
     def _void(self) -> bool:
         """Nothing to start: a row that is left of it goes."""
@@ -269,7 +275,8 @@ class Delivery:
             # Another node leads the shard: whether the task was started is its business, and it gives it to
             # somebody. The worker polls again.
             if poll.open:
-                poll.wait_on()
+                with suppress(NotLeading):  # of the task that it met there: both wait
+                    poll.wait_on()
             return
         if poll.open and self._handed_over():
             poll.answer(self.body)

@@ -15,6 +15,7 @@ from cluster.hosting.config import RaftSection
 from cluster.hosting.dispatch import Orphans, expire_unwritten
 from cluster.hosting.replicas import Replicas
 from cluster.hosting.steward import Steward
+from history_store.raft.messages import Kind, Message
 from history_store.storage.contract import Round, StorageFull
 from tests.cluster.frontend.services.conftest import Refused
 from tests.cluster.hosting.play import Play, execution
@@ -121,4 +122,28 @@ async def test_a_node_whose_disk_is_full_leads_nothing(
     await region.until(lambda: leader.node.committer.refusal is None)
     minder.close()
     assert (await region.table("w")).count("WorkflowExecutionSignaled signal_name=s") == 2
+    await region.close()
+
+
+async def test_a_poll_passes_over_a_task_whose_leader_is_another_by_now(rng: random.Random) -> None:
+    """The core has heard of the next term, the shard not yet: the poll waits on, without an error."""
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    await _start(region, "w")
+    leader = region.leader_of("w")
+    assert leader is not None
+    await region.request(leader, signal("w", "r"))
+    shard = leader.node.shard_of(leader.node.meta.by_name["default"].id, "w")
+    raft = shard.group.raft
+    other = leader.number % 3 + 1
+    raft.step(Message(Kind.HEARTBEAT, leader.number, other, raft.term + 1))
+    assert not raft.is_leader
+    assert not shard.retired
+    assert leader.node.forward is not None
+    forwarded = leader.node.forward.forwarded
+    poll = leader.begin_poll("w")
+    assert not poll.done
+    assert len(leader.node.polls) == 1
+    assert leader.node.forward.forwarded == forwarded  # it is not another node's business
+    poll.cancel()
     await region.close()
