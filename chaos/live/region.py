@@ -125,6 +125,7 @@ class Suite:
         self._report = report
         self._only = only
         self._say = say
+        self._pace = pace
         self._rng = random.Random(report.seed)
         self.nodes = RegionNodes(directory / "region", self._rng)
         self.workload = RegionWorkload(self._rng, self.nodes.addresses, pace)
@@ -193,7 +194,7 @@ class Suite:
         felt.ended = loop.time()
         workload.victims = set()
         workload.disturbed.clear()
-        measure(felt, workload.marks)
+        measure(felt, workload.marks, 2 * self._pace * (len(names) - 1))  # a start and an end
         self._say(
             f"{fault:16} {victim} (leads {felt.leads}{', meta' if felt.meta else ''}): "
             f"back after {felt.recovery_ms} ms, latency up to {felt.latency_ms_max:.0f} ms "

@@ -56,11 +56,12 @@ class Felt:
         }  # fmt: skip
 
 
-def measure(felt: Felt, marks: Sequence[Mark]) -> None:
-    """Fill in what the marks say; they are in the order of their times."""
+def measure(felt: Felt, marks: Sequence[Mark], usual: float) -> None:
+    """Fill in what the marks say; they are in the order of their times. `usual`: steady marks a second."""
     others = [mark for mark in marks if mark.node != felt.victim]
     paced = [mark.at for mark in others if mark.paced]
-    felt.before = _between(paced, felt.began - BEFORE_S, felt.began) / BEFORE_S
+    # what a former victim's clients had to put off may come now, which is no pace to keep
+    felt.before = min(_between(paced, felt.began - BEFORE_S, felt.began) / BEFORE_S, usual)
     felt.recovery_ms = _recovery_ms(paced, felt)
     near = [mark for mark in others if felt.began <= mark.at <= felt.ended]
     felt.latency_ms_max = 1e3 * max((mark.took for mark in near), default=0.0)

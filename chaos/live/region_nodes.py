@@ -81,6 +81,7 @@ class RegionNodes:
             here.parent.mkdir(parents=True)
             settings: dict[str, dict[str, object]] = {
                 "region": {"nodes": members},
+                "log": {"level": "debug"},  # who leads what, and since when
                 "advertise": {"peers": f"{HOST}:{self._fronts[node.name]}"},
             }
             here.write_text(node_toml(plan.regions[0], node, settings))

@@ -147,7 +147,7 @@ def test_a_silence_is_measured(silent_s: float) -> None:
         marks += [Mark(at, "a/1", at - due, True), Mark(due, "a/2", 0.0, True)]
     marks.sort(key=lambda mark: mark.at)
     felt = Felt("kill", "a/2", 3, True, began, healed=14.0, ended=16.0)
-    measure(felt, marks)
+    measure(felt, marks, pace)
     assert felt.before == pytest.approx(pace)
     assert felt.recovery_ms == pytest.approx(1e3 * silent_s, abs=60)
     assert felt.latency_ms_max == pytest.approx(1e3 * silent_s, abs=30)
@@ -156,5 +156,5 @@ def test_a_silence_is_measured(silent_s: float) -> None:
 def test_what_never_comes_back_has_no_figure() -> None:
     marks = [Mark(number / 40, "a/1", 0.0, True) for number in range(400)]
     felt = Felt("kill", "a/2", 3, True, 10.0, healed=14.0, ended=16.0)
-    measure(felt, marks)
+    measure(felt, marks, 40.0)
     assert felt.recovery_ms is None
