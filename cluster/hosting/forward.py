@@ -48,9 +48,12 @@ ANSWERS = frozenset(
         "RespondActivityTaskCompleted",
         "RespondActivityTaskFailed",
         "RespondActivityTaskCanceled",
-        "TerminateWorkflowExecution",
     )
 )
+# What the state is now explains such an error, and an earlier try may be what made it so.
+OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
+# Calls that change nothing have no earlier effects.
+READING = ("Describe", "Get", "List", "Count", "Poll", "Query")
 
 
 class Attempt:
@@ -124,11 +127,15 @@ class Attempt:
         if self.done:
             return
         self._end()
-        if self.again and code == Code.NOT_FOUND and self.method.rpartition("/")[2] in ANSWERS:
+        name = self.method.rpartition("/")[2]
+        if not self.again or code not in OF_THE_STATE or name.startswith(READING):
+            self.call.fail(code, message, details)
+        elif code == Code.NOT_FOUND and name in ANSWERS:
             # An earlier try may have been the one that ended it, and there is nothing left to answer.
             self.call.finish(b"")
         else:
-            self.call.fail(code, message, details)
+            why = f"an earlier try, which was lost, may have been the one that did it; now: {message}"
+            self.call.fail(int(Code.UNAVAILABLE), why)
 
     def set_metadata(
         self,
