@@ -26,7 +26,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from cluster.matching.contract import Clock, Connection, Poller, QueueKey, Source, Task
+from cluster.matching.contract import Clock, Connection, NotNow, Poller, QueueKey, Source, Task
 from cluster.matching.stats import QueueStats
 from cluster.matching.task_queue import LIVE_POLL_NS, Presence, Queue
 from cluster.matching.throttle import Throttle
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cluster.matching.exchange import Exchange
 
 IDLE_QUEUE_NS = 300_000_000_000  # a queue nobody polled or offered to for this long is forgotten
+
+AGAIN_NS = 250_000_000  # until a queue is looked at again whose task could not be started
 
 SHUT_DOWN_TTL_NS = 30_000_000_000  # how long polls of a worker that has shut down are refused
 SHUT_DOWN_WORKERS = 10_000  # how many such workers are remembered
@@ -52,7 +54,7 @@ class Matching:
         on_queue_abandoned: Callable[[QueueKey], None] | None = None,
         on_throttled: Callable[[QueueKey, int], None] | None = None,
     ) -> None:
-        """`on_throttled(queue, ns)`: a limit holds its tasks back; call `resume(queue)` after that time."""
+        """`on_throttled(queue, ns)`: its tasks are held back; call `resume(queue)` after that time."""
         self._source = source
         self._on_throttled = on_throttled
         self._now_ns = clock.now_ns
@@ -406,11 +408,14 @@ class Matching:
                 break
             try:
                 started = task.start(poller)
-            except BaseException:
+            except BaseException as error:
                 queue.restore(task)
                 if self._in_hand is not None:
                     queue.repark(poller)
                     self._in_hand = None
+                if isinstance(error, NotNow):
+                    self._wait(queue)
+                    return False
                 raise
             if started:
                 self._in_hand = None
@@ -452,14 +457,23 @@ class Matching:
         return wait_ns > 0
 
     def resume(self, key: QueueKey) -> None:
-        """The time is over for which a limit held the queue back."""
+        """The time is over for which the queue was held back."""
         queue = self._queues.get(key)
-        if queue is not None and queue.throttle is not None:
+        if queue is None:
+            return
+        queue.waits = False
+        if queue.throttle is not None:
             queue.throttle.waiting = False
-            if queue.parked:
-                self._run(queue)
-                if self.exchange is not None and queue.parked:
-                    self.exchange.polled(queue, self._now_ns())
+        if queue.parked:
+            self._run(queue)
+            if self.exchange is not None and queue.parked:
+                self.exchange.polled(queue, self._now_ns())
+
+    def _wait(self, queue: Queue) -> None:
+        """Its tasks cannot be started now: look again a little later."""
+        if not queue.waits and self._on_throttled is not None:
+            queue.waits = True
+            self._on_throttled(queue.key, AGAIN_NS)
 
     def _limit(self, queue: Queue, rate: float, now_ns: int) -> None:
         """A poll asks for a limit of the whole queue: this node keeps its share of it."""

@@ -33,6 +33,10 @@ class QueueKey(NamedTuple):
     name: str
 
 
+class NotNow(Exception):
+    """A task cannot be started at present (its shard takes no writes): task and poll wait on."""
+
+
 class Clock(Protocol):
     """Where matching takes the time from."""
 
@@ -101,7 +105,7 @@ class Task(Protocol):
     def start(self, poller: Poller) -> bool:
         """Record that it is started and answer the poll. False: it is void, nothing was answered.
 
-        It may call back into matching (offer, withdraw, poll, cancel_poll, connection_closed).
+        It may call back into matching (offer, withdraw, poll, cancel_poll, connection_closed). NotNow.
         """
 
     def reroute(self) -> None:
@@ -141,7 +145,7 @@ class Host(Protocol):
         """Record that a task is started for a poll of another node, as `Task.start` does for one of ours.
 
         True: `Exchange.deliver` or `Exchange.void` follows, for this node and poll. False: the task is void.
-        It may call back into matching, and into the exchange.
+        It may call back into matching, and into the exchange. NotNow.
         """
 
     def answer(self, poller: Poller, node: NodeId, body: bytes, receipt: object) -> bool:

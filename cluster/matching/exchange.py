@@ -42,8 +42,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.matching.broker import Matching
-from cluster.matching.contract import Clock, Host, NodeId, Poller, QueueKey, Task
+from cluster.matching.broker import AGAIN_NS, Matching
+from cluster.matching.contract import Clock, Host, NodeId, NotNow, Poller, QueueKey, Task
 from cluster.matching.loans import RAISE_NEVER, Awaiting, BorrowedTask, Demand, Peer, PeerPoller, Told
 from cluster.matching.task_queue import LIVE_POLL_NS, Queue
 
@@ -51,6 +51,7 @@ LOAN_S = 0.1  # a borrowed task that no poll has come for goes back
 LOAN_S_MAX = 1.0  # and after this even if polls come: they are given others
 NOTICE_S = 0.005  # how long polls may wait for nothing while a node believes that none does
 ACK_S = 0.05  # started tasks are acknowledged at the next start, or after this
+AGAIN_S = AGAIN_NS / 1e9  # until a task that could not be started may be lent again
 PRESENCE_S = LIVE_POLL_NS / 2e9  # how often it is looked whether a worker still polls
 CREDIT_MAX = 256  # tasks of one queue that one node may lend another at a time
 CREDIT_BUSY = 2  # the credit of a node whose polls never wait: one to start, one on its way
@@ -524,6 +525,11 @@ class Exchange:
         queue = poller.queue
         try:
             started = self._host.start_lent(task, peer.node, poll_id, fields)
+        except NotNow:
+            self.void(peer.node, poll_id)
+            # Lent again at once, it would come back at once.
+            self._host.call_later(AGAIN_S, lambda: self._matching.take_back(queue, [task]))
+            return
         except BaseException:
             self._matching.take_back(queue, [task])
             self.void(peer.node, poll_id)

@@ -79,6 +79,7 @@ class Queue:
         "taken",
         "throttle",
         "volatile",
+        "waits",
         "window",
     )
 
@@ -95,6 +96,7 @@ class Queue:
         self.throttle: Throttle | None = None  # this node's share of the limit that the latest poll asked for
         self.rate_per_second = 0.0  # that limit, for the whole region
         self.sticky = False
+        self.waits = False  # a task could not be started: matched again a little later
         self.marked = False  # it is in the broker's list of queues to look at
         self.active_ns = now_ns
         self.peers: dict[NodeId, PeerPoller] = {}  # pollers of other nodes; the one to be served next first
