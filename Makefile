@@ -15,7 +15,7 @@ help:
 	@echo "make check   format, lint, import directions, types"
 	@echo "make sim     simulation over seeds (SEEDS=200)"
 	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200); REGION=1: a region"
-	@echo "make bench   benchmarks; prints the table of docs/performance.md"
+	@echo "make bench   benchmarks; prints the table of docs/performance.md; REGION=1: of a region"
 	@echo "make docs    regenerate the pages that are made from the code"
 	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server"
 
@@ -54,7 +54,7 @@ chaos: $(STAMP)
 	$(BIN)/python -m $(if $(REGION),chaos.live.region --kills $(or $(KILLS),10),chaos.live.kill --kills $(or $(KILLS),200))
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m $(if $(REGION),benchmarks.region,benchmarks.run)
 
 compat: $(STAMP)
 	$(BIN)/python -m tests.compat.run

@@ -41,6 +41,7 @@ IN_FLIGHT = 50
 SHARDS = (1, 8, 64)
 STANDARD = (3, 8)  # the targets are for these nodes and shards
 IDLE_SHARDS = 1000
+SETTLE_S = 15.0  # what the start left to do is done then, and idle groups have become quiet
 WINDOW_S = 0.5  # throughput of this long a time is compared with that before a kill
 STEP_S = 0.02  # between the beginnings of windows
 WORST_WITHIN_S = 3.0  # after a kill; an election takes a second
@@ -358,7 +359,7 @@ async def idle_groups(bench: Bench) -> list[Figure]:
     cost, memory = {}, {}
     for shards in (1, IDLE_SHARDS):
         async with bench.region(3, shards) as made:
-            await asyncio.sleep(seconds / 3)  # what the start left to do is done
+            await asyncio.sleep(SETTLE_S)
             began, cpu = time.perf_counter(), made.cpu()
             await asyncio.sleep(seconds)
             cost[shards] = 100 * (made.cpu() - cpu) / (time.perf_counter() - began)
