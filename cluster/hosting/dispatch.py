@@ -8,7 +8,6 @@ closes takes its worker with it: what that worker held is handed to another with
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,7 +16,7 @@ from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityT
 from cluster.hosting import answers
 from cluster.hosting.group import NotLeading, nobody
 from cluster.hosting.starts import named_for
-from cluster.matching.contract import QueueKey
+from cluster.matching.contract import NotNow, QueueKey
 from history_store.engine import activity as activities
 from history_store.engine import workflow_task
 from history_store.engine.errors import ServiceError
@@ -42,6 +41,7 @@ ORPHAN_GRACE_S = 2.0  # a worker whose server was restarted is back within a sec
 ORPHAN_TIMEOUT_NS_MAX = 120_000_000_000  # the longest time-out of a workflow task: later wakes are others'
 ORPHANS_AT_ONCE = 64
 GIVE_BACK_RETRY_S = 1.0
+REROUTE_RETRY_S = 1.0
 
 RATE_MAX = 1e9  # tasks a second; beyond it there is no limit
 WORKFLOW = 1
@@ -173,7 +173,7 @@ class ShardTask:
         return self.shard.find(self.queue.namespace_id, self.workflow_id, self.run_id)
 
     def start(self, poller: Any) -> bool:
-        """Record that it is started, and answer the poll at the commit."""
+        """Record that it is started, and answer the poll at the commit. NotNow."""
         try:
             run = self._run()
             if run is None or not run.running:
@@ -181,10 +181,11 @@ class ShardTask:
             if self.queue.kind == WORKFLOW:
                 return self._start_workflow_task(run, poller)
             return self._start_activity(run, poller)
-        except NotLeading:
-            if self.shard.group.raft.is_leader:
-                raise  # it is being handed over, which may yet fail
-            return False  # the next leader has the task
+        except ServiceError as error:
+            if isinstance(error, NotLeading) and not self.shard.group.raft.is_leader:
+                return False  # the next leader has the task
+            # A full disk, or leadership that is being handed over, which may yet fail.
+            raise NotNow(error.message) from error
 
     def _void(self) -> bool:
         """Nothing to start: a row that is left of it goes."""
@@ -238,15 +239,22 @@ class ShardTask:
 
     def reroute(self) -> None:
         """The sticky worker is gone: the task goes to the normal queue."""
+        shard = self.shard
+        if shard.retired:
+            return  # the next leader finds out
         run = self._run()
         if run is None or not run.running or self.queue.kind != WORKFLOW:
             return
-        tx = self.shard.begin()
+        tx = shard.begin()
         tx.open(run)
-        if workflow_task.reroute(tx, run, self.stamp):
-            self.shard.commit(tx, nobody)
-        else:
+        if not workflow_task.reroute(tx, run, self.stamp):
             run.committed()
+            return
+        try:
+            shard.commit(tx, nobody)
+        except ServiceError as error:  # a full disk
+            log.warning("a task whose sticky worker is gone waits", error=error.message)
+            shard.loop.call_later(REROUTE_RETRY_S, self.reroute)
 
 
 class Delivery:
@@ -275,8 +283,7 @@ class Delivery:
             # Another node leads the shard: whether the task was started is its business, and it gives it to
             # somebody. The worker polls again.
             if poll.open:
-                with suppress(NotLeading):  # of the task that it met there: both wait
-                    poll.wait_on()
+                poll.wait_on()
             return
         if poll.open and self._handed_over():
             poll.answer(self.body)
@@ -307,19 +314,19 @@ def give_back(
     run = shard.find(namespace_id, workflow_id, run_id)
     if run is None or not run.running:
         return
-    if kind == WORKFLOW:
-        release(shard, run, stamp)
-        return
-    activity = run.activities.get(ref)
-    if activity is None or activity.stamp != stamp or not activity.started_id:
-        return
-    tx = shard.begin()
-    tx.open(run)
-    activities.unstart(run, activity)
     try:
+        if kind == WORKFLOW:
+            release(shard, run, stamp)
+            return
+        activity = run.activities.get(ref)
+        if activity is None or activity.stamp != stamp or not activity.started_id:
+            return
+        tx = shard.begin()
+        tx.open(run)
+        activities.unstart(run, activity)
         shard.commit(tx, nobody)
     except ServiceError as error:  # a full disk; some activities have no time-out of an attempt
-        log.warning("an activity that nobody took waits", error=error.message)
+        log.warning("a task that nobody took waits", error=error.message)
         again = (shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
         shard.loop.call_later(GIVE_BACK_RETRY_S, give_back, *again)
 

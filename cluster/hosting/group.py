@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import structlog
 
 from history_store.engine.errors import Code, Indefinite, ServiceError
-from history_store.raft import DATA, Kind, RaftError, RawNode
+from history_store.raft import DATA, NotLeader, Kind, RaftError, RawNode
 from history_store.shard import image, snapshot
 from history_store.shard.rows import Rows
 
@@ -137,6 +137,10 @@ class Group:
         voters = self.raft.conf.voters
         if voters != (self.committer.node_id,) or self.raft.conf.outgoing:
             return
+        if self.committer.running:  # its thread writes, and this one must not: a round, then
+            self.raft.campaign()
+            self.committer.mark(self)
+            return
         assert self.raft.campaign(), "the only voter leads"
         while self.raft.has_ready():
             ready = self.raft.ready()
@@ -151,7 +155,7 @@ class Group:
     def propose(self, data: bytes, rows: RowList, visibility: list[VisibilityOp]) -> int:
         """Append; the rows are visible here from now on. Raises a definite error if it cannot be taken."""
         if self.committer.refusal is not None:
-            raise self.committer.refusal
+            raise self.committer.refusal.with_traceback(None)  # one object is raised again and again
         if not self.leading:
             raise NotLeading(self.raft.leader, self.id)
         index = self.raft.propose(data)
@@ -202,6 +206,10 @@ class Group:
         self._reads[context] = waiter
         try:
             self.raft.read_index(context)
+        except NotLeader as error:
+            del self._reads[context]
+            waiter(NotLeading(error.leader_hint, self.id))
+            return
         except RaftError as error:
             del self._reads[context]
             waiter(ServiceError(Code.UNAVAILABLE, f"group {self.id} cannot confirm a read: {error}"))
