@@ -40,16 +40,6 @@ KINDS = range(CALL, SCATTER + 1)
 SCATTER_S = 2.0  # what other nodes get to tell what they know; who does not answer is left out
 
 
-# A worker that hears that its task is gone can do nothing about it, whoever ended it.
-ANSWERS = frozenset(
-    (
-        "RespondWorkflowTaskCompleted",
-        "RespondWorkflowTaskFailed",
-        "RespondActivityTaskCompleted",
-        "RespondActivityTaskFailed",
-        "RespondActivityTaskCanceled",
-    )
-)
 # What the state is now explains such an error, and an earlier try may be what made it so.
 OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
 # Calls that change nothing have no earlier effects.
@@ -130,9 +120,6 @@ class Attempt:
         name = self.method.rpartition("/")[2]
         if not self.again or code not in OF_THE_STATE or name.startswith(READING):
             self.call.fail(code, message, details)
-        elif code == Code.NOT_FOUND and name in ANSWERS:
-            # An earlier try may have been the one that ended it, and there is nothing left to answer.
-            self.call.finish(b"")
         else:
             why = f"an earlier try, which was lost, may have been the one that did it; now: {message}"
             self.call.fail(int(Code.UNAVAILABLE), why)
