@@ -12,9 +12,10 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.updates import expire_speculative
 from cluster.hosting import folder, steward
 from cluster.hosting.config import RaftSection
-from cluster.hosting.dispatch import Orphans, expire_unwritten
+from cluster.hosting.dispatch import WORKFLOW, Orphans, ShardTask, expire_unwritten
 from cluster.hosting.replicas import Replicas
 from cluster.hosting.steward import Steward
+from cluster.matching.contract import QueueKey
 from history_store.raft.messages import Kind, Message
 from history_store.storage.contract import Round, StorageFull
 from tests.cluster.frontend.services.conftest import Refused
@@ -70,14 +71,17 @@ def signal(workflow_id: str, request_id: str) -> Any:
 
 async def _start(region: Region, workflow_id: str) -> None:
     """A run whose first task is done. Its queue has its name."""
-    anyone: Member = region.members[1]
+    await region.request(region.members[1], _start_request(workflow_id))
+    await region.work(workflow_id, then="WorkflowTaskCompleted")
+
+
+def _start_request(workflow_id: str) -> Any:
     request: Any = wire.StartWorkflowExecutionRequest(
         namespace="default", workflow_id=workflow_id, request_id="start", identity="client"
     )
     request.workflow_type.name = "W"
     request.task_queue.name = workflow_id
-    await region.request(anyone, request)
-    await region.work(workflow_id, then="WorkflowTaskCompleted")
+    return request
 
 
 class FullDisk:
@@ -146,4 +150,42 @@ async def test_a_poll_passes_over_a_task_whose_leader_is_another_by_now(rng: ran
     assert len(leader.node.polls) == 1
     assert leader.node.forward.forwarded == forwarded  # it is not another node's business
     poll.cancel()
+    await region.close()
+
+
+async def test_a_sticky_task_is_rerouted_after_a_hand_over_that_was_under_way(rng: random.Random) -> None:
+    """The sticky worker's node dies while the shard's leadership is on its way to another one."""
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    await region.request(region.members[1], _start_request("w"))
+    await region.until_led()
+    leader = region.leader_of("w")
+    assert leader is not None
+    poll = leader.begin_poll("w")
+    await region.until(lambda: poll.done)
+    task = await leader.end(wire.PollWorkflowTaskQueueRequest(), poll)
+    sticky = wire.RespondWorkflowTaskCompletedRequest(namespace="default", task_token=task.task_token)
+    sticky.sticky_attributes.worker_task_queue.name = "sticky"
+    sticky.sticky_attributes.schedule_to_start_timeout.seconds = 3600
+    await region.request(leader, sticky)
+    worker = leader.begin_poll("sticky")
+    await region.pass_time(1)
+    worker.cancel()  # between two polls: it counts as alive
+    await region.request(leader, signal("w", "r"))
+    namespace = leader.node.meta.by_name["default"].id
+    shard = leader.node.shard_of(namespace, "w")
+    run = shard.find(namespace, "w")
+    assert run is not None
+    assert run.state.task is not None
+    assert run.state.task.sticky
+    queue = QueueKey(namespace, WORKFLOW, "sticky")
+    run_id, stamp = run.state.run_id, run.state.task.stamp
+    waiting = ShardTask(shard, queue, "w", run_id, 0, stamp, 1, 1, region.clock.now, False, "w", b"")
+    shard.group.raft.transfer_leader(leader.number % 3 + 1)
+    assert shard.group.raft.transferee
+    waiting.reroute()
+    region.cut_off(leader.number % 3 + 1)  # so that it comes to nothing
+    await region.until(lambda: not shard.group.raft.transferee)
+    again = leader.begin_poll("w")
+    await region.until(lambda: again.done)
     await region.close()
