@@ -13,7 +13,7 @@ Every verb may be asked again: what is so already is no error. Only `rebalance` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -270,7 +270,19 @@ class Administration:
     async def _told(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
         await self._lead()
         await self._informed()
-        return self._steward.health()
+        return self._steward.health()[0], self._reports()
+
+    def _reports(self) -> dict[int, GroupReport]:
+        """What leaders say of their groups; where leadership is just moving, what the last one said."""
+        oldest = self._node.loop.time() - LEADERLESS_S
+        _, reports = self._steward.health()
+        groups = set(self._table.groups())
+        before = {
+            group: report
+            for group, (at, report) in self._steward.last.items()
+            if at >= oldest and group in groups
+        }
+        return before | reports
 
     async def nodes(self, request: Request) -> Answer:
         """The nodes and how they are; `all`: removed ones, too."""
@@ -377,14 +389,14 @@ class Administration:
         """Look for problems now, so that it is known since when each has been there."""
         if self._table.region is None:
             return []
-        found, reports = self._steward.health()
+        (found, _), reports = self._steward.health(), self._reports()
         clock, now = self._node.clock, self._node.loop.time()
         statuses = self._steward.statuses
         known = Known(
             self._table,
             found,
             reports,
-            self._leaderless(reports, now),
+            [group for group in self._table.groups() if group not in reports],
             self._steward.waits,
             {node_id: status.refusal for node_id, status in statuses.items() if status.refusal},
             {
@@ -394,14 +406,6 @@ class Administration:
         )
         problems = find(known) if self._steward.informed_in_s == 0 else []
         return self._watch.look(problems, clock.now_ns())
-
-    def _leaderless(self, reports: Mapping[int, GroupReport], now: float) -> list[int]:
-        heard = self._steward.led_at
-        return [
-            group
-            for group in self._table.groups()
-            if group not in reports and now - heard.get(group, 0.0) > LEADERLESS_S
-        ]
 
     def _alone(self) -> list[Problem]:
         """What this node knows when the region's table cannot be asked."""

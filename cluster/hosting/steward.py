@@ -85,7 +85,7 @@ class Steward:
         self.draining = False
         self.statuses: dict[int, Status] = {}
         self.waits: dict[int, str] = {}  # group -> what its change of members waits for
-        self.led_at: dict[int, float] = {}  # group -> when its leader was last heard of
+        self.last: dict[int, tuple[float, GroupReport]] = {}  # group -> what its leader said last, and when
         self.on_decided: Callable[[], None] = _nothing
         self._leads_from: float | None = None  # when the meta group's leadership came here
         # group -> until when a step counts as under way, unless its report is no longer this one
@@ -162,7 +162,7 @@ class Steward:
             }
             now = self._node.loop.time()
             self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal)
-            self.led_at.update(dict.fromkeys(reports, now))
+            self.last.update((number, (now, report)) for number, report in reports.items())
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
         elif kind == CHANGE:

@@ -76,6 +76,21 @@ def test_who_is_late_is_not_waited_for_and_steps_aside(play: Play) -> None:
     play(scene, machines="xyzz", found=False)
 
 
+def test_who_is_a_little_late_is_waited_for(play: Play) -> None:
+    """So that nothing has to be moved off a machine that two of them share."""
+
+    async def scene(world: Settlement) -> None:
+        for name in ("a/1", "a/2", "a/3"):
+            world[name].boot()
+        await asyncio.sleep(1.5)
+        assert world["a/1"].table.region is None
+        world["a/4"].boot()
+        await world.until(lambda: world["a/1"].table.region is not None)
+        assert [node.machine for node in world["a/1"].table.present()] == ["x", "y", "z", "z"]
+
+    play(scene, machines="xyzz", found=False)
+
+
 def test_replicas_need_machines_of_their_own(play: Play) -> None:
     async def scene(world: Settlement) -> None:
         for settler in world.settlers.values():
