@@ -67,6 +67,7 @@ class Committer:
         self._longest_s = 0.0
         self.exclusive = False  # a round puts an image in a group's place: no rows are written beside it
         self._held: tuple[Round, list[tuple[Group, Ready]]] | None = None  # such a round, until rows are done
+        self.running = False  # the lanes write, and nobody else may
         self.stopped = False
         make = make_lane or (lanes.inline if inline else lanes.threads(loop))
         self._lane = make("writer", storage.write, None)
@@ -74,6 +75,7 @@ class Committer:
 
     def start(self) -> None:
         """Begin to write."""
+        self.running = True
         self.folder.start()
         self._lane.start()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import structlog
 
 from history_store.engine.errors import Code, Indefinite, ServiceError
-from history_store.raft import DATA, NotLeader, Kind, RaftError, RawNode
+from history_store.raft import DATA, Kind, NotLeader, RaftError, RawNode
 from history_store.shard import image, snapshot
 from history_store.shard.rows import Rows
 
@@ -133,15 +133,15 @@ class Group:
         self.rows.follow()
 
     def recover(self) -> None:
-        """A replica without others leads at once; others wait for an election."""
+        """A replica without others leads at once if it may; others wait for an election."""
         voters = self.raft.conf.voters
         if voters != (self.committer.node_id,) or self.raft.conf.outgoing:
             return
-        if self.committer.running:  # its thread writes, and this one must not: a round, then
-            self.raft.campaign()
+        if not self.raft.campaign():
+            return  # it promised a leader of before not to; its clock will tell when that is over
+        if self.committer.running:  # a thread writes, and this one must not: a round, then
             self.committer.mark(self)
             return
-        assert self.raft.campaign(), "the only voter leads"
         while self.raft.has_ready():
             ready = self.raft.ready()
             self.note_state(ready)

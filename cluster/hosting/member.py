@@ -136,6 +136,8 @@ class Member:
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
+        if node.meta.group.leading:  # alone, it leads from the first moment
+            self._meta_leads()
 
     async def start(
         self,
