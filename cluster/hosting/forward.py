@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("forward")
 
 RETRY_S = 0.03  # between tries while a shard has no leader that we know of
-PATIENCE_S = 10.0  # what a call without a deadline gets to find one
+PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 # Peer messages of this module: [kind, ...]

@@ -306,9 +306,10 @@ class Member:
     def down(self, node_id: int) -> None:
         """A peer is gone."""
         log.warning("peer is down", node=node_id)
-        self.tasks.down(node_id)
-        self.forward.down(node_id)
-        self.replicas.down(node_id)
-        self.snapshots.down(node_id)
+        for part in (self.tasks, self.forward, self.replicas, self.snapshots):
+            try:
+                part.down(node_id)
+            except Exception:  # the others have their own work to hand over
+                log.exception("what hung on a peer could not be handed over", node=node_id)
         if self._announcer is not None and not self.peers_up():
             self._announcer.start()  # if this node was removed, it hears so
