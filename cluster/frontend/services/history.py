@@ -151,8 +151,8 @@ class Reader:
             self.end,
             self.running,
         ):
-            # It has changed since we looked. The commit of that told no watcher of ours, or will tell none: it
-            # may be the same round's, and over already.
+            # It has changed since we looked. The commit of that told no watcher of ours, or will tell none:
+            # it may be the same round's, and over already.
             self.look()
             return
         run.watchers.append(self.changed)

@@ -27,8 +27,10 @@ def a_shard(rng: random.Random) -> tuple[list[tuple[bytes, bytes]], dict[str, Ex
     for run in range(rng.randrange(30)):
         raw = run.to_bytes(16, "big")
         rows.append((keys.run(b"\0\0", raw), msgspec.msgpack.encode(("ns", f"w{run}", f"r{run}", "W", 1))))
-        for batch in range(rng.randrange(5)):
-            rows.append((keys.history(b"\0\0", raw, 0, batch), rng.randbytes(rng.choice((0, 10, 3000)))))
+        rows += [
+            (keys.history(b"\0\0", raw, 0, batch), rng.randbytes(rng.choice((0, 10, 3000))))
+            for batch in range(rng.randrange(5))
+        ]
         if rng.random() < 0.8:
             records[f"r{run}"] = record(run)
     return sorted(rows), records
