@@ -222,7 +222,7 @@ class Node:
             raise NotLeading(self.leader_of(number), number)
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.append(shard)
-            if shard.group.raft.read_index_now() is None:
+            if shard.group.read_index_now() is None:
                 raise NotReadable(shard.group)
         return shard
 
@@ -232,14 +232,17 @@ class Node:
         Of a group without a replica here: who was told to, or else one that has a replica, and knows.
         """
         group = self.committer.groups.get(number)
-        if group is not None:
+        wanted = self._member.replicas_of(number)
+        stays = number == META_GROUP or self.node_id in wanted or not wanted
+        # A replica that came a moment ago, or that is wanted here no longer, hears nothing of elections.
+        if group is not None and stays and (group.raft.leader or self.node_id in group.raft.conf.voters):
             return group.raft.leader
         up = self.peers()
         hint = self.leader_hints.pop(number, 0)
         if hint in up:
             self.leader_hints[number] = hint
             return hint
-        replicas = [node_id for node_id in self._member.replicas_of(number) if node_id in up]
+        replicas = [node_id for node_id in wanted if node_id in up]
         return self._rng.choice(replicas) if replicas else 0
 
     def when_current(self, waiter: Waiter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cluster.hosting.joining import NotAdmitted
 from cluster.membership import META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code
+from history_store.engine.keys import slot_of
 from tests.cluster.hosting.settlement import SHARDS, Settlement
 
 Scene = Callable[[Settlement], Coroutine[Any, Any, None]]
@@ -301,6 +303,38 @@ def test_a_replica_moves(play: Play) -> None:
         assert {one["replicas"] for one in (await world.nodes()).values()} == {3}
 
     play(scene)
+
+
+def test_who_gave_a_replica_up_still_finds_its_leader(play: Play) -> None:
+    async def scene(world: Settlement) -> None:
+        before = world["a/1"].table.copy()
+        await world.come("a/4", "w")
+        table = world["a/1"].table
+        left = [
+            (group, f"a/{node_id}")
+            for group in range(1, SHARDS + 1)
+            for node_id in before.replicas_of(group)
+            if node_id not in table.replicas_of(group)
+        ]
+        assert left
+        for group, former in left:
+            node = world[former].member.node
+            namespace_id = node.namespace_id_of("default") or ""
+            names = (f"w{number}" for number in range(1000))
+            workflow = next(w for w in names if table.shard_of_slot(slot_of(namespace_id, w)) == group)
+            for _ in range(2):  # the former member hears nothing of who leads next
+                found = await world.do(former, "locate", namespace="default", workflow=workflow)
+                assert found["shard"] == group
+                assert found["node"] == found["leader"] != former
+                await world.do("a/1", "drain", node=found["leader"])
+                await world.until(partial(leads_nothing, world, found["leader"]))
+                await world.do("a/1", "resume", node=found["leader"])
+
+    play(scene)
+
+
+async def leads_nothing(world: Settlement, name: str) -> bool:
+    return not (await world.nodes())[name]["leads"]
 
 
 @pytest.mark.parametrize(
