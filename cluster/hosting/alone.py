@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,10 +22,12 @@ _encode = msgspec.json.Encoder().encode
 class Alone:
     """The administration of a node without others."""
 
-    def __init__(self, node: Node, version: str, address: str) -> None:
+    def __init__(self, node: Node, version: str, address: Callable[[], str]) -> None:
+        """`address`: of its gRPC port, once it listens."""
         self._node = node
         self._watch = Watch()
-        self._about = {"version": version, "grpc": address}
+        self._version = version
+        self._address = address
         self._started_ns = node.clock.now_ns()
 
     def handlers(self) -> dict[str, Handler]:
@@ -62,7 +65,7 @@ class Alone:
         one: dict[str, Any] = {
             "id": 1, "name": NAME, "state": "active", "up": True, "machine": "", "peers": "", "metrics": "",
             "leads": len(groups), "replicas": len(groups) - 1, "wanted": len(groups) - 1, "load": None,
-            "slow": False, "joined_ns": self._started_ns, **self._about,
+            "slow": False, "joined_ns": self._started_ns, "version": self._version, "grpc": self._address(),
         }  # fmt: skip
         return {"nodes": [one], "complete": True}
 

@@ -143,8 +143,9 @@ class Server:
         )
 
     def _handlers(self) -> dict[str, Handler]:
-        address = join_address(self.options.ip, self.options.port)
-        alone = Alone(self.node, metadata.version("holdfast"), address)
+        alone = Alone(
+            self.node, metadata.version("holdfast"), lambda: join_address(self.options.ip, self.port)
+        )
         return {**self.services.handlers(), **alone.handlers()}
 
     async def _listen(self) -> None:
