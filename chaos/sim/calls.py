@@ -160,7 +160,7 @@ class Channel:
         call = ServerCall(method, request, deadline, self._connection, tell)
         self._open[call] = future
         process = self._process.context
-        loop.call_later(self._delay(), self._arrive, call, context=process.copy())
+        loop.call_later(self._delay(), self._reach, self._arrive, call, context=_NOBODY)
         late = loop.call_at(deadline, self._expired, call, context=_NOBODY)
         there = loop.call_at(deadline, call.cancel, context=process.copy())
         try:
@@ -168,7 +168,7 @@ class Channel:
         except asyncio.CancelledError:
             self._open.pop(call, None)
             if not self._process.dead:
-                loop.call_later(self._delay(), call.cancel, context=process.copy())
+                loop.call_later(self._delay(), self._reach, call.cancel, context=_NOBODY)
             raise
         finally:
             late.cancel()
@@ -178,8 +178,8 @@ class Channel:
         """Hang up; open calls end."""
         self._break("the connection was closed")
         if not self._process.dead:
-            context = self._process.context.copy()
-            self._loop.call_later(self._delay(), self._hang_up, tuple(self._open), context=context)
+            calls = tuple(self._open)
+            self._loop.call_later(self._delay(), self._reach, self._hang_up, calls, context=_NOBODY)
         self._open.clear()
 
     # ---- the client's side
@@ -211,6 +211,10 @@ class Channel:
             self._answered(call, b"", Refused(Code.UNAVAILABLE, why))
 
     # ---- the node's side
+
+    def _reach(self, what: Callable[..., None], *arguments: object) -> None:
+        """Bytes have come: the node's loop finds them on its socket."""
+        self._loop.call_soon(what, *arguments, context=self._process.context.copy())
 
     def _arrive(self, call: ServerCall) -> None:
         if call.done:

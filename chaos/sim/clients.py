@@ -197,10 +197,12 @@ class Client(Caller):
         attempts = self.rng.randint(1, 5)
         while True:
             with self.notes.recorder.op(self.label, workflow_id, asked) as attempt:
+                self._note(workflow_id, asked, "?")
                 try:
                     answer = await self.call(method, request, response)
                 except Refused as refused:
                     known = refused_as(refused)
+                    self._note(workflow_id, asked, known or refused)
                     if known is not None:
                         attempt.answer(known)
                         return None
@@ -211,6 +213,7 @@ class Client(Caller):
                         attempt.answer(record.Failed(refused.message))
                 else:
                     said = read(answer)
+                    self._note(workflow_id, asked, said)
                     if said is not None:
                         attempt.answer(said)
                         return answer
@@ -221,6 +224,9 @@ class Client(Caller):
                 return None
             self.move_on()
             await self.pause()
+
+    def _note(self, workflow_id: str, asked: record.Call, answered: object) -> None:
+        self.notes.trace.note(f"{self.label} {workflow_id} {asked} -> {answered}")
 
     # ---- operations
 

@@ -7,6 +7,7 @@ durable may be gone.
 
 from __future__ import annotations
 
+import contextvars
 import random
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cluster.hosting.lanes import Then, Write
     from cluster.peers.virtual_time import VirtualLoop
 
+_NOBODY = contextvars.Context()
 QUICK_S = (0.0002, 0.001)
 
 
@@ -101,13 +103,21 @@ class DiskLane:
             self._begin()
 
     def _begin(self) -> None:
-        self._loop.call_later(self._disk.wait_s(), self._done)
+        process = contextvars.copy_context()
+        self._loop.call_later(self._disk.wait_s(), self._sync, self._jobs[0], process, context=_NOBODY)
 
-    def _done(self) -> None:
+    def _sync(self, job: tuple[Round, Then], process: contextvars.Context) -> None:
+        """The kernel has written it, whatever its process does meanwhile."""
+        if self._jobs and self._jobs[0] is job:
+            error = self._try(job[0])
+            self._jobs[0] = (Round(), job[1])  # if it is killed now, there is nothing left to be written
+            self._loop.call_soon(self._written, error, context=process)
+
+    def _written(self, error: StorageError | None) -> None:
+        """The process hears of it."""
         if not self._jobs:
             return  # stopped
-        batch, then = self._jobs.popleft()
-        error = self._try(batch)
+        _, then = self._jobs.popleft()
         if self._jobs:
             self._begin()
         then(error)

@@ -177,6 +177,7 @@ def judge_histories(notes: Notes, histories: dict[str, list[HistoryEvent]]) -> N
     """What was acknowledged is there once, and every history is one that could be."""
     problem = notes.trace.problem
     signals: Counter[str] = Counter()
+    twice: Counter[tuple[str, str]] = Counter()
     updates: dict[str, int] = {}
     tasks: Counter[str] = Counter()
     activities: dict[str, tuple[str, str]] = {}
@@ -187,7 +188,9 @@ def judge_histories(notes: Notes, histories: dict[str, list[HistoryEvent]]) -> N
         for event in events:
             match event.event_type:
                 case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
-                    signals[event.workflow_execution_signaled_event_attributes.identity] += 1
+                    name = event.workflow_execution_signaled_event_attributes.identity
+                    signals[name] += 1
+                    twice[run_id, name] += 1
                 case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
                     accepted = event.workflow_execution_update_accepted_event_attributes
                     if accepted.protocol_instance_id in updates:
@@ -203,9 +206,10 @@ def judge_histories(notes: Notes, histories: dict[str, list[HistoryEvent]]) -> N
                     activities[done.identity] = (run_id, names[done.scheduled_event_id])
                 case _:
                     pass
-    for name, times in signals.items():
+    for (run_id, name), times in twice.items():  # tried again, it may reach the next run as well
         if times > 1:
-            problem(f"signal {name} is there {times} times")
+            problem(f"signal {name} is in {run_id} {times} times")
+    for name in signals:
         if name not in notes.signals:
             problem(f"signal {name} was sent by nobody")
     for name, (workflow_id, acknowledged) in notes.signals.items():

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("storage")
 
 
+def _in_time() -> None:
+    """A group without others has no lease."""
+
+
 class Committer:
     """All groups of a node, and its one writer thread."""
 
@@ -54,6 +58,7 @@ class Committer:
         self._send = send
         self.groups: dict[int, Group] = {}
         self.images: Images | None = None
+        self.catch_up: Callable[[], None] = _in_time  # give the groups the ticks that are due
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0
         self.entries = 0

@@ -181,14 +181,19 @@ class Group:
     @property
     def readable(self) -> bool:
         """Whether what is committed here is all that is committed anywhere, for certain, at this moment."""
-        return self.leading and self.raft.read_index_now() is not None
+        return self.leading and self.read_index_now() is not None
+
+    def read_index_now(self) -> int | None:
+        """What a read must see applied, if that is certain at once; None: a quorum has to be asked."""
+        self.committer.catch_up()
+        return self.raft.read_index_now()
 
     def when_readable(self, waiter: Waiter) -> None:
         """Call back when a quorum has confirmed that this node still leads. NotLeading, LostLeadership."""
         if not self.leading:
             waiter(NotLeading(self.raft.leader, self.id))
             return
-        if self.raft.read_index_now() is not None:
+        if self.read_index_now() is not None:
             waiter(None)
             return
         self.when_current(waiter)
@@ -198,7 +203,7 @@ class Group:
 
         ServiceError UNAVAILABLE if that cannot be found out: no leader, or it changed meanwhile.
         """
-        if self.leading and self.raft.read_index_now() is not None:
+        if self.readable:
             waiter(None)
             return
         self._read_number += 1

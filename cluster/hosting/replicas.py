@@ -99,6 +99,7 @@ class Replicas:
                 node.loop.call_soon(self.reconcile)
 
         meta.on_rows = rows
+        node.committer.catch_up = self.catch_up
         meta.on_lose = node.meta.lost
         self.reload()
 
@@ -142,12 +143,22 @@ class Replicas:
         return self._raft.tick_ms / 1000
 
     def _tick(self) -> None:
+        self.catch_up()
         loop = self._node.loop
-        now = loop.time()
+        self._timer = loop.call_later(max(0.0, self._ticked + self._tick_s - loop.time()), self._tick)
+
+    def catch_up(self) -> None:
+        """Give the ticks that are due: before a lease is relied on, too.
+
+        After a pause the loop looks at its sockets first and at its timers later: a read that had waited there
+        would find a lease that others know to be over.
+        """
+        now = self._node.loop.time()
         due = int((now - self._ticked) / self._tick_s + EARLY_TICK)
+        if due <= 0:
+            return
         self._ticked += due * self._tick_s
-        # After a pause the ticks that were missed come first, or a lease would seem to hold that others
-        # know to be over; more than an election timeout of them says nothing new.
+        # After a pause, more than an election timeout of ticks says nothing new.
         ticks = min(due, self._raft.election_ticks * 2)
         if due > 2:
             self.ticks_missed += due - 1
@@ -155,12 +166,11 @@ class Replicas:
         for group in list(committer.groups.values()):
             raft = group.raft
             if raft.is_quiet:
-                continue
+                continue  # it has no lease
             for _ in range(ticks):
                 raft.tick()
             if raft.has_ready():
                 committer.mark(group)
-        self._timer = loop.call_later(max(0.0, self._ticked + self._tick_s - loop.time()), self._tick)
 
     # ---- peers
 

@@ -59,10 +59,14 @@ class Process:
         self.paused = True
 
     def resume(self) -> None:
-        """What became due meanwhile runs now, in the order in which it became due."""
+        """What became due meanwhile runs now: first what came from outside, then timers, each in its order.
+
+        So does a loop that was stopped in its wait: it reads its sockets before it looks at the clock.
+        """
         self.paused = False
         held, self._held = self._held, []
-        self._loop.ready.extend(held)
+        self._loop.ready.extend(handle for handle in held if not isinstance(handle, asyncio.TimerHandle))
+        self._loop.ready.extend(handle for handle in held if isinstance(handle, asyncio.TimerHandle))
 
     def kill(self) -> None:
         """Nothing of it runs any more. Called by itself, it goes on to its next await."""
