@@ -150,9 +150,11 @@ class Replicas:
     def catch_up(self) -> None:
         """Give the ticks that are due: before a lease is relied on, too.
 
-        After a pause the loop looks at its sockets first and at its timers later: a read that had waited there
-        would find a lease that others know to be over.
+        After a pause the loop looks at its sockets first and at its timers later: a read that had waited
+        there would find a lease that others know to be over.
         """
+        if self._timer is None:
+            return  # not begun
         now = self._node.loop.time()
         due = int((now - self._ticked) / self._tick_s + EARLY_TICK)
         if due <= 0:
