@@ -143,19 +143,23 @@ class Committer:
                     continue
                 ready = group.raft.ready()
                 group.note_state(ready)
-                group.send(ready.messages)
+                if ready.messages:
+                    group.send(ready.messages)
                 if ready.must_sync:
                     group.collect(batch, ready)
                     readies.append((group, ready))
-                    # Committed and durable before this Ready: nobody needs to wait for the disk.
-                    group.apply(ready.committed_entries)
+                    if ready.committed_entries:  # and durable before this Ready: they wait for no disk
+                        group.apply(ready.committed_entries)
+                        group.tell()
+                    elif ready.read_states:
+                        group.tell()
                 else:
                     group.apply(ready.committed_entries)
                     group.apply(group.raft.advance(ready))
                     group.send(ready.messages_after)
                     if group.raft.has_ready():
                         self._dirty[group] = None
-                group.tell()
+                    group.tell()
 
     def _begin(self) -> None:
         self._scheduled = False
@@ -165,7 +169,7 @@ class Committer:
         readies: list[tuple[Group, Ready]] = []
         self._take_readies(batch, readies)
         if not readies:
-            self.folder.plan()
+            self.folder.plan(self.groups.values())
             return
         self._busy = True
         self._began = self.loop.time()
@@ -227,8 +231,9 @@ class Committer:
             group.tell()
             if group.raft.has_ready():
                 self._dirty[group] = None
-        self.folder.plan()
-        self.folder.begin()
+        self.folder.plan([group for group, _ in readies])
+        if self.folder.waits:
+            self.folder.begin()
         if self._dirty:
             self._schedule()
 

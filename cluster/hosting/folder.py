@@ -2,14 +2,14 @@
 
 A round appends to the journal and is quick; rows go into the database and take some milliseconds, for which
 nobody waits. So they have a thread of their own (`Storage.fold`). They lag the log by about `FLUSH_AGE_S`;
-replay at start is bounded by that and by `FLUSH_BYTES_MAX`.
+replay at start is bounded by that and by `FLUSH_BYTES_MAX` a group.
 
 Only one thing must not run beside it: a round that puts an image in a group's place (`exclusive`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cluster.hosting.lanes import MakeLane
 
 FLUSH_AGE_S = 0.5
-FLUSH_BYTES_MAX = 8 << 20
+FLUSH_BYTES_MAX = 2 << 20  # of one group
 FULL_RETRY_S = 0.25
 
 Done = Callable[[], None]
@@ -61,12 +61,20 @@ class Folder:
 
     # ---- what there is to write
 
-    def plan(self) -> None:
-        """Entries were committed: their rows are to be stored soon."""
-        groups = self._committer.groups.values()
-        if sum(group.rows.committed_bytes for group in groups) > FLUSH_BYTES_MAX:
-            self._due()
-        elif self._timer is None and any(group.rows.pending_entries for group in groups):
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to be written now."""
+        return bool(self._wanted or self._waiters or self._stores)
+
+    def plan(self, groups: Iterable[Group]) -> None:
+        """Entries of these groups were committed: their rows are to be stored soon."""
+        pending = False
+        for group in groups:
+            if group.rows.committed_bytes > FLUSH_BYTES_MAX:
+                self._due()
+                return
+            pending = pending or group.rows.pending_entries > 0
+        if pending and self._timer is None:
             self._timer = self._committer.loop.call_later(FLUSH_AGE_S, self._due)
 
     def _due(self) -> None:
@@ -104,7 +112,7 @@ class Folder:
         committer = self._committer
         if self.busy or committer.exclusive or committer.stopped:
             return
-        if not (self._wanted or self._waiters or self._stores):
+        if not self.waits:
             return
         batch = Round()
         done: list[Done] = []
@@ -119,7 +127,7 @@ class Folder:
         if not (batch.rows or batch.visibility or batch.applied or done):
             for waiter in told:
                 notify(waiter, None)
-            self.plan()
+            self.plan(committer.groups.values())
             return
         self.busy = True
         self.projecting = bool(batch.visibility)
@@ -162,8 +170,8 @@ class Folder:
             after()
         for waiter in told:
             notify(waiter, None)
-        self.plan()
-        if self._wanted or self._waiters or self._stores:
+        self.plan(committer.groups.values())
+        if self.waits:
             self._schedule()
         committer.folded()
 

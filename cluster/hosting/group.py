@@ -276,6 +276,8 @@ class Group:
     def note_state(self, ready: Ready) -> None:
         """Who leads may have changed, and reads may have been confirmed."""
         raft = self.raft
+        if self.leading and raft.is_alone and not ready.read_states:
+            return  # nobody else can lead
         self.note_loss()
         if not self._leads_from and raft.is_leader:
             self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
@@ -315,7 +317,9 @@ class Group:
                 else:
                     self.on_rows(image.decode(entry.data).rows, False)
         if self._leads_from and not self.leading and self.committed >= self._leads_from:
-            self._lead()
+            self.note_loss()  # the entry that begins our term may be committed by who leads after us
+            if self._leads_from:
+                self._lead()
 
     def tell(self) -> None:
         """Call the waiters whose entries are committed."""
