@@ -89,6 +89,7 @@ class Node:
         self.limits = limits
         self._ids = ids
         self._rng = rng
+        self._cluster_id = cluster_id  # of a region; alone, the data says its own
         self._last_sequence = 0
         self._started = False
         self.leader_hints: dict[int, int] = {}  # of groups without a replica here
@@ -181,8 +182,7 @@ class Node:
     @property
     def cluster_id(self) -> str:
         """The identity of the data."""
-        assert self.meta.settings is not None
-        return self.meta.settings.cluster_id
+        return self.meta.settings.cluster_id if self.meta.settings is not None else self._cluster_id
 
     def start(self) -> None:
         """Take up what the data says was under way."""
