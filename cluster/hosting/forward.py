@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
+from temporalio.api.workflowservice.v1 import request_response_pb2
 
 from cluster.frontend.status import status_of
 from cluster.hosting.group import NotLeading, NotReadable
-from cluster.hosting.node import Barrier
+from cluster.hosting.node import Barrier, Entered
 from history_store.engine.errors import Code, ServiceError
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from cluster.frontend.contract import Call, Connection, Handler
     from cluster.hosting.node import Node
-    from cluster.hosting.shard_host import ShardHost
 
 log = structlog.get_logger("forward")
 
@@ -46,13 +49,42 @@ OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECO
 READING = ("Describe", "Get", "List", "Count", "Poll", "Query")
 
 
+@cache
+def _names_run(method: str) -> type[Message] | None:
+    """The request type of a call that changes the run it names, or the current one if it names none."""
+    name = method.rpartition("/")[2]
+    kind: type[Message] | None = getattr(request_response_pb2, f"{name}Request", None)
+    if kind is None or name.startswith(READING) or "workflow_execution" not in kind.DESCRIPTOR.fields_by_name:
+        return None
+    return kind
+
+
+def name_run(call: Call, run_id: str) -> None:
+    """Another try means the run that the first one met, and not one that took its place since."""
+    kind = _names_run(call.method)
+    if kind is not None:
+        request: Any = kind.FromString(call.request)
+        if not request.workflow_execution.run_id:
+            request.workflow_execution.run_id = run_id
+            call.request = request.SerializeToString()
+
+
+def names_no_run(call: Call) -> bool:
+    """Whether it would change whichever run is the current one."""
+    kind = _names_run(call.method)
+    if kind is None:
+        return False
+    request: Any = kind.FromString(call.request)
+    return not request.workflow_execution.run_id
+
+
 class Attempt:
     """One try of a call, as its handler sees it (a `contract.Call`)."""
 
     __slots__ = (
+        "_entered",
         "_forward",
         "_handler",
-        "_shards",
         "_task",
         "again",
         "call",
@@ -69,7 +101,7 @@ class Attempt:
         self._forward = forward
         self.call = call
         self._handler = handler
-        self._shards: list[ShardHost] = []
+        self._entered = Entered()
         self._task: asyncio.Task[bytes | None] | None = None
         self.deadline = call.deadline
         self.done = False
@@ -143,7 +175,7 @@ class Attempt:
         """Call the handler and see to its answer."""
         node = self._forward.node
         self.call.on_cancel = self._cancelled
-        before, node.entered = node.entered, self._shards
+        before, node.entered = node.entered, self._entered
         try:
             result = self._handler(self)
         except NotLeading as error:
@@ -166,7 +198,7 @@ class Attempt:
             node.entered = before
         if result is None:
             if not self.done:
-                for shard in self._shards:
+                for shard in self._entered.shards:
                     shard.attempts[self] = None
         elif isinstance(result, bytes):
             self.finish(result)
@@ -200,9 +232,9 @@ class Attempt:
             self.run()
 
     def _leave(self) -> None:
-        for shard in self._shards:
+        for shard in self._entered.shards:
             shard.attempts.pop(self, None)
-        self._shards.clear()
+        self._entered.shards.clear()
 
     def _end(self) -> None:
         self.done = True
@@ -230,6 +262,8 @@ class Attempt:
             self._task.cancel()
         if self.on_cancel is not None:
             self.on_cancel()  # the handler forgets the call, as if the client had gone
+        if self._entered.run_id:
+            name_run(self.call, self._entered.run_id)
         again = Attempt(self._forward, self.call, self._handler, self.until)
         again.again = True
         self.call.on_cancel = again._cancelled
@@ -308,7 +342,9 @@ class RemoteCall:
         """We do not lead (any more): the node that has the client asks another, perhaps `leader`."""
         if not self.done:
             self._close()
-            self._forward.send(self.node_id, [LOST, self.number, in_doubt, group, leader])
+            # The request says by now which run was meant, if it was found and the call may be in doubt.
+            named = self.request if in_doubt else None
+            self._forward.send(self.node_id, [LOST, self.number, in_doubt, group, leader, named])
 
     def _close(self) -> None:
         self.done = True
@@ -509,6 +545,8 @@ class Forward:
             if attempt is not None:
                 attempt.remote = None
                 attempt.again = attempt.again or bool(message[2])
+                if message[5] is not None:
+                    attempt.request = message[5]
                 group, leader = message[3], message[4]
                 if leader not in (0, node_id):
                     self.node.leader_hints[group] = leader
@@ -595,4 +633,9 @@ class Forward:
             attempt = self._sent.pop(number)
             attempt.remote = None
             attempt.again = True
-            self.later(attempt)
+            if names_no_run(attempt.call):
+                # It may have changed a run that only the dead knew: another try might change the next one.
+                why = "the shard's leader has gone, and whether it was done is not known"
+                attempt.fail(int(Code.UNAVAILABLE), why)
+            else:
+                self.later(attempt)

@@ -64,6 +64,16 @@ def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Memb
     return None
 
 
+class Entered:
+    """What a call meets while it is handled."""
+
+    __slots__ = ("run_id", "shards")
+
+    def __init__(self) -> None:
+        self.shards: list[ShardHost] = []
+        self.run_id = ""  # the run that was meant, where the call named none
+
+
 class Node:
     """One process's share of the region: the replicas it holds, and the shards it leads."""
 
@@ -101,7 +111,7 @@ class Node:
         )
         self._found = storage.load()
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
-        self.entered: list[ShardHost] | None = None  # shards met by the call that is being handled
+        self.entered: Entered | None = None  # what the call that is being handled has met
         self._groups_of_slots: list[int] = [META_GROUP] * SLOTS  # until the table is known
         self.meta = Meta(self._open(META_GROUP))
         self.forward: Forward | None = None  # with other nodes
@@ -221,7 +231,7 @@ class Node:
                 raise NotLeading(0)  # the region has no table yet
             raise NotLeading(self.leader_of(number), number)
         if self.entered is not None and not shard.group.raft.is_alone:
-            self.entered.append(shard)
+            self.entered.shards.append(shard)
             if shard.group.read_index_now() is None:
                 raise NotReadable(shard.group)
         return shard
@@ -403,7 +413,10 @@ class Node:
     def run_of(self, namespace_id: str, workflow_id: str, run_id: str) -> tuple[ShardHost, Run | None]:
         """The shard of a workflow id, and the run if there is one."""
         shard = self.shard_of(namespace_id, workflow_id)
-        return shard, shard.find(namespace_id, workflow_id, run_id)
+        run = shard.find(namespace_id, workflow_id, run_id)
+        if run is not None and not run_id and self.entered is not None:
+            self.entered.run_id = run.state.run_id
+        return shard, run
 
 
 class Barrier:
