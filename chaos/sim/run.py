@@ -141,10 +141,12 @@ class Simulation:
         rng = self.rng
         ids = [f"workflow-{number}" for number in range(rng.choice((2, 4, 8)))]
         pause_s = rng.choice((0.1, 0.2, 0.4))
+        updates = rng.random() < 0.65
         for _ in range(rng.choice((3, 5))):
             label = self._label("client")
             mine = random.Random(f"{self.seed}/{label}")
-            self.clients.append(Client(self.world, self.notes, mine, label, ids, pause_s))
+            client = Client(self.world, self.notes, mine, label, ids, pause_s, updates=updates)
+            self.clients.append(client)
         for _ in range(rng.choice((2, 4))):
             self._new_worker()
         return [asyncio.ensure_future(client.run()) for client in self.clients]
