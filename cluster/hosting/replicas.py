@@ -27,6 +27,7 @@ log = structlog.get_logger("replicas")
 
 RAFT = 1  # [RAFT, group, message]
 QUIET_AFTER_TICKS = 40
+PASSED_ON = (Kind.PROPOSE, Kind.READ_INDEX)  # by one that leads no more, for whoever asked it
 EARLY_TICK = 0.01  # a timer may ring a hair early: that is the tick it was set for, not one to wait for again
 
 
@@ -188,7 +189,8 @@ class Replicas:
             return
         if letter.kind is Kind.SNAPSHOT:
             return  # an image is what snapshots.py brings, whole; nobody sends the word alone
-        if letter.to != self.node_id or letter.sender != node_id:
+        own = letter.sender == node_id or letter.kind in PASSED_ON
+        if letter.to != self.node_id or not own:
             log.error("a Raft message is not from who sent it, or not for us", node=node_id)
             return
         group.raft.step(letter)
