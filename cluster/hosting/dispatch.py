@@ -331,6 +331,12 @@ def give_back(
         shard.loop.call_later(GIVE_BACK_RETRY_S, give_back, *again)
 
 
+def take_back(shard: ShardHost, run: Run, stamp: int) -> None:
+    """Nobody listens any more to whom this started workflow task would go."""
+    state = run.state
+    give_back(shard, state.namespace_id, state.workflow_id, state.run_id, WORKFLOW, stamp, 0)
+
+
 class Holders:
     """Which connection's worker holds which workflow tasks."""
 
@@ -352,7 +358,7 @@ class Holders:
         held = self._held.get(connection)
         if held is None:
             if connection.closed:
-                release(shard, run, stamp)
+                take_back(shard, run, stamp)
             return
         run_id = run.state.run_id
         self.done(run_id)
@@ -365,7 +371,7 @@ class Holders:
     def deliver(self, call: Call, shard: ShardHost, run: Run, stamp: int) -> None:
         """A started task rides on the answer of `call`; if nobody listens any more it is given back."""
         if call.done:
-            release(shard, run, stamp)
+            take_back(shard, run, stamp)
         else:
             self.hold(call.connection, shard, run, stamp)
 
