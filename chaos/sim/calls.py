@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cluster.peers.virtual_time import Process, VirtualLoop
 
 DELAY_S = (0.0002, 0.002)  # one way
+HUNG_UP = "the connection was closed"
 _NOBODY = contextvars.Context()
 
 
@@ -176,7 +177,7 @@ class Channel:
 
     def close(self) -> None:
         """Hang up; open calls end."""
-        self._break("the connection was closed")
+        self._break(HUNG_UP)
         if not self._process.dead:
             calls = tuple(self._open)
             self._loop.call_later(self._delay(), self._reach, self._hang_up, calls, context=_NOBODY)

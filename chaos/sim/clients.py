@@ -295,7 +295,7 @@ class Client(Caller):
         )
         answer = await self._operate(
             workflow_id, record.Update(name, max(add, 1)), "UpdateWorkflowExecution", request,
-            wire.UpdateWorkflowExecutionResponse, self._updated, _not_found,
+            wire.UpdateWorkflowExecutionResponse, self._updated, _not_updated,
         )  # fmt: skip
         if answer is not None and answer.outcome.HasField("success"):
             self.notes.updated(workflow_id, name, int(program.text_of(answer.outcome.success)))
@@ -396,6 +396,12 @@ def detail(refused: Refused, kind: type[Response]) -> Response | None:
 
 def _not_found(refused: Refused) -> record.Answer | None:
     return record.Refused(record.Reason.NOT_FOUND) if refused.code is Code.NOT_FOUND else None
+
+
+def _not_updated(refused: Refused) -> record.Answer | None:
+    if refused.code is Code.FAILED_PRECONDITION:  # its workflow task fails again and again
+        return record.Failed(refused.message)
+    return _not_found(refused)
 
 
 def _already_started(refused: Refused) -> record.Answer | None:

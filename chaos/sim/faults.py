@@ -49,6 +49,7 @@ class Faults:
             "kill": self._kill,
             "restart": self._restart,
             "pause": self._pause,
+            "pause-leader": self._pause_leader,
             "partition": self._partition,
             "one-way": self._one_way,
             "isolate-leader": self._isolate_leader,
@@ -127,7 +128,14 @@ class Faults:
         node.start_again()
 
     async def _pause(self) -> None:
-        node = self._node()
+        await self._pause_one(self._node())
+
+    async def _pause_leader(self) -> None:
+        leader = self._world.leader(self._rng.choice(self._world.numbers()))
+        if leader is not None:
+            await self._pause_one(leader)
+
+    async def _pause_one(self, node: Node) -> None:
         if not node.running or node.process.paused:
             return
         process = node.process

@@ -10,6 +10,7 @@ from temporalio.api.enums.v1.event_type_pb2 import EventType
 from temporalio.api.history.v1.message_pb2 import HistoryEvent
 
 from chaos.checkers.history import Recorder
+from chaos.sim.calls import HUNG_UP
 from history_store.engine.errors import Code
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Notes:
         self.starts: dict[str, str] = {}  # request id -> run id
         self.signals: dict[str, tuple[str, bool]] = {}  # name -> (workflow id, acknowledged)
         self.updates: dict[str, tuple[str, int]] = {}  # id of an acknowledged one -> (workflow id, sum)
-        self.tasks: dict[bytes, str] = {}  # token -> who got it
+        self.tasks: dict[bytes | str, str] = {}  # what names an attempt -> who got it
         self.task_answers: dict[str, tuple[str, int, bool]] = {}  # name -> (run, started event, must show)
         self.activity_answers: dict[str, tuple[str, str]] = {}  # name -> (run id, activity id), acknowledged
         self._seen: dict[str, dict[int, int]] = {}  # run id -> event id -> checksum
@@ -60,9 +61,9 @@ class Notes:
 
     # ---- workers
 
-    def handed(self, token: bytes, worker: str, what: str) -> None:
+    def handed(self, attempt: bytes | str, worker: str, what: str) -> None:
         """A task was handed to a worker."""
-        before = self.tasks.setdefault(token, worker)
+        before = self.tasks.setdefault(attempt, worker)
         if before != worker:
             self.trace.problem(f"{what} was handed to {before} and to {worker}, and no time-out was between")
 
@@ -87,5 +88,7 @@ class Notes:
 
     def judge_healthy(self, method: str, refused: Refused, host: str) -> None:
         """A call of a healthy region ended like this."""
+        if refused.message == HUNG_UP:
+            return  # its own doing
         if refused.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.ABORTED):
             self.trace.problem(f"{method} by {host} of a healthy region ended with {refused}")

@@ -27,7 +27,7 @@ from chaos.sim.faults import Faults
 from chaos.sim.judges import Watch, compare_replicas, judge_histories, list_runs, read_back
 from chaos.sim.record import GRACE_S, Notes
 from chaos.sim.trace import Trace, told
-from chaos.sim.workers import Worker
+from chaos.sim.workers import POLL_S, Worker
 from chaos.sim.world import Shape, World
 from cluster.hosting.config import RaftSection
 from cluster.peers import virtual_time
@@ -135,6 +135,7 @@ class Simulation:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         if not trace.problems:
+            await asyncio.sleep(POLL_S + 1.0)  # every poll must have ended once
             await self._end()
 
     def _begin_load(self) -> list[asyncio.Task[None]]:

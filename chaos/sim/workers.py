@@ -177,7 +177,7 @@ class Worker(Caller):
         rng = self.rng
         run_id = task.workflow_execution.run_id
         what = f"attempt {task.attempt} of activity {task.activity_id} of {run_id}"
-        self.notes.handed(task.task_token, self._name("got"), what)
+        self.notes.handed(what, self._name("got"), what)
         await asyncio.sleep(rng.expovariate(1 / 0.1))
         dice = rng.random()
         if dice < FORGOTTEN:

@@ -29,7 +29,7 @@ _PROCESS: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar
 
 
 class Stalled(AssertionError):
-    """Every task waits and no timer is set: nothing can ever happen again."""
+    """Every task waits and no timer is set, or time does not go on: nothing can ever happen again."""
 
 
 class Process:
@@ -110,17 +110,25 @@ class _TimerHandle(asyncio.TimerHandle):
             super()._run()
 
 
+TURNS_MAX: Final = 200_000  # of the loop without time going on: something runs in circles
+
+
 class _Idle(selectors.SelectSelector):
     """A selector with nothing to select. Waiting on it is what moves the clock."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Stalled(f"stalled at t={self.now_s:.3f} s")
+        self._turns += 1
+        if self._turns > TURNS_MAX:
+            raise Stalled(f"running in circles at t={self.now_s:.3f} s")
         if timeout > 0.0:
+            self._turns = 0
             # At least a little: a wait too short for the sum to show it would be waited for for ever.
             self.now_s = max(self.now_s + timeout, math.nextafter(self.now_s, math.inf))
         return []
