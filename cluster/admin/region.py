@@ -39,7 +39,7 @@ class Region:
         self, verb: str, *, changes: bool = False, timeout_s: float = CALL_S, **fields: Any
     ) -> Answer:
         """Ask. Failure: `changes` says that a lost answer leaves open whether it happened (exit 3)."""
-        request = json.dumps({"do": verb, **{key: value for key, value in fields.items() if value}}).encode()
+        request = json.dumps({"do": verb, **_said(fields)}).encode()
         metadata = dict(self._settings["rpc_metadata"])
         if self._settings["api_key"]:
             metadata["authorization"] = f"Bearer {self._settings['api_key']}"
@@ -124,6 +124,11 @@ class Region:
 
         if moved:
             await self.wait(look, timeout_s)
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without those that say nothing; 0 is the meta group."""
+    return {key: value for key, value in fields.items() if value or (value == 0 and value is not False)}
 
 
 def wait_options(function: F) -> F:

@@ -1,4 +1,4 @@
-"""`holdfast shard …`: where the shards of a region are, and moving them."""
+"""`holdfast shard …`: where the shards of a region are, moving them, and who leads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.admin.region import Answer, Region, describe_moves, wait_options
 
 @click.group()
 def shard() -> None:
-    """Show the shards of a region, and move their replicas.
+    """Show the shards of a region, move their replicas, and choose their leaders.
 
     \b
     Example:
@@ -81,6 +81,44 @@ def move(
         return {"shard": number, **answer, "done": wait}
 
     _tell(run(work()), as_json)
+
+
+@shard.command()
+@click.argument("number", type=click.IntRange(min=0), metavar="SHARD")
+@click.option("--to", "target", required=True, metavar="NODE", help="Node that is to lead it.")
+@wait_options
+@connection_options
+@json_option
+def transfer(
+    number: int, target: str, wait: bool, timeout: float, connection: Connection, as_json: bool
+) -> None:
+    """Let another replica of a shard lead it.
+
+    It stays for five minutes if all is well; then leaders are spread evenly again.
+
+    \b
+    Example:
+      holdfast shard transfer 3 --to a/2
+    """
+
+    async def work() -> Answer:
+        region = Region(connection)
+        answer = await region.do("transfer", changes=True, shard=number, to=target)
+        if wait and answer["changed"]:
+
+            async def look() -> tuple[bool, str]:
+                (one,) = [one for one in (await region.do("shards"))["shards"] if one["id"] == number]
+                leader = one["leader"]
+                return leader not in (answer["from"], None), f"{leader or 'nobody'} leads shard {number}"
+
+            await region.wait(look, timeout)
+        return {"shard": number, **answer, "done": wait}
+
+    answer = run(work())
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer["why"] if not answer["done"] else f"done: {answer['why']}")
 
 
 @shard.command()

@@ -38,6 +38,7 @@ from cluster.membership import (
     plan_remove,
     plan_replace,
     plan_resume,
+    plan_transfer,
 )
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
 from history_store.engine.keys import slot_of
@@ -264,6 +265,19 @@ class Administration:
     async def rebalance(self, request: Request) -> Answer:
         """Level the nodes, and fill up what lacks replicas."""
         return await self._planned(request, lambda table: plan_rebalance(table, down=self._down()))
+
+    async def transfer(self, request: Request) -> Answer:
+        """Another replica leads a shard: asked for, and seen in `shards` when it has come about."""
+        found, _ = await self._told()
+        reports, to = self._reports(), self._find(self._table, request.to)
+        move = plan_transfer(self._table, reports, found, request.shard, to)
+        if isinstance(move, Refusal):
+            raise failed_precondition(str(move))
+        if move is None:
+            return {"why": f"{self._name(to)} leads already", "changed": False, "from": self._name(to)}
+        leader = reports[move.group].leader
+        self._steward.choose(move, leader)
+        return {"why": f"{self._name(to)} is to lead", "changed": True, "from": self._name(leader)}
 
     # ---- questions
 
@@ -511,6 +525,7 @@ VERBS: dict[str, Verb] = {
     "remove": Administration.remove,
     "replace": Administration.replace,
     "move": Administration.move,
+    "transfer": Administration.transfer,
     "rebalance": Administration.rebalance,
     "nodes": Administration.nodes,
     "shards": Administration.shards,

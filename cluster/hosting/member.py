@@ -27,7 +27,7 @@ from cluster.hosting.node import Membership, Node
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.snapshots import KINDS as IMAGES
 from cluster.hosting.snapshots import Snapshots
-from cluster.hosting.steward import CHANGE, STATUS, Steward, cpu_s
+from cluster.hosting.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
 from cluster.peers.stream import StreamPeers
@@ -294,7 +294,7 @@ class Member:
             self.takeovers.received(node_id, message)
         elif kind in IMAGES:
             self.snapshots.received(node_id, message)
-        elif STATUS <= kind <= CHANGE:
+        elif STATUS <= kind <= CHOSEN:
             self.steward.received(node_id, message)
 
     def up(self, node_id: int, incarnation: str) -> None:

@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("steward")
 
-STATUS, TRANSFER, CHANGE = 40, 41, 42
+STATUS, TRANSFER, CHANGE, CHOSEN = 40, 41, 42, 43
 
 PERIOD_S = 0.5
 STALE_S = 2.5  # a report older than this says nothing
 INFORMED_S = 2 * PERIOD_S + 0.2  # after a steward took over
+CHOSEN_S = 300.0  # a leader that an operator asked for stays for so long, if all is well
 STEP_S = 5.0  # a step that has not shown by then is decided anew
 BEHIND_ENTRIES = 4096  # a replica that lacks more is no leader to be
 SLOW_ROUND_S = 0.25  # a disk whose rounds take longer, for SLOW_PERIODS on end, makes a node slow
@@ -91,6 +92,7 @@ class Steward:
         # group -> until when a step counts as under way, unless its report is no longer this one
         self._busy: dict[int, tuple[float, GroupReport]] = {}
         self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
+        self._chosen: dict[int, float] = {}  # group whose leader an operator has chosen -> until
         self._timer: Any = None
         self._cpu = 0.0
         self._clock = 0.0
@@ -163,6 +165,8 @@ class Steward:
             now = self._node.loop.time()
             self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal)
             self.last.update((number, (now, report)) for number, report in reports.items())
+        elif kind == CHOSEN:
+            self._chosen[message[1]] = self._node.loop.time() + CHOSEN_S
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
         elif kind == CHANGE:
@@ -247,16 +251,16 @@ class Steward:
             for group, (to, until) in self._moving.items()
             if until > now and (report := reports.get(group)) is not None and report.leader != to
         }
+        self._chosen = {group: until for group, until in self._chosen.items() if until > now}
         work = replica_steps(table, reports, health, busy=list(self._busy))
         self.waits = work.waits
         for step in work.steps:
             self._busy[step.group] = (now + STEP_S, reports[step.group])
             self._take(step, reports[step.group].leader)
         pending = {group: to for group, (to, _) in self._moving.items()}
-        for move in leader_moves(table, reports, health, pending=pending):
+        for move in leader_moves(table, reports, health, pending=pending, chosen=self._chosen):
             if move.group not in self._busy:
-                self._moving[move.group] = (move.to, now + STEP_S)
-                self._ask(move, reports[move.group].leader)
+                self.transfer(move, reports[move.group].leader)
         gone = emptied(table, reports)
         if gone and not self.changing:  # one at a time: a plan is good only for the table it was made from
             self.propose(plan_removed(table, gone[0]))
@@ -267,6 +271,19 @@ class Steward:
             self._tell(leader, [TRANSFER, step.group, step.to])
         else:
             self._tell(leader, [CHANGE, step.group, step.change.encode()])
+
+    def transfer(self, move: Transfer, leader: int) -> None:
+        """Ask a group's leader to hand over. It may come to nothing: see the next reports."""
+        self._moving[move.group] = (move.to, self._node.loop.time() + STEP_S)
+        self._ask(move, leader)
+
+    def choose(self, move: Transfer, leader: int) -> None:
+        """The same for an operator: evenness does not undo it for a while. Whoever is steward then knows."""
+        message = [CHOSEN, move.group]
+        self.received(self._node.node_id, message)
+        for peer in self._node.peers():
+            self._send(peer, message)
+        self.transfer(move, leader)
 
     def _ask(self, move: Transfer, leader: int) -> None:
         log.info("a leader moves", group=move.group, to=move.to, why=move.why)
@@ -311,4 +328,4 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-__all__ = ["CHANGE", "META_GROUP", "STATUS", "TRANSFER", "Steward"]
+__all__ = ["CHOSEN", "META_GROUP", "STATUS", "TRANSFER", "Steward"]

@@ -1,6 +1,6 @@
 """The region's table, and what to do about it: pure decisions, made by whoever leads the meta group."""
 
-from cluster.membership.leadership import Transfer, leader_moves, preferred_leader
+from cluster.membership.leadership import Transfer, leader_moves, plan_transfer, preferred_leader
 from cluster.membership.placement import (
     first_table,
     initial_ids,
@@ -67,6 +67,7 @@ __all__ = [
     "plan_split",
     "plan_split_abandoned",
     "plan_split_done",
+    "plan_transfer",
     "preferred_leader",
     "replica_steps",
 ]

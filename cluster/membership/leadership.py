@@ -8,10 +8,11 @@ Deliberately absent: elections. A group whose leader died elects one by itself; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from cluster.membership.balance import GAP, relief
+from cluster.membership.plans import Refusal
 from cluster.membership.records import META_GROUP, NodeState
 from cluster.membership.reports import (
     CALM,
@@ -53,13 +54,15 @@ def leader_moves(
     health: Health,
     *,
     pending: Mapping[int, int] | None = None,
+    chosen: Collection[int] = (),
     at_once: int = TRANSFERS_MAX,
 ) -> list[Transfer]:
     """The hand-overs to ask for now; [] when the leaders are where they should be.
 
-    `pending`: group -> node of hand-overs that are under way; they count against `at_once`.
+    `pending`: group -> node of hand-overs that are under way; they count against `at_once`. `chosen`: groups
+    that have the leader that an operator wants: others move for evenness's sake.
     """
-    plan = _Plan(table, reports, health, pending or {})
+    plan = _Plan(table, reports, health, pending or {}, chosen)
     room = max(at_once - len(plan.pending), 0)
     moves: list[Transfer] = []
     for move in plan.moves():
@@ -69,9 +72,42 @@ def leader_moves(
     return moves
 
 
+def plan_transfer(
+    table: Table, reports: Reports, health: Health, group: int, to: int
+) -> Transfer | Refusal | None:
+    """An operator wants this node to lead. None: it does already."""
+    report = reports.get(group)
+    if report is None:
+        known = group in table.groups()
+        return (
+            Refusal(f"shard {group} has no leader", "see `holdfast cluster health`")
+            if known
+            else Refusal(f"there is no shard {group}", "choose one that `holdfast shard list` shows")
+        )
+    if report.leader == to:
+        return None
+    plan = _Plan(table, reports, health, {})
+    able = plan.targets(group, report)
+    if to in able:
+        return Transfer(group, to, "asked for")
+    others = ", ".join(plan.name(i) for i in able) or "none at present"
+    return Refusal(
+        f"{plan.name(to)} cannot take over shard {group}: only a voter that is up, keeps up and stays can",
+        f"choose one of: {others}",
+    )
+
+
 class _Plan:
-    def __init__(self, table: Table, reports: Reports, health: Health, pending: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        reports: Reports,
+        health: Health,
+        pending: Mapping[int, int],
+        chosen: Collection[int] = (),
+    ) -> None:
         self.table = table
+        self.chosen = chosen
         self.health = health
         self.pending = {group: to for group, to in pending.items() if group in reports}
         self.leaders = {group: report.leader for group, report in reports.items()} | self.pending
@@ -105,7 +141,8 @@ class _Plan:
         yield from self._shed()
         yield from self._even()
 
-    def _name(self, node_id: int) -> str:
+    def name(self, node_id: int) -> str:
+        """For people."""
         node = self.table.nodes.get(node_id)
         return node.name if node is not None else f"node {node_id}"
 
@@ -113,7 +150,7 @@ class _Plan:
         node = self.table.nodes.get(node_id)
         return "is leaving" if node is not None and node.state is NodeState.LEAVING else "is draining"
 
-    def _targets(self, group: int, report: GroupReport) -> list[int]:
+    def targets(self, group: int, report: GroupReport) -> list[int]:
         """Voters that could take over at once, the best first."""
         wanted = self.table.replicas_of(group)
         preferred = preferred_leader(self.table, group)
@@ -136,10 +173,10 @@ class _Plan:
 
     def _away(self, group: int, report: GroupReport, why: str, load_max: float | None) -> Iterator[Transfer]:
         """Off this leader; with `load_max` only to a node that is better, without to any that can."""
-        for target in self._targets(group, report):
+        for target in self.targets(group, report):
             health = health_of(self.health, target)
             if load_max is None or (not health.slow and health.load < load_max):
-                yield self._move(group, target, f"{self._name(report.leader)} {why}")
+                yield self._move(group, target, f"{self.name(report.leader)} {why}")
                 return
 
     def _move(self, group: int, target: int, why: str) -> Transfer:
@@ -163,11 +200,11 @@ class _Plan:
             if not (health.up and health.load >= OVERLOADED) or self.leads[node_id] < 2:
                 continue
             for group, report in self.movable.items():
-                if report.leader != node_id or group == META_GROUP:
+                if report.leader != node_id or group == META_GROUP or group in self.chosen:
                     continue
                 takers = [i for i in self._takers(group, report) if self.leads[i] <= self.fair]
                 if takers:
-                    yield self._move(group, takers[0], f"{self._name(node_id)} is overloaded")
+                    yield self._move(group, takers[0], f"{self.name(node_id)} is overloaded")
                     break
 
     def _takers(self, group: int, report: GroupReport) -> list[int]:
@@ -175,7 +212,7 @@ class _Plan:
         share = self._share(report.leader)
         return [
             i
-            for i in self._targets(group, report)
+            for i in self.targets(group, report)
             if self._worry(i) == 0 and health_of(self.health, i).load + share < OVERLOADED
         ]
 
@@ -187,11 +224,15 @@ class _Plan:
             if max(self.leads.values()) - min(self.leads[i] for i in self.able) < GAP:
                 return
             if allowed is None:
-                allowed = {group: self._takers(group, report) for group, report in self.movable.items()}
-            owners = {group: self.leaders[group] for group in self.movable}
+                allowed = {
+                    group: self._takers(group, report)
+                    for group, report in self.movable.items()
+                    if group not in self.chosen
+                }
+            owners = {group: self.leaders[group] for group in self.movable if group not in self.chosen}
             hops = relief(owners, allowed, self.leads)
             if not hops:
                 return
             for group, source, target in hops:
-                counts = f"leads {self.leads[source]} groups and {self._name(target)} {self.leads[target]}"
-                yield self._move(group, target, f"{self._name(source)} {counts}")
+                counts = f"leads {self.leads[source]} groups and {self.name(target)} {self.leads[target]}"
+                yield self._move(group, target, f"{self.name(source)} {counts}")

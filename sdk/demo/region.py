@@ -97,14 +97,12 @@ class LocalRegion:
         RegionError if nobody answers, or nobody leads the shard for `ASK_MAX_S`.
         """
         question = {"do": "locate", "namespace": "default", "workflow": workflow_id, "here": here}
-        try:
-            async with asyncio.timeout(ASK_MAX_S):
-                answer = await unary(address, ADMINISTRATION, json.dumps(question).encode())
-        except (OSError, TimeoutError) as error:
-            raise RegionError(f"{address} does not say where {workflow_id} is: {error!r}") from None
-        if answer is None:
-            raise RegionError(f"{address} does not say where {workflow_id} is")
-        return Place(**json.loads(answer))
+        return Place(**await self._ask(address, question, f"where {workflow_id} is"))
+
+    async def transfer(self, address: str, shard: int, to: str) -> None:
+        """Ask that a node lead a shard; `locate` shows when it does. RegionError if it is refused."""
+        question = {"do": "transfer", "shard": shard, "to": to}
+        await self._ask(address, question, f"that {to} is to lead shard {shard}")
 
     def log(self) -> str:
         """The end of what every node wrote."""
@@ -116,6 +114,17 @@ class LocalRegion:
         return "\n".join(tails)
 
     # ------------------------------------------------------------------------------------------ inside
+
+    async def _ask(self, address: str, question: dict[str, Any], what: str) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(ASK_MAX_S):
+                answer = await unary(address, ADMINISTRATION, json.dumps(question).encode())
+        except (OSError, TimeoutError) as error:
+            raise RegionError(f"{address} does not say {what}: {error!r}") from None
+        if answer is None:
+            raise RegionError(f"{address} does not say {what}")
+        told: dict[str, Any] = json.loads(answer)
+        return told
 
     def _take(self, topology: dict[str, Any]) -> None:
         (region,) = topology["regions"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from temporalio.api.history.v1 import HistoryEvent
@@ -19,6 +21,7 @@ from sdk.testing import DevServer
 
 LEADER_MAX_S = 30.0  # a second is usual; a test machine may be busy
 LOOK_AGAIN_S = 0.01
+ASK_AGAIN_S = 1.0
 
 Say = Callable[[str], None]
 
@@ -218,18 +221,26 @@ class Region(Servers):
     async def _led_elsewhere(self) -> Place:
         """Where the run is, once its leader is not the node that worker and client are connected to.
 
-        Leadership moves by itself when nodes are unevenly loaded, and then moves on.
+        Leadership moves by itself when nodes are unevenly loaded. If it has come to that node, it is
+        asked to move on; a request may be overtaken by another move, so it is repeated.
         """
+        others = itertools.cycle([name for name in self._region.nodes if name != self._home])
         until = time.monotonic() + LEADER_MAX_S
+        ask_at = 0.0
         while True:
             place = await self._region.locate(self.address, self._workflow_id)
+            now = time.monotonic()
             if place.node != self._home:
                 return place
-            if time.monotonic() > until:
+            if now > until:
                 raise RegionError(
-                    f"{self._home}, which the worker is connected to, has come to lead the run's shard: "
-                    "play again"
+                    f"{self._home}, which the worker is connected to, leads the run's shard, "
+                    f"and nobody took it over in {LEADER_MAX_S:g} s"
                 )
+            if now >= ask_at:
+                ask_at = now + ASK_AGAIN_S
+                with suppress(RegionError):  # that node may be behind: the next one is asked
+                    await self._region.transfer(self.address, place.shard, next(others))
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _led_by_another(self, victim: str) -> Place:

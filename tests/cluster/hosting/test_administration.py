@@ -305,6 +305,30 @@ def test_a_replica_moves(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("shard", [META_GROUP, 2])
+def test_another_replica_leads_when_asked_for(play: Play, shard: int) -> None:
+    async def leader(world: Settlement) -> Any:
+        return next(one for one in (await world.do("a/2", "shards"))["shards"] if one["id"] == shard)[
+            "leader"
+        ]
+
+    async def leads(world: Settlement, heir: str) -> bool:
+        return bool(await leader(world) == heir)
+
+    async def scene(world: Settlement) -> None:
+        await world.until(world.is_well)
+        for heir in ("a/1", "a/2", "a/3", "a/1"):
+            before = await leader(world)
+            told = await world.do("a/2", "transfer", shard=shard, to=heir)
+            assert told["from"] == before
+            assert told["changed"] is (before != heir)
+            await world.until(partial(leads, world, heir))
+            await asyncio.sleep(5.0)
+            assert await leads(world, heir), "evenness does not undo it"
+
+    play(scene)
+
+
 def test_who_gave_a_replica_up_still_finds_its_leader(play: Play) -> None:
     async def scene(world: Settlement) -> None:
         before = world["a/1"].table.copy()
@@ -344,6 +368,7 @@ async def leads_nothing(world: Settlement, name: str) -> bool:
         ({"do": "drain", "node": "b/9"}, "there is no node 'b/9': choose one of a/1, a/2, a/3"),
         ({"do": "move", "shard": 1, "node": "a/1", "to": "a/2"}, "has a replica of shard 1 already"),
         ({"do": "move", "shard": 99, "node": "a/1", "to": "a/2"}, "there is no shard 99"),
+        ({"do": "transfer", "shard": 99, "to": "a/2"}, "there is no shard 99: choose one that"),
         ({"do": "replace", "node": "a/1", "to": "a/1"}, "cannot take anything over"),
     ],
 )

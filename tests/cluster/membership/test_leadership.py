@@ -10,12 +10,14 @@ from msgspec.structs import replace
 from cluster.membership import (
     GroupReport,
     NodeHealth,
+    Refusal,
     Transfer,
     leader_moves,
     plan_drain,
     plan_join,
     plan_move,
     plan_split,
+    plan_transfer,
 )
 from cluster.membership.records import row_of
 from history_store.raft.configuration import Configuration
@@ -153,6 +155,21 @@ def test_leaders_pass_along_a_chain_when_there_is_no_direct_way() -> None:
     reports = {g: GroupReport(leaders[g], members(pair)) for g, pair in pairs.items()}
     moves = leader_moves(region.table, reports, FINE)
     assert [(move.group, move.to) for move in moves] == [(4, 3), (1, 2)]
+
+
+def test_an_operator_chooses_a_leader_that_can() -> None:
+    region = Region(3, shards=1)
+    conf = members(region.table.replicas_of(1))
+    leader, heir, late = region.table.replicas_of(1)
+    reports = {1: GroupReport(leader, conf, frozenset({late}))}
+    assert plan_transfer(region.table, reports, FINE, 1, heir) == Transfer(1, heir, "asked for")
+    assert plan_transfer(region.table, reports, FINE, 1, leader) is None
+    refused = plan_transfer(region.table, reports, FINE, 1, late)
+    assert isinstance(refused, Refusal)
+    assert refused.do == f"choose one of: n{heir}"
+    for health in (NodeHealth(up=False), NodeHealth(draining=True)):
+        assert isinstance(plan_transfer(region.table, reports, FINE | {heir: health}, 1, heir), Refusal)
+    assert isinstance(plan_transfer(region.table, {}, FINE, 1, heir), Refusal)
 
 
 def test_any_leaders_get_level_and_then_stay(rng: random.Random) -> None:
