@@ -33,25 +33,36 @@ def health(connection: Connection, as_json: bool) -> None:
 
     Checks the gRPC health service, GetSystemInfo and the namespace given; and asks the region for
     nodes that are down or drained, shards without leader or majority, replicas that are missing or
-    behind, and disks that take no writes.
+    behind, and disks that take no writes. Says which versions the nodes of a region run.
 
     \b
     Example:
       holdfast cluster health --json
     """
-    problems = run(find_problems(connection))
+    problems, versions = run(find_problems(connection))
     if as_json:
-        print_json({"ok": not problems, "problems": problems})
-    elif problems:
+        print_json({"ok": not problems, "problems": problems} | versions)
+    else:
         for problem in problems:
             click.echo(f"{problem['where']}: {problem['what']}\n  do: {problem['do']}")
-    else:
-        click.echo("ok")
+        for line in [*([] if problems else ["ok"]), *_runs(**versions)]:
+            click.echo(line)
     leave(Exit.FAILED if problems else Exit.DONE)
 
 
-async def find_problems(connection: Connection) -> list[dict[str, Any]]:
-    """Everything that is wrong, as the contract of `cluster health --json` has it."""
+Found = tuple[list[dict[str, Any]], dict[str, Any]]  # problems; and of a region: versions, formats
+
+
+def _runs(versions: dict[str, list[str]] | None = None, formats: int = 0) -> list[str]:
+    """Which versions there are, in lines."""
+    lines = [f"version {version}: {', '.join(names)}" for version, names in (versions or {}).items()]
+    if len(lines) > 1:
+        lines.append(f"an upgrade is under way; what the nodes write has format {formats}")
+    return lines
+
+
+async def find_problems(connection: Connection) -> Found:
+    """Everything that is wrong, as the contract of `cluster health --json` has it; and what runs."""
     from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
     from temporalio.service import RPCError
 
@@ -61,9 +72,8 @@ async def find_problems(connection: Connection) -> list[dict[str, Any]]:
     except Failure as failure:
         if failure.exit_code == Exit.USAGE:
             raise
-        return [
-            {"what": failure.message, "where": connection.address or "server", "since": now, "do": failure.do}
-        ]
+        where = connection.address or "server"
+        return [{"what": failure.message, "where": where, "since": now, "do": failure.do}], {}
     problems: list[dict[str, Any]] = []
 
     def add(what: str, where: str, do: str) -> None:
@@ -92,26 +102,28 @@ async def find_problems(connection: Connection) -> list[dict[str, Any]]:
             await server.call(method, request)
         except Failure as failure:
             add(failure.message, where, do)
-    return problems + await region_problems(connection)
+    of_the_region, versions = await region_problems(connection)
+    return problems + of_the_region, versions
 
 
-async def region_problems(connection: Connection) -> list[dict[str, Any]]:
+async def region_problems(connection: Connection) -> Found:
     """What is wrong with the region; if nobody can tell, what the node that is asked sees by itself."""
     region = Region(connection)
     try:
         answer = await region.do("health", timeout_s=REGION_S)
     except NotThere:
-        return []  # Temporal's own server, or an older one of ours
+        return [], {}  # Temporal's own server, or an older one of ours
     except Failure as failure:
         try:
             answer = await region.do("health", here=True, timeout_s=REGION_S)
         except Failure:
             problem = {"what": failure.message, "where": region.address, "do": failure.do}
             answer = {"problems": [{**problem, "since_ns": time.time_ns()}]}
-    return [
+    problems = [
         {"what": one["what"], "where": one["where"], "since": moment(one["since_ns"]), "do": one["do"]}
         for one in answer["problems"]
     ]
+    return problems, {name: answer[name] for name in ("versions", "formats") if name in answer}
 
 
 @cluster.command()

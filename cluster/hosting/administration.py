@@ -373,7 +373,12 @@ class Administration:
         if request.here:
             return told_problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
         await self._told()
-        return told_problems(self._look())
+        versions: dict[str, list[str]] = {}
+        for node in self._table.present():
+            versions.setdefault(node.version, []).append(node.name)
+        region = self._table.region
+        runs = {"versions": versions, "formats": region.formats if region is not None else 0}
+        return told_problems(self._look()) | runs
 
     async def locate(self, request: Request) -> Answer:
         """Which shard has a workflow id, and who leads it. `here`: as this node sees it, of its own replica.

@@ -22,7 +22,7 @@ from cluster.hosting.joining import Asker, Place, draw_key, forget_key, join
 from cluster.hosting.member import Founding, Member, Surroundings
 from cluster.hosting.options import ServerOptions
 from cluster.hosting.server import Server, run
-from cluster.membership import FORMAT, NodeRecord, NodeState, initial_ids
+from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.tcp import TcpNetwork
 from cluster.peers.tls import load_tls
@@ -114,7 +114,7 @@ class RegionServer(Server):
         return NodeRecord(
             FORMAT, node_id, config.node.name, config.advertise.peers, config.advertise.grpc,
             join_address(config.listen.host, metrics) if metrics is not None else "", config.node.machine,
-            NodeState.ACTIVE, 0, metadata.version("holdfast"), disk,
+            NodeState.ACTIVE, 0, metadata.version("holdfast"), disk, FORMATS,
         )  # fmt: skip
 
     def _network(self) -> TcpNetwork:

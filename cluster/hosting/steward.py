@@ -23,6 +23,7 @@ from cluster.membership import (
     Refusal,
     emptied,
     leader_moves,
+    plan_formats,
     plan_removed,
     replica_steps,
 )
@@ -262,8 +263,12 @@ class Steward:
             if move.group not in self._busy:
                 self.transfer(move, reports[move.group].leader)
         gone = emptied(table, reports)
-        if gone and not self.changing:  # one at a time: a plan is good only for the table it was made from
+        if self.changing:  # one at a time: a plan is good only for the table it was made from
+            return
+        if gone:
             self.propose(plan_removed(table, gone[0]))
+        elif (raised := plan_formats(table)) is not None:
+            self.propose(raised)
 
     def _take(self, step: Step, leader: int) -> None:
         log.info("a group changes", group=step.group, what=step.kind.value, why=step.why)

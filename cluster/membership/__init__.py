@@ -6,6 +6,7 @@ from cluster.membership.placement import (
     initial_ids,
     plan_announce,
     plan_drain,
+    plan_formats,
     plan_join,
     plan_move,
     plan_remove,
@@ -17,6 +18,7 @@ from cluster.membership.placement import (
 from cluster.membership.plans import Move, Plan, Refusal
 from cluster.membership.records import (
     FORMAT,
+    FORMATS,
     META_GROUP,
     NodeRecord,
     NodeState,
@@ -32,6 +34,7 @@ from cluster.membership.table import NO_SHARD, Table
 
 __all__ = [
     "FORMAT",
+    "FORMATS",
     "META_GROUP",
     "NO_SHARD",
     "GroupReport",
@@ -56,6 +59,7 @@ __all__ = [
     "leader_moves",
     "plan_announce",
     "plan_drain",
+    "plan_formats",
     "plan_join",
     "plan_move",
     "plan_rebalance",

@@ -89,8 +89,34 @@ def plan_join(table: Table, node: NodeRecord, *, down: Collection[int] = ()) -> 
     return draft.plan(f"{node.name} joins")
 
 
+def plan_formats(table: Table) -> Plan | None:
+    """All nodes read newer formats than the region writes: write those from now on."""
+    region = table.region
+    readable = min((node.formats for node in table.present()), default=0)
+    if region is None or readable <= region.formats:
+        return None
+    draft = Draft(table)
+    draft.put(replace(region, formats=readable))
+    return draft.plan(f"all nodes read format {readable}")
+
+
+def _too_old(table: Table, node: NodeRecord) -> Refusal | None:
+    """A program that could not read what the others write is not let in."""
+    if table.region is None or node.formats >= table.region.formats:
+        return None
+    return Refusal(
+        f"the region writes format {table.region.formats}, and {node.name} (version {node.version}) reads up "
+        f"to {node.formats}",
+        f"start it with version {table.oldest_version()} or newer: after an upgrade of all nodes there is no "
+        "way back",
+    )
+
+
 def _admit(draft: Draft, node: NodeRecord) -> Refusal | None:
     """Write the newcomer under its new id."""
+    old = _too_old(draft.table, node)
+    if old is not None:
+        return old
     for other in draft.table.present():
         if other.name == node.name:
             return Refusal(
@@ -123,6 +149,9 @@ def plan_announce(table: Table, node: NodeRecord, *, down: Collection[int] = ())
             f"node {node.id} ({node.name}) has lost its data, or was given another data directory",
             f"give it back its own; or `holdfast node remove {node.name}`, and let it join as a new one",
         )
+    old = _too_old(table, node)
+    if old is not None:
+        return old
     node = replace(node, format=FORMAT, state=known.state, joined_ns=known.joined_ns)
     draft = Draft(table)
     draft.put(node if known.machine else replace(node, machine=""))

@@ -9,7 +9,11 @@ letters; the meta group's other rows use small ones.
 
 A value is a msgpack array whose first element is the format. New fields go to the end and have defaults: a
 node that does not know them skips them, and loses them when it rewrites the row; so nobody may rely on a new
-field before all nodes know it (`Table.oldest_version`). What would be misread otherwise takes a new format.
+field before all nodes know it. What would be misread otherwise takes a new format.
+
+All that lasts (log entries, the rows in them, images, these records) has one more number, `FORMATS`, that
+grows by one with a release that changes any of it. A node says with its record which it reads; the region
+writes `RegionRecord.formats`, which is raised when all nodes read more and is never lowered.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import TypeAlias
 import msgspec
 
 FORMAT = 1
+FORMATS = 1  # the newest that this program reads; it writes what the region's record says
 
 REGION = b"G"
 NODE = b"N"
@@ -61,6 +66,7 @@ class RegionRecord(msgspec.Struct, array_like=True, frozen=True):
     replicas: int  # how many a shard is to have; fewer where there are not enough machines
     created_ns: int
     meta_replicas: tuple[int, ...] = ()  # wanted voters of the meta group; the other nodes are its learners
+    formats: int = 1  # that its nodes write; never lowered
 
 
 class NodeRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -77,6 +83,7 @@ class NodeRecord(msgspec.Struct, array_like=True, frozen=True):
     joined_ns: int
     version: str  # of the program
     disk: str = ""  # drawn when the node's data was made; "" = it has not said yet
+    formats: int = 1  # that it reads, at most
 
 
 class ShardRecord(msgspec.Struct, array_like=True, frozen=True):

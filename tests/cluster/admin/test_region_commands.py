@@ -89,6 +89,18 @@ class TestHealth:
             "what": "a/2 is down", "where": "a/2", "since": "2026-01-02T03:04:05.678Z", "do": "start it"
         }  # fmt: skip
 
+    def test_versions_are_told_and_an_upgrade_that_is_under_way(self, holdfast: Run, script: Script) -> None:
+        versions = {"0.2.0": ["a/1", "a/2"], "0.1.0": ["a/3"]}
+        answer = {"ok": True, "problems": [], "versions": versions, "formats": 1}
+        script.answers["health"] = [answer, answer]
+        assert json.loads(holdfast("cluster", "health", "--json").stdout) == answer
+        assert holdfast("cluster", "health").stdout.splitlines() == [
+            "ok",
+            "version 0.2.0: a/1, a/2",
+            "version 0.1.0: a/3",
+            "an upgrade is under way; what the nodes write has format 1",
+        ]
+
     def test_a_server_that_has_no_such_method_may_be_well(self, holdfast: Run, script: Script) -> None:
         del script.server.answers["Do"]
         result = holdfast("cluster", "health")
