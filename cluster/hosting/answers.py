@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from temporalio.api.query.v1.message_pb2 import WorkflowQuery
 
     from cluster.hosting.shard_host import ShardHost
-    from history_store.engine.run import Run, Transaction
+    from history_store.engine.run import Run
     from history_store.engine.state import ActivityState
 
 ANSWER_HISTORY_BYTES_MAX = 3 << 20  # the rest comes by pages; a default client takes 4 MiB a message
@@ -116,17 +116,17 @@ def query_answer(shard: ShardHost, run: Run, query_id: str, query: WorkflowQuery
     return with_history(answer, history)
 
 
-def activity_answer(shard: ShardHost, tx: Transaction, run: Run, activity: ActivityState) -> bytes:
+def activity_answer(shard: ShardHost, run: Run, activity: ActivityState) -> bytes:
     """The started attempt of an activity."""
-    return activity_message(shard, tx, run, activity).SerializeToString()
+    return activity_message(shard, run, activity).SerializeToString()
 
 
 def activity_message(
-    shard: ShardHost, tx: Transaction, run: Run, activity: ActivityState
+    shard: ShardHost, run: Run, activity: ActivityState
 ) -> wire.PollActivityTaskQueueResponse:
     """The same, as a message (eager activities ride in another answer)."""
     state = run.state
-    scheduled = activities.scheduled_attributes(tx, run, activity)
+    scheduled = activities.scheduled_attributes(shard, run, activity)
     answer = wire.PollActivityTaskQueueResponse(
         task_token=encode(
             TaskToken(

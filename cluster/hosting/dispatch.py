@@ -231,7 +231,7 @@ class ShardTask:
         def start(tx: Transaction) -> Waiter:
             activities.start(tx, run, activity, poller.name_start(), poller.identity)
             delivery = Delivery(shard, run, ACTIVITY, activity.stamp, poller, activity.scheduled_id)
-            delivery.body = answers.activity_answer(shard, tx, run, activity)
+            delivery.body = answers.activity_answer(shard, run, activity)
             return delivery.committed
 
         shard.change(run, start, patient=True)

@@ -8,6 +8,16 @@ def named_for(request_id: str, node_id: int) -> str:
     return f"{request_id[:14]}8{request_id[15:-4]}{node_id:04x}"
 
 
+def named_without_poll(request_id: str) -> str:
+    """A request id of a task that rides on a worker's answer: that of node 0, which there is not."""
+    return named_for(request_id, 0)
+
+
+def is_without_poll(request_id: str) -> bool:
+    """Whether the task rode on an answer."""
+    return len(request_id) == 36 and request_id[14] == "8" and request_id.endswith("0000")
+
+
 def node_of(request_id: str) -> int:
     """Whose poll it was; 0 if the id does not say."""
     if len(request_id) != 36 or request_id[14] != "8":

@@ -28,6 +28,7 @@ from history_store.engine.state import ActivityState
 if TYPE_CHECKING:
     from temporalio.api.command.v1.message_pb2 import Command, ScheduleActivityTaskCommandAttributes
 
+    from history_store.engine.environment import Environment
     from history_store.engine.run import Run, Transaction
 
 E = event_type_pb2
@@ -181,12 +182,12 @@ def unstart(run: Run, activity: ActivityState) -> None:
 
 
 def scheduled_attributes(
-    tx: Transaction, run: Run, activity: ActivityState
+    env: Environment, run: Run, activity: ActivityState
 ) -> history.ActivityTaskScheduledEventAttributes:
     """The attributes of the scheduled event: input, header, what the poll's answer needs."""
     event = run.attributes.get(activity.scheduled_id)
     if event is None:
-        event = tx.env.load_event(run, activity.batch_id, activity.scheduled_id)
+        event = env.load_event(run, activity.batch_id, activity.scheduled_id)
         run.attributes[activity.scheduled_id] = event
     return event.activity_task_scheduled_event_attributes
 

@@ -150,7 +150,7 @@ def reset(
     if reset_heartbeat:
         activity.reset_heartbeats = True
     if restore_options:
-        original = activities.scheduled_attributes(tx, run, activity)
+        original = activities.scheduled_attributes(tx.env, run, activity)
         _apply(activity, _original(original), original.retry_policy.non_retryable_error_types)
     if activity.paused and not keep_paused:
         _clear_pause(activity)
@@ -253,7 +253,7 @@ def update_options(
 
 def restore_options(tx: Transaction, run: Run, activity: ActivityState) -> ActivityOptions:
     """Give it back what it was scheduled with."""
-    scheduled = activities.scheduled_attributes(tx, run, activity)
+    scheduled = activities.scheduled_attributes(tx.env, run, activity)
     options = _original(scheduled)
     _apply(activity, options, scheduled.retry_policy.non_retryable_error_types)
     _rearrange(tx, run, activity)

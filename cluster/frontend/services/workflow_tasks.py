@@ -11,8 +11,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import Services, answering, fail, rpc
 from cluster.frontend.services.polls import wait_for_task
 from cluster.hosting import answers
-from cluster.hosting.dispatch import WORKFLOW
+from cluster.hosting.dispatch import ACTIVITY, WORKFLOW, give_back
 from cluster.hosting.queries import ANSWERED, Query
+from cluster.hosting.starts import is_without_poll, named_without_poll
 from cluster.hosting.tokens import QUERY_TASK, TaskToken
 from history_store.engine import activity as activities
 from history_store.engine import close, commands, workflow_task
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cluster.frontend.contract import Call
     from cluster.hosting.shard_host import ShardHost
     from history_store.engine.run import Run, Transaction
-    from history_store.engine.state import WorkflowTask
+    from history_store.engine.state import ActivityState, WorkflowTask
 
 EAGER_ACTIVITIES_MAX = 3
 UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
@@ -42,12 +43,16 @@ def poll(services: Services, call: Call, request: wire.PollWorkflowTaskQueueRequ
 def held_task(services: Services, token: TaskToken) -> tuple[ShardHost, Run, WorkflowTask]:
     """The run and the started task that the token names. NOT_FOUND if that is over."""
     shard, run = services.run(token.namespace_id, token.workflow_id, token.run_id)
+    return shard, run, _held(run, token)
+
+
+def _held(run: Run, token: TaskToken) -> WorkflowTask:
     if not run.running:
         raise not_running()
     task = run.state.task
     if task is None or not task.started_id or task.stamp != token.stamp:
         raise activities.not_found("Workflow task not found.")
-    return shard, run, task
+    return task
 
 
 # ---- completed
@@ -57,7 +62,11 @@ def held_task(services: Services, token: TaskToken) -> tuple[ShardHost, Run, Wor
 def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCompletedRequest) -> None:
     """RespondWorkflowTaskCompleted."""
     token = services.task_token(request)
-    shard, run, _ = held_task(services, token)
+    shard, run = services.run(token.namespace_id, token.workflow_id, token.run_id)
+    if run.running and run.state.task is None and _owed(run, token, request):
+        _answer_again(call, shard, run, token, request)
+        return
+    _held(run, token)
     check_sequence(request.commands)
     services.node.queries.answered(run, request.query_results)  # they count whatever becomes of the commands
     tx = shard.begin()
@@ -72,6 +81,38 @@ def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCo
         shard.abort(tx)
         raise
     Completed(services, call, shard, run, request).finish(tx, done)
+
+
+def _owed(
+    run: Run, token: TaskToken, request: wire.RespondWorkflowTaskCompletedRequest
+) -> list[ActivityState]:
+    """Activities that this answer, when it was given before, scheduled and started for who gives it."""
+    if run.state.task_stamp != token.stamp:
+        return []  # what the answer was taken for is not the latest task
+    ids = (command.schedule_activity_task_command_attributes.activity_id for command in request.commands)
+    found = (run.activities.get(run.activity_ids.get(activity_id, 0)) for activity_id in ids)
+    return [one for one in found if one is not None and one.started_id and is_without_poll(one.request_id)]
+
+
+def _answer_again(
+    call: Call,
+    shard: ShardHost,
+    run: Run,
+    token: TaskToken,
+    request: wire.RespondWorkflowTaskCompletedRequest,
+) -> None:
+    """The worker was never told that its answer was taken: nobody repeats one otherwise. So the activities
+    that rode on that come again; they would wait for their time-outs."""
+    state = run.state
+
+    def body() -> bytes:
+        # Only now: if the first call had gone by the time of its commit, they have just been given back.
+        now = shard.find(state.namespace_id, state.workflow_id, state.run_id)
+        owed = _owed(now, token, request) if now is not None and now.running else []
+        tasks = [answers.activity_message(shard, now, activity) for activity in owed if now is not None]
+        return wire.RespondWorkflowTaskCompletedResponse(activity_tasks=tasks).SerializeToString()
+
+    shard.when_seen(run, answering(call, body))
 
 
 class Completed:
@@ -92,6 +133,7 @@ class Completed:
         self.request = request
         self.body = b""
         self.stamp = 0
+        self.eager: list[tuple[int, int]] = []  # stamp and scheduled event of each
 
     def finish(self, tx: Transaction, done: commands.Completion) -> None:
         """Start what goes back with the answer, propose, and answer at the commit."""
@@ -121,9 +163,10 @@ class Completed:
     ) -> None:
         """What goes back with the answer is this worker's at once."""
         run, request = self.run, self.request
+        self.eager = [(activity.stamp, activity.scheduled_id) for activity in done.eager]
         for activity in done.eager:
-            activities.start(tx, run, activity, tx.env.new_id(), request.identity)
-            response.activity_tasks.append(answers.activity_message(self.shard, tx, run, activity))
+            activities.start(tx, run, activity, named_without_poll(tx.env.new_id()), request.identity)
+            response.activity_tasks.append(answers.activity_message(self.shard, run, activity))
         if done.new_task:
             workflow_task.start(tx, run, tx.env.new_id(), request.identity)
             assert run.state.task is not None
@@ -143,7 +186,16 @@ class Completed:
     def _committed(self, error: ServiceError | None) -> None:
         if error is None and self.stamp:
             self.services.node.holders.deliver(self.call, self.shard, self.run, self.stamp)
+        if error is None and self.eager and self.call.done:
+            self._give_back()
         answering(self.call, self.body)(error)
+
+    def _give_back(self) -> None:
+        """Nobody listens any more to whom the activities would go."""
+        state = self.run.state
+        owner = (self.shard, state.namespace_id, state.workflow_id, state.run_id)
+        for stamp, scheduled_id in self.eager:
+            give_back(*owner, ACTIVITY, stamp, scheduled_id)
 
 
 def _fail_bad_command(
