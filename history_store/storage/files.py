@@ -33,7 +33,7 @@ from history_store.storage.contract import (
 )
 
 APPLICATION_ID = 0x484F4C44  # "HOLD"
-FORMAT_VERSION = 2  # 2: rounds are in a journal of our own first (journal.py)
+FORMAT_VERSION = 3  # 2: rounds are in a journal of our own first (journal.py); 3: the projection has slots
 JOURNAL_SUFFIX = "-log"
 # What data there may be beside a name, in use and after a crash; after a clean end only the first.
 DATA_SUFFIXES = ("", "-wal", JOURNAL_SUFFIX)

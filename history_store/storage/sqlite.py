@@ -317,8 +317,10 @@ class SqliteStorage:
             )  # some builds overwrite what is deleted: twice the writes
             connection.execute(f"PRAGMA cache_size=-{cache_bytes >> 10}")
             connection.execute("BEGIN IMMEDIATE")
-            tables.upgrade(connection)
+            upgraded = tables.upgrade(connection)
             connection.execute("COMMIT")
+            if upgraded:  # a long write-ahead log would have to be checked at the next start
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             if self._pages_max:
                 connection.execute(f"PRAGMA max_page_count={self._pages_max}")
         except BaseException:

@@ -157,14 +157,19 @@ def create(path: Path, cluster_id: str, node_id: int, disk: str) -> None:
     files.sync_directory(path.parent)
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Bring a file of an older version to ours, in the caller's transaction: all of it or nothing."""
+def upgrade(connection: sqlite3.Connection) -> bool:
+    """Bring a file of an older version to ours, in the caller's transaction: all of it or nothing.
+
+    True: it was older. Then much may have been written.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < 2:
         connection.execute(_JOURNAL)
         put_journal(connection, JournalState())
-        connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")
     projection.create(connection)
+    if version < files.FORMAT_VERSION:
+        connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION}")
+    return int(version) < files.FORMAT_VERSION
 
 
 def draw_epoch() -> int:

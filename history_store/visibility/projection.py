@@ -10,6 +10,9 @@ what the server keeps for itself (another division) is not even looked at by ord
 plus 2^62, which puts open executions before closed ones, newest first. Equal close times are told apart by
 start time and run id when a page is read. Entries of `visibility_values` carry it behind the value, so that
 a page of "attribute = x" is a walk along one index, without sorting.
+*Slot*: the hash slot of the workflow id. A node answers for the slots of its shards, and may have records of
+others: of shards that are on their way to it, or that have left it. `visibility_by_order` ends with it, so
+that to leave those out costs no look at the rows.
 *Attributes*: the same values again as JSON in the row (key: the number of the pair (name, type)), for what
 no index answers (IS NULL, not equal, ORDER BY) and to know what to take out of `visibility_values` when the
 row changes.
@@ -32,6 +35,7 @@ import msgspec
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from temporalio.api.common.v1 import SearchAttributes
 
+from history_store.engine.keys import slot_of
 from history_store.visibility import attributes as sa
 from history_store.visibility.literals import clamp, sortable_double, storable_text, words
 from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
@@ -56,6 +60,7 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS visibility_executions (
         id INTEGER PRIMARY KEY,
         scope INTEGER NOT NULL,
+        slot INTEGER NOT NULL,
         run_id TEXT NOT NULL,
         workflow_id TEXT NOT NULL,
         workflow_type TEXT NOT NULL,
@@ -87,7 +92,7 @@ _SCHEMA = (
     # The one index whose entries move when an execution closes. It is wide, so that filters and groups on the
     # usual fields are answered in the index, and rows are fetched for the page only.
     """CREATE INDEX IF NOT EXISTS visibility_by_order
-        ON visibility_executions (scope, order_key, start_time, status, workflow_type)""",
+        ON visibility_executions (scope, order_key, start_time, status, workflow_type, slot)""",
     # For ranges of start times in the default order, see `spans`. Short executions never get in.
     f"""CREATE INDEX IF NOT EXISTS visibility_by_irregular
         ON visibility_executions (scope, order_key, start_time, status, workflow_type)
@@ -117,13 +122,13 @@ _READ = """SELECT json_array(
         FROM visibility_executions WHERE run_id IN (SELECT value FROM json_each(?2))))"""
 
 _COLUMNS = (
-    "id", "scope", "run_id", "workflow_id", "workflow_type", "start_time",
+    "id", "scope", "slot", "run_id", "workflow_id", "workflow_type", "start_time",
     "parent_workflow_id", "parent_run_id", "root_workflow_id", "root_run_id",
     "status", "order_key", "execution_time", "close_time", "execution_duration", "task_queue",
     "history_length", "history_size_bytes", "state_transition_count",
     "attributes", "memo", "search_attributes",
 )  # fmt: skip
-_CHANGING = _COLUMNS[10:]  # what a run may change in its life
+_CHANGING = _COLUMNS[11:]  # what a run may change in its life
 # OR FAIL: a statement of many rows that may fail half way would keep a copy of every page it touches, to take
 # itself back. Nobody needs that here: after any error the whole transaction is taken back.
 _INSERT = (
@@ -175,9 +180,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make tables and indexes where they do not exist. Does not commit."""
+    """Make tables and indexes where they do not exist, and bring old ones up to date. Does not commit."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(visibility_executions)")}
+    if columns and "slot" not in columns:
+        _add_slots(connection)
     for statement in _SCHEMA:
-        connection.execute(statement)
+        # SQLite keeps the text as it is; without the layout the whole schema fits on the file's first page.
+        connection.execute(" ".join(statement.split()))
+
+
+def _add_slots(connection: sqlite3.Connection) -> None:
+    """Tables of before there were slots. Takes some seconds a million executions."""
+    connection.create_function("slot_of", 2, slot_of, deterministic=True)
+    connection.execute("DROP INDEX visibility_by_order")  # it is made anew, with slots
+    connection.execute("ALTER TABLE visibility_executions ADD COLUMN slot INTEGER NOT NULL DEFAULT 0")
+    connection.execute(
+        "UPDATE visibility_executions AS e SET slot = slot_of(s.namespace_id, e.workflow_id)"
+        " FROM visibility_scopes s WHERE s.id = e.scope"
+    )
 
 
 def apply(connection: sqlite3.Connection, ops: Sequence[VisibilityOp]) -> None:
@@ -404,8 +424,9 @@ def _guessed_type(data: bytes) -> int:
 
 
 def _fixed(record: ExecutionRecord) -> tuple[object, ...]:
-    """The columns from run_id to root_run_id."""
+    """The columns from slot to root_run_id."""
     return (
+        slot_of(record.namespace_id, record.workflow_id),
         record.run_id, record.workflow_id, record.workflow_type, clamp(record.start_time),
         record.parent_workflow_id or None, record.parent_run_id or None,
         record.root_workflow_id or None, record.root_run_id or None,

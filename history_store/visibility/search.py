@@ -2,8 +2,11 @@
 
 Runs on a reader thread with a read-only connection of its own. Pages are found by the sort values of the
 last row shown (keyset paging), so a page costs the same wherever it is, and what is written meanwhile
-shifts nothing. A page token holds those values, a digest of namespace and query, and a check sum; any other
-token is refused.
+shifts nothing; see `pages`.
+
+Where a node answers for some hash slots only, because it has no replica of the others or another node answers
+for them, the executions of all other slots are left out: what several nodes answer for slots that are not the
+same is put together by `pages.merge` and `Tally.add`.
 """
 
 # ruff: noqa: S608 - statements are built of our own names and numbers; values are parameters
@@ -14,17 +17,19 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
+from typing import Any
 
 import msgspec
 from temporalio.api.common.v1 import Payload
 
-from history_store.engine.errors import ServiceError, invalid
+from history_store.engine.errors import ServiceError
+from history_store.engine.keys import slot_of
 from history_store.visibility import spans, sql, syntax
-from history_store.visibility.record import ExecutionRecord
+from history_store.visibility.pages import Part, bad_token, digest, read_token, write_token
+from history_store.visibility.record import DeleteRecord, ExecutionRecord
 from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Meaning, Resolved, resolve
 from history_store.visibility.spans import Stretch
-from history_store.visibility.sql import Driver, Fragment, Scope
+from history_store.visibility.sql import Driver, Fragment, Scope, Slots
 
 DEFAULT_PAGE_SIZE = 1_000
 MAX_PAGE_SIZE = 10_000
@@ -34,8 +39,6 @@ Filter = str | syntax.Query  # what clients send; what `filters` builds
 
 _PROBE = 30_000  # a driver with fewer entries is walked and sorted; above, rather the default order
 _PROBE_START = 10_000  # so for start times, which the default order is good at, too (see `spans`)
-_TOKEN_VERSION = b"\x01"
-_DIGEST = 8
 
 _RECORD = (
     "e.workflow_id, e.run_id, e.workflow_type, e.status, e.start_time, ifnull(e.execution_time, 0),"
@@ -76,23 +79,92 @@ def list_executions(
     page_token: bytes = b"",
 ) -> tuple[list[ExecutionRecord], bytes]:
     """A page of the executions that the query finds, and the token of the next page (b"" = there is none)."""
+    rows, more = _rows(connection, namespace_id, query, attributes, page_size, page_token, None)
+    token = write_token(digest(namespace_id, query), rows[-1][_RECORD_FIELDS:]) if more else b""
+    return [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows], token
+
+
+def list_part(
+    connection: sqlite3.Connection,
+    namespace_id: str,
+    query: Filter,
+    attributes: Mapping[str, int],
+    page_size: int = 0,
+    page_token: bytes = b"",
+    slots: Slots | None = None,
+) -> Part[ExecutionRecord]:
+    """What this projection has of the same page in these slots (None: in all)."""
+    rows, more = _rows(connection, namespace_id, query, attributes, page_size, page_token, slots)
+    records = [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows]
+    return Part(records, [row[_RECORD_FIELDS:] for row in rows], more)
+
+
+def _rows(
+    connection: sqlite3.Connection,
+    namespace_id: str,
+    query: Filter,
+    attributes: Mapping[str, int],
+    page_size: int,
+    page_token: bytes,
+    slots: Slots | None,
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """The page's rows: fields of the record, then the position. And whether others follow."""
+    resolved = _listed(query, attributes)
+    after = read_token(page_token, digest(namespace_id, query)) if page_token else None
+    size = page_rows(page_size)
+    plan = _plan(connection, namespace_id, resolved, True, slots)
+    statement = _page(plan, resolved, after, size + 1) if plan is not None else None
+    if statement is None:
+        return [], False
+    rows = connection.execute(statement.text, statement.parameters).fetchall()
+    return rows[:size], len(rows) > size
+
+
+def page_rows(page_size: int) -> int:
+    """How many rows a page has that was asked for with this size (0 = it was not said)."""
+    return min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
+
+
+def directions(query: Filter, attributes: Mapping[str, int]) -> tuple[bool, ...]:
+    """Of each term of a list's order: whether it is descending."""
+    resolved = _listed(query, attributes)
+    if resolved.order_by:
+        return (*(descending for _, descending in resolved.order_by), _RUN_ID.descending)
+    return tuple(term.descending for term in _default_terms("e"))
+
+
+def _listed(query: Filter, attributes: Mapping[str, int]) -> Resolved:
     resolved = _understand(query, attributes)
     if resolved.group_by is not None:
         raise syntax.unsupported("'GROUP BY' clause in a list (only a count has groups)")
-    after = _read_token(page_token, _digest(namespace_id, query)) if page_token else None
-    size = min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
-    plan = _plan(connection, namespace_id, resolved, keep_order=True)
-    if plan is None:
-        return [], b""
-    statement = _page(plan, resolved, after, size + 1)
-    if statement is None:
-        return [], b""
-    rows = connection.execute(statement.text, statement.parameters).fetchall()
-    token = b""
-    if len(rows) > size:
-        rows.pop()
-        token = _write_token(_digest(namespace_id, query), rows[-1][_RECORD_FIELDS:])
-    return [ExecutionRecord(namespace_id, *row[:_RECORD_FIELDS]) for row in rows], token
+    return resolved
+
+
+def slots_of(namespace_id: str, query: Filter, attributes: Mapping[str, int]) -> frozenset[int] | None:
+    """The only slots in which the query can find something, where it names workflow ids; None: any."""
+    for part in sql.conjuncts(_understand(query, attributes).where):
+        if isinstance(part, Leaf) and part.field.name == "WorkflowId" and part.operator in ("=", "in"):
+            return frozenset(slot_of(namespace_id, str(value)) for value in part.values)
+    return None
+
+
+def forget(
+    connection: sqlite3.Connection, slots: Slots, after: int = 0, rows: int = 1_000
+) -> tuple[list[DeleteRecord], int]:
+    """What takes the records of these slots out of the projection, a few at a time.
+
+    Looks at `rows` records behind row number `after`; answers the operations on those of them that are of
+    these slots, and the row number to go on from (0: that was the last). Reads only: `projection.apply`
+    does it.
+    """
+    tested = sql.of_slots("e.slot", slots)
+    found = connection.execute(
+        f"SELECT e.id, s.namespace_id, e.run_id, {tested.text} FROM visibility_executions e NOT INDEXED"
+        f" JOIN visibility_scopes s ON s.id = e.scope WHERE e.id > ? ORDER BY e.id LIMIT ?",
+        (*tested.parameters, after, rows),
+    ).fetchall()
+    gone = [DeleteRecord(namespace_id, run_id) for _, namespace_id, run_id, is_theirs in found if is_theirs]
+    return gone, found[-1][0] if len(found) == rows else 0
 
 
 def find_records(connection: sqlite3.Connection, runs: Iterable[tuple[str, str]]) -> list[ExecutionRecord]:
@@ -167,6 +239,31 @@ def _select(source: str, where: list[Fragment], terms: list[_Term]) -> Fragment:
     return Fragment(f"SELECT {_RECORD}, {sort_values} FROM {source} WHERE {tested.text}", tested.parameters)
 
 
+class Tally(msgspec.Struct, array_like=True):
+    """What a count comes to; of one node's slots, or of several nodes' together."""
+
+    count: int = 0
+    values: dict[str | None, int] | None = None  # of each value of the attribute to group by, if there is one
+
+    def add(self, other: Tally, alias: str) -> None:
+        """Other slots' count. ServiceError if there are too many groups; `alias` is the attribute's name."""
+        self.count += other.count
+        if other.values is None:
+            return
+        if self.values is None:
+            self.values = {}
+        for value, n in other.values.items():
+            self.values[value] = self.values.get(value, 0) + n
+        if len(self.values) > MAX_GROUPS:
+            raise _too_many_groups(alias)
+
+    def groups(self) -> list[Group]:
+        """The values, most frequent first."""
+        values = self.values or {}
+        ranked = sorted(values.items(), key=lambda item: (-item[1], item[0] is not None, item[0] or ""))
+        return [Group([_payload(value)], n) for value, n in ranked]
+
+
 def count_executions(
     connection: sqlite3.Connection, namespace_id: str, query: Filter, attributes: Mapping[str, int]
 ) -> tuple[int, list[Group]]:
@@ -174,22 +271,40 @@ def count_executions(
 
     ORDER BY means nothing here and is passed over.
     """
+    tally = count_part(connection, namespace_id, query, attributes)
+    return tally.count, tally.groups()
+
+
+def count_part(
+    connection: sqlite3.Connection,
+    namespace_id: str,
+    query: Filter,
+    attributes: Mapping[str, int],
+    slots: Slots | None = None,
+) -> Tally:
+    """What this projection has of the same in these slots (None: in all)."""
     resolved = _understand(query, attributes)
-    plan = _plan(connection, namespace_id, resolved, keep_order=False)
+    plan = _plan(connection, namespace_id, resolved, False, slots)
     if plan is None:
-        return 0, []
+        return Tally()
     tested = sql.join(plan.where, " AND ")
     if resolved.group_by is None:
         row = connection.execute(
             f"SELECT count(*) FROM {plan.source} WHERE {tested.text}",
             tested.parameters,
         ).fetchone()
-        return row[0], []
+        return Tally(row[0])
     if resolved.group_by.name == "ExecutionStatus":
         counted = _statuses(connection, plan, tested)
     else:
         counted = _values(connection, plan, tested, resolved.group_by)
-    return sum(n for _, n in counted), [Group([_payload(value)], n) for value, n in counted]
+    return Tally(sum(n for _, n in counted), dict(counted))
+
+
+def grouped_by(query: Filter, attributes: Mapping[str, int]) -> str:
+    """What a count groups by, as the query names it; "" = nothing."""
+    group_by = _understand(query, attributes).group_by
+    return group_by.alias if group_by is not None else ""
 
 
 def _statuses(connection: sqlite3.Connection, plan: _Plan, tested: Fragment) -> list[tuple[str | None, int]]:
@@ -198,8 +313,7 @@ def _statuses(connection: sqlite3.Connection, plan: _Plan, tested: Fragment) -> 
     row = connection.execute(
         f"SELECT {counters} FROM {plan.source} WHERE {tested.text}", tested.parameters
     ).fetchone()
-    found = [(name, n) for name, n in zip(STATUS_NAMES.values(), row, strict=True) if n]
-    return sorted(found, key=lambda pair: -pair[1])
+    return [(name, n) for name, n in zip(STATUS_NAMES.values(), row, strict=True) if n]
 
 
 def _values(
@@ -208,14 +322,18 @@ def _values(
     value = "e.scope" if field.is_division else sql.expression(field, plan.scope)
     rows = connection.execute(
         f"SELECT {value} AS value, count(*) AS n FROM {plan.source} WHERE {tested.text}"
-        f" GROUP BY 1 ORDER BY n DESC, value LIMIT {MAX_GROUPS + 1}",
+        f" GROUP BY 1 LIMIT {MAX_GROUPS + 1}",
         tested.parameters,
     ).fetchall()
     if len(rows) > MAX_GROUPS:
-        raise syntax.unsupported(f"'GROUP BY' {field.alias}: more than {MAX_GROUPS} groups")
+        raise _too_many_groups(field.alias)
     if field.is_division:
         return [(plan.scope.divisions[scope] or None, n) for scope, n in rows]
     return rows
+
+
+def _too_many_groups(alias: str) -> ServiceError:
+    return syntax.unsupported(f"'GROUP BY' {alias}: more than {MAX_GROUPS} groups")
 
 
 def check(query: Filter, attributes: Mapping[str, int]) -> None:
@@ -248,6 +366,7 @@ class _Plan:
     """Where the rows come from, and what is tested of them."""
 
     scope: Scope
+    in_slots: tuple[Fragment, ...]  # the test of the slots that are asked for, if not all are
     parts: tuple[Meaning, ...]
     source: str  # what follows FROM
     where: list[Fragment]
@@ -266,7 +385,8 @@ class _Plan:
         if not stretch.irregular:
             return self.source, [*self.where, sql.within(self.row, stretch.span)], self.row
         tests = [part for part in self.parts if (found := spans.of_leaf(part)) is None or not found[1]]
-        where = [Fragment(self.scope.test("e.scope")), sql.IRREGULAR_ROW, *_tests(tests, self.scope)]
+        where = [Fragment(self.scope.test("e.scope")), sql.IRREGULAR_ROW, *self.in_slots]
+        where += _tests(tests, self.scope)
         where.append(sql.within("e", stretch.span))
         return "visibility_executions e INDEXED BY visibility_by_irregular", where, "e"
 
@@ -279,7 +399,11 @@ _ALWAYS_SET = frozenset(
 
 
 def _plan(
-    connection: sqlite3.Connection, namespace_id: str, resolved: Resolved, keep_order: bool
+    connection: sqlite3.Connection,
+    namespace_id: str,
+    resolved: Resolved,
+    keep_order: bool,
+    slots: Slots | None,
 ) -> _Plan | None:
     """How to find the rows; None if there can be none."""
     scope = _scope(connection, namespace_id, resolved)
@@ -296,7 +420,8 @@ def _plan(
     rest = [part for part in parts if part is not exact]
     if default_order:
         rest = [part for part in rest if (found := spans.of_leaf(part)) is None or not found[1]]
-    tests = _tests(rest, scope)
+    in_slots = () if slots is None else (sql.of_slots("e.slot", slots),)
+    tests = [*in_slots, *_tests(rest, scope)]
     in_scope = Fragment(scope.test("e.scope"))
     row = "e"
     if driver is None:
@@ -318,7 +443,7 @@ def _plan(
         source = "visibility_values v CROSS JOIN visibility_executions e NOT INDEXED ON e.id = v.id"
         where = [driver.test, *tests]
         row = "v"
-    return _Plan(scope, parts, source, where, row, ordered=driver is None or driver.ordered)
+    return _Plan(scope, in_slots, parts, source, where, row, ordered=driver is None or driver.ordered)
 
 
 def _tests(parts: Iterable[Meaning], scope: Scope) -> list[Fragment]:
@@ -376,18 +501,18 @@ def _choose(
     return first if equal and not field.column and not walks_start else None
 
 
-# ------------------------------------------------------------------------------------------- page tokens
+# ------------------------------------------------------------------------------------------- positions
 
 
 def _beyond(terms: list[_Term], values: list[object]) -> Fragment:
     """Rows after the one with these sort values."""
     if len(values) != len(terms):
-        raise _bad_token()
+        raise bad_token()
     choices = []
     equal: list[Fragment] = []
     for term, value in zip(terms, values, strict=True):
         if value is None and not term.nullable:
-            raise _bad_token()
+            raise bad_token()
         if value is not None:
             after = f"{term.expression} {'<' if term.descending else '>'} ?"
             if term.nullable:
@@ -409,32 +534,5 @@ def _beginning(first: _Term, values: list[object]) -> Fragment:
 def _order_key(values: list[object]) -> int:
     """Where in the default order the page before ended."""
     if not values or not isinstance(values[0], int):
-        raise _bad_token()
+        raise bad_token()
     return values[0]
-
-
-def _digest(namespace_id: str, query: Filter) -> bytes:
-    text = query.strip() if isinstance(query, str) else repr(query)
-    return blake2b(f"{namespace_id}\n{text}".encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
-
-
-def _write_token(digest: bytes, values: tuple[object, ...]) -> bytes:
-    body = _TOKEN_VERSION + digest + msgspec.msgpack.encode(values)
-    return body + blake2b(body, digest_size=_DIGEST).digest()
-
-
-def _read_token(token: bytes, digest: bytes) -> list[object]:
-    body, check_sum = token[:-_DIGEST], token[-_DIGEST:]
-    if blake2b(body, digest_size=_DIGEST).digest() != check_sum or body[:1] != _TOKEN_VERSION:
-        raise _bad_token()
-    if body[1 : 1 + _DIGEST] != digest:
-        raise invalid("Invalid NextPageToken: it was made for another query or namespace.")
-    try:
-        values: list[object] = list(msgspec.msgpack.decode(body[1 + _DIGEST :], type=list[int | str | None]))
-        return values
-    except msgspec.DecodeError:
-        raise _bad_token() from None
-
-
-def _bad_token() -> ServiceError:
-    return invalid("Invalid NextPageToken.")

@@ -25,6 +25,7 @@ from history_store.visibility.spans import OPEN, OPEN_STATUSES, Span, of_leaf
 _MANY = 50  # longer lists travel as one JSON parameter
 
 Parameters = tuple[object, ...]
+Slots = tuple[tuple[int, int], ...]  # hash slots as ranges, both ends included, ascending, apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,17 @@ def one_of(column: str, values: Sequence[Stored]) -> Fragment:
 def within(row: str, span: Span) -> Fragment:
     """The row's order key is in the span. One bound at either end: SQLite would pick any of several."""
     return Fragment(f"({row}.order_key >= ? AND {row}.order_key <= ?)", (span.low, span.high))
+
+
+def of_slots(column: str, slots: Slots) -> Fragment:
+    """The column is a slot of one of the ranges: a search by halves, however many there are."""
+    if not slots:
+        return FALSE
+    if len(slots) == 1:
+        return Fragment(f"({column} >= {slots[0][0]} AND {column} <= {slots[0][1]})")
+    middle = len(slots) // 2
+    left, right = of_slots(column, slots[:middle]), of_slots(column, slots[middle:])
+    return Fragment(f"CASE WHEN {column} < {slots[middle][0]} THEN {left.text} ELSE {right.text} END")
 
 
 def _starts(column: str, prefix: str, negated: bool) -> Fragment:

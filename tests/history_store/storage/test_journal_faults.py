@@ -172,7 +172,8 @@ def test_a_file_of_the_version_without_a_journal_is_brought_to_this_one(tmp_path
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (files.FORMAT_VERSION,)
     connection.close()
-    assert int.from_bytes(path.read_bytes()[60:64], "big") == 2, "what an older program looks at"
+    header = path.read_bytes()[60:64]
+    assert int.from_bytes(header, "big") == files.FORMAT_VERSION, "what an older program looks at"
 
 
 # ------------------------------------------------------------------------------------------------ damage

@@ -94,9 +94,9 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "x.db"
     filled(path, 2)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version=3")
+        connection.execute(f"PRAGMA user_version={files.FORMAT_VERSION + 1}")
     connection.close()
-    refused(path, StorageCorrupt, "written by a newer Holdfast", "format 3")
+    refused(path, StorageCorrupt, "written by a newer Holdfast", f"format {files.FORMAT_VERSION + 1}")
 
 
 def test_a_file_of_another_node_is_refused(tmp_path):

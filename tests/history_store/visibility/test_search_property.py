@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from history_store.engine.errors import Code, ServiceError
-from history_store.visibility import projection, search
+from history_store.visibility import pages, projection, search
 from history_store.visibility.record import DeleteRecord
 
 _spec = importlib.util.spec_from_file_location(
@@ -410,7 +410,7 @@ def test_any_token_is_answered_or_refused(
     if token:
         with pytest.raises(ServiceError, match="Invalid NextPageToken"):
             search.list_executions(one_row, "ns1", "", {}, 1, token)
-    good = bytearray(search._write_token(search._digest("ns1", ""), (1, 2, "x")))
+    good = bytearray(pages.write_token(pages.digest("ns1", ""), (1, 2, "x")))
     search.list_executions(one_row, "ns1", "", {}, 1, bytes(good))
     if place < len(good) and good[place] != byte:
         good[place] = byte
