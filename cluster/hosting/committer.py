@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("storage")
 
+# Puts something into a round; answers what is to be called once that is durable, or None: it was nothing.
+Between = Callable[[Round], Callable[[], None] | None]
+
 
 def _in_time() -> None:
     """A group without others has no lease."""
@@ -72,6 +75,8 @@ class Committer:
         self._longest_s = 0.0
         self.exclusive = False  # a round puts an image in a group's place: no rows are written beside it
         self._held: tuple[Round, list[tuple[Group, Ready]]] | None = None  # such a round, until rows are done
+        self._between: list[Between] = []
+        self._afters: list[Callable[[], None]] = []  # of the round under way
         self.running = False  # the lanes write, and nobody else may
         self.stopped = False
         make = make_lane or (lanes.inline if inline else lanes.threads(loop))
@@ -96,6 +101,15 @@ class Committer:
             self.images.opened(made)
         return made
 
+    def drop(self, group: Group) -> None:
+        """The node has this replica no more. Between two rounds: none has a Ready of it out."""
+        assert not self._busy, "a round may have a Ready of it"
+        del self.groups[group.id]
+        self._dirty.pop(group, None)
+        group.close()
+        if self.images is not None:
+            self.images.closed(group)
+
     def write_now(self, group: Group, ready: Ready) -> None:
         """Write a Ready at once: before anything else runs."""
         batch = Round()
@@ -117,6 +131,12 @@ class Committer:
         elif self._send is not None and not self._pumping:
             self._pumping = True
             self.loop.call_soon(self._pump)
+
+    def between(self, fill: Between) -> None:
+        """Call it between two rounds, when no group has a Ready out, to put something into the next one."""
+        self._between.append(fill)
+        if not self._busy:
+            self._schedule()
 
     def _pump(self) -> None:
         """While a round is being written: appends leave for other replicas, and what they have is applied.
@@ -167,8 +187,10 @@ class Committer:
             return
         batch = Round()
         readies: list[tuple[Group, Ready]] = []
+        between, self._between = self._between, []
+        self._afters = [after for fill in between if (after := fill(batch)) is not None]
         self._take_readies(batch, readies)
-        if not readies:
+        if not readies and not self._afters:
             self.folder.plan(self.groups.values())
             return
         self._busy = True
@@ -220,6 +242,8 @@ class Committer:
         self.succeeded(self)
         self._busy = self.exclusive = False
         self._longest_s = max(self._longest_s, self.loop.time() - self._began)
+        for after in self._afters:
+            after()
         for group, ready in readies:
             if ready.snapshot is not None:
                 assert self.images is not None, "somebody installed it"
@@ -234,7 +258,7 @@ class Committer:
         self.folder.plan([group for group, _ in readies])
         if self.folder.waits:
             self.folder.begin()
-        if self._dirty:
+        if self._dirty or self._between:
             self._schedule()
 
     def _retry(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:

@@ -84,6 +84,8 @@ class Generations:
         self.storage = committer.storage
         self.deleted = 0  # rows
         self.shown = 0  # records
+        # Whether runs of a slot are another group's by now (slot, group), which is here, too, and shows them.
+        self.shown_by_other: Callable[[int, int], bool] = lambda _slot, _group: False
         self._on_done = on_done
         self._next = snapshot.GENERATION_FIRST
         self._jobs: deque[_Job] = deque()
@@ -151,6 +153,18 @@ class Generations:
         """That write is durable: show what came, and take away what was."""
         self.show(group)
         self._begin(_Drop(self, old, group.id, shown=True))
+
+    @staticmethod
+    def left(group: int, generation: int, old: int) -> RowList:
+        """What goes with the write that takes a replica away: an empty generation. Then call `cleared`."""
+        return [
+            (_BOOK + _GENERATION + snapshot.prefix(group), _pack(generation)),
+            (_BOOK + _DROPPED + snapshot.prefix(old), _pack((group, True))),
+        ]
+
+    def cleared(self, group: int, old: int) -> None:
+        """That write is durable: take away what was."""
+        self._begin(_Drop(self, old, group, shown=True))
 
     def show(self, group: Group) -> None:
         """Show the records that came with the group's image."""
@@ -260,10 +274,13 @@ class _Drop:
         if current is None or self._group == META_GROUP:
             return []
         now = snapshot.prefix(_number(current))
+        shown_by_other = self._generations.shown_by_other
         return [
             DeleteRecord(*snapshot.run_name(value))
             for key, value in found
-            if key[4:5] == keys.RUN and storage.get(now + key[4:]) is None
+            if key[4:5] == keys.RUN
+            and storage.get(now + key[4:]) is None
+            and not shown_by_other(int.from_bytes(key[5:7], "big"), self._group)
         ]
 
     def done(self) -> None:

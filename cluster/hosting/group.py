@@ -84,6 +84,9 @@ class Images(Protocol):
     def installed(self, group: Group) -> None:
         """That round is durable."""
 
+    def closed(self, group: Group) -> None:
+        """The node has this replica no more."""
+
 
 class Group:
     """The replica of one group."""
@@ -340,6 +343,13 @@ class Group:
                 self._waiters.append((index, waiter, True))
             else:
                 notify(waiter, error)
+
+    def close(self) -> None:
+        """The node has this replica no more: whoever waits hears so."""
+        self._lose()
+        current, self._current = self._current, []
+        for _, waiter in current:
+            notify(waiter, NotLeading(0, self.id))
 
     # ---- leadership
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from cluster.hosting.addresses import join_address, split_address
 from cluster.hosting.administration import INTERNAL_METHOD, Administration
 from cluster.hosting.clock import Identifiers
+from cluster.hosting.departures import ASK_MEMBER, NO_MEMBER, Departures
 from cluster.hosting.exchange import EXCHANGE, ExchangeHost
 from cluster.hosting.forward import KINDS as CALLS
 from cluster.hosting.forward import Forward
@@ -133,6 +134,7 @@ class Member:
             )
         self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=virtual is not None)
         self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
+        self.departures = Departures(node, replicas, self.snapshots, self.send)
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
@@ -166,6 +168,7 @@ class Member:
         self.node.meta.on_change.append(self._look_ready)
         self.replicas.start()
         self.steward.start()
+        self.departures.start()
         self._look_ready()
         if self._announcer is not None:
             self._announcer.start()
@@ -184,6 +187,7 @@ class Member:
         if self._announcer is not None:
             self._announcer.close()
         self.steward.close()
+        self.departures.close()
         self.replicas.close()
         self.snapshots.close()
 
@@ -292,6 +296,8 @@ class Member:
             self.tasks.received(node_id, message)
         elif kind in (ASK, DENY):
             self.takeovers.received(node_id, message)
+        elif kind in (ASK_MEMBER, NO_MEMBER):
+            self.departures.received(node_id, message)
         elif kind in IMAGES:
             self.snapshots.received(node_id, message)
         elif STATUS <= kind <= CHOSEN:

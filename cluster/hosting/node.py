@@ -19,6 +19,8 @@ from cluster.matching.workers import WorkerRegistry
 from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.keys import SLOTS, slot_of
+from history_store.raft import decode_configuration
+from history_store.shard import snapshot
 from history_store.visibility import attributes as visibility_attributes
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from history_store.engine.run import Run, TaskSpec
     from history_store.engine.state import Action
     from history_store.raft import Config
-    from history_store.storage.contract import Storage
+    from history_store.storage.contract import GroupLog, Storage
 
 log = structlog.get_logger("node")
 
@@ -152,6 +154,19 @@ class Node:
         if group.leading:
             self._lead(group)
         return group
+
+    def close_shard(self, group: Group, left: GroupLog) -> None:
+        """Hold that replica no more. `left`: what the disk has of it. Between two rounds."""
+        self.committer.drop(group)
+        self._found[group.id] = left
+
+    def holds(self, number: int) -> bool | None:
+        """Whether the disk has a replica of a shard that is not open; None: it has never had one."""
+        found = self._found.get(number)
+        if found is None or not (found.conf or found.entries or found.applied):
+            return None
+        _, conf = snapshot.unwrap_conf(number, found.conf)
+        return not conf or bool(decode_configuration(conf).members)
 
     def own_slots(self, groups: list[int]) -> None:
         """Which group each slot belongs to."""

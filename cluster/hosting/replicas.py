@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cluster.hosting.config import RaftSection
     from cluster.hosting.group import Group
     from cluster.hosting.node import Node
+    from cluster.membership.records import ShardRecord
 
 log = structlog.get_logger("replicas")
 
@@ -40,6 +41,7 @@ class Replicas:
         self.founders: tuple[int, ...] = ()  # voters that the meta group begins with
         self.onlookers: tuple[int, ...] = ()  # and its learners
         self.on_table: list[Callable[[], None]] = []
+        self.leaving: set[int] = set()  # shards whose replica here is being closed (departures.py)
         self._raft = raft
         self._send = send
         self._node: Node
@@ -122,20 +124,28 @@ class Replicas:
         if self._timer is not None:
             self._timer.cancel()
 
-    def reconcile(self) -> None:
+    def reconcile(self, *, again: bool = False) -> None:
         """Open the replicas that the table wants here, and learn who owns which slot."""
         table = self.table
-        if table.changes == self._seen or table.region is None:
+        if (table.changes == self._seen and not again) or table.region is None:
             return
         self._seen = table.changes
         node = self._node
         for shard in table.shards.values():
-            wanted = shard.state is not ShardState.RETIRED and self.node_id in (*shard.replicas, *shard.first)
-            if wanted and shard.id not in node.committer.groups:
+            if shard.id not in node.committer.groups and self._is_here(shard):
                 node.open_shard(shard.id)
         node.own_slots(table.owners)
         for callback in self.on_table:
             callback()
+
+    def _is_here(self, shard: ShardRecord) -> bool:
+        """Whether the node is to have a replica, or has one that others still count on."""
+        if shard.state is ShardState.RETIRED or shard.id in self.leaving:
+            return False
+        if self.node_id in shard.replicas:
+            return True
+        held = self._node.holds(shard.id)
+        return self.node_id in shard.first if held is None else held
 
     # ---- the clock
 

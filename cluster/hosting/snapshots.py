@@ -138,6 +138,21 @@ class Snapshots:
         self.generations.begun(group, incoming.replaced)
         incoming.installed()
 
+    def closed(self, group: Group) -> None:
+        """The node has this replica no more: nothing comes for it, and nothing goes."""
+        for key in [key for key in self._wanted if key[0] == group.id]:
+            del self._wanted[key]
+        for outgoing in [one for one in self._outgoing.values() if one.group is group]:
+            outgoing.end(arrived=False, why="the replica is here no more")
+        incoming = self._incoming.get(group.id)
+        if incoming is not None:
+            incoming.abandon("the replica is here no more")
+
+    def installing(self, group: Group) -> bool:
+        """Whether the round under way puts an image in the group's place, or the next one will."""
+        incoming = self._incoming.get(group.id)
+        return incoming is not None and incoming.installing
+
     # ---- peers
 
     def received(self, node_id: int, message: list[Any]) -> None:

@@ -63,6 +63,9 @@ def answer_request(core: Core, message: Message) -> None:
     may = core.vote == message.sender or (core.vote == NOBODY and core.leader == NOBODY)
     if pre and message.term > core.term:
         may = True
+    # Without members we are empty, and may have been a voter of this group before: of what such a one has
+    # promised, and of how long its log was, we know nothing until an image is here.
+    may = may and bool(core.conf.voters)
     granted = may and core.log.is_behind_or_equal(message.index, message.log_term)
     response = Kind.PRE_VOTE_RESPONSE if pre else Kind.VOTE_RESPONSE
     # A granted pre-vote answers in the term that was asked about. A refusal answers in ours, which may be

@@ -31,6 +31,7 @@ class Core:
         "alone",
         "append_wanted",
         "asked_to_stand",
+        "barred",
         "conf",
         "conf_bytes",
         "config",
@@ -108,6 +109,7 @@ class Core:
         self.lease_ceded = False  # a hand-over was begun in this term: others may be elected early
         self.quiet = False
         self.idle_ticks = 0
+        self.barred = False  # hosting has no rows that could be served: never stand
         self.alone = False
         self._set_conf(self._stored_conf(stored))
         self.restart_timer()
@@ -142,7 +144,7 @@ class Core:
 
     def may_stand(self) -> bool:
         """Whether we are a voter who knows its electorate."""
-        if not self.conf.is_voter(self.id) or self.log.snapshot is not None:
+        if not self.conf.is_voter(self.id) or self.log.snapshot is not None or self.barred:
             return False
         # A committed change that is not applied yet would make us count votes of the wrong members.
         entries = self.log.entries[

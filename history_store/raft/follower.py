@@ -87,7 +87,9 @@ def _append(core: Core, message: Message) -> None:
 def _heartbeat(core: Core, message: Message) -> None:
     log = core.log
     # The leader never names a commit mark beyond what it knows to be durable here.
-    log.commit_to(message.commit)
+    # To an empty replica it may name one that was known of a replica before us: there is no entry to commit.
+    if core.conf.voters:
+        log.commit_to(message.commit)
     if message.quiet and log.committed == log.last_index == message.index:
         core.quiet = True
     elif core.quiet:

@@ -201,6 +201,10 @@ class RawNode:
         """End the group's quiet: its leader's node seems gone, or a client waits."""
         self._core.wake()
 
+    def bar(self, *, barred: bool) -> None:
+        """Never stand for election, whoever asks. Log and votes are as good as ever, the rows are not."""
+        self._core.barred = barred
+
     def compact(self, index: int, term: int) -> None:
         """Forget entries up to `index`, whose rows are durable."""
         self._core.log.compact(index, term)
@@ -328,6 +332,11 @@ class RawNode:
         return self._core.term
 
     @property
+    def vote(self) -> int:
+        """Whom we voted for in our term; 0 = nobody."""
+        return self._core.vote
+
+    @property
     def committed(self) -> int:
         """The last index known to be committed."""
         return self._core.log.committed
@@ -393,12 +402,19 @@ class RawNode:
         return max(index - KEPT_ENTRIES, 0)
 
     def lagging(self, entries: int) -> list[int]:
-        """At the leader: members whose log is known to end more than so many entries before ours."""
+        """At the leader: members whose log is known to end more than so many entries before ours.
+
+        And learners that have nothing yet: a vote that cannot be given is worse than none.
+        """
         core = self._core
         if core.role is not _LEADER:
             return []
-        low = core.log.last_index - entries
-        return [member for member, progress in core.progress.items() if progress.match < low]
+        low, learners = core.log.last_index - entries, core.conf.learners
+        return [
+            member
+            for member, progress in core.progress.items()
+            if progress.match < low or (progress.match == 0 and member in learners)
+        ]
 
     def heir(self, able: Callable[[int], bool]) -> int:
         """At the leader: the other voter whose log is longest, among those that are able; 0 = nobody."""

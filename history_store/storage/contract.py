@@ -77,6 +77,9 @@ class Round:
     # groups whose rows all go, before `rows` are put: for an image that replaces them. With a `compact` of
     # the same group its whole log goes, too. The projection does not know groups: give a DeleteRecord for
     # each run of the old image, before the records of the new one
+    void: list[int] = field(default_factory=list)
+    # groups whose whole log goes with their `compact`, whatever of it is behind that: for a replica that is
+    # no member any more. Rows stay
 
 
 class GroupImage(NamedTuple):
@@ -132,8 +135,8 @@ class Storage(Protocol):
 
 def check_fold(batch: Round) -> None:
     """A fold beside appends has nothing that would have to be ordered among them."""
-    if batch.entries or batch.hard_states or batch.wipe:
-        raise ValueError("entries, hard states and wipes go through write")
+    if batch.entries or batch.hard_states or batch.wipe or batch.void:
+        raise ValueError("entries, hard states, wipes and voids go through write")
 
 
 class StorageError(Exception):

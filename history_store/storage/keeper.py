@@ -165,7 +165,7 @@ class LogKeeper:
         rows: dict[int, GroupRow] = {}
         for group, index, term in batch.compact:
             row = rows.get(group) or self._group(group).row
-            wiped = group in batch.wipe
+            wiped = group in batch.wipe or group in batch.void
             if index > row.compacted or (wiped and index == row.compacted):
                 if wiped or self._is_void(group, index, term):
                     plan.resets.add(group)

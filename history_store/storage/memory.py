@@ -201,7 +201,7 @@ class MemoryStorage:
             lasts[group] = max(check_follows(group, entries, last), log.compacted, index)
 
     def _resets(self, batch: Round, log: GroupLog, group: int, index: int, term: int) -> bool:
-        if group in batch.wipe:
+        if group in batch.wipe or group in batch.void:
             return index >= log.compacted and index > 0
         return index > log.compacted and self._is_void(log, index, term)
 

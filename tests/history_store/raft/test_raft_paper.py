@@ -594,6 +594,32 @@ def test_7_an_old_image_is_ignored() -> None:
     assert replica.node.last_index == 3
 
 
+def test_7_a_replica_that_was_a_member_before_promises_nothing_until_a_later_image_is_there() -> None:
+    """It has forgotten what it acknowledged: old members must not count it, whatever they say to it."""
+    stored = GroupLog(HardState(4, 2, 9), 9, 3, 9, 3, [], Configuration().encode())
+    replica = Observed()
+    replica.node = RawNode.restart(Config(1, voters=THREE), stored, random.Random(7).randrange)
+    replica.ticks(100)
+    assert replica.node.role is Role.FOLLOWER
+    (answer,) = only(replica.say(Kind.VOTE, 3, 5, 20, 4), Kind.VOTE_RESPONSE)
+    assert answer.reject
+    (answer,) = only(replica.say(Kind.PRE_VOTE, 3, 6, 20, 4), Kind.PRE_VOTE_RESPONSE)
+    assert answer.reject
+    (answer,) = only(replica.say(Kind.HEARTBEAT, 3, 4), Kind.APPEND_RESPONSE)
+    assert answer.term == 5, "an old leader hears that it is one, and not that it leads"
+    replica.say(Kind.HEARTBEAT, 3, 5, 30, commit=30)
+    assert replica.node.committed == 9, "what another replica under this number has had"
+    (answer,) = only(replica.say(Kind.APPEND, 3, 5, 9, 3, 10, entries(5)), Kind.APPEND_RESPONSE)
+    assert answer.reject
+    for index in (8, 9):
+        replica.say(Kind.SNAPSHOT, 3, 5, snapshot=image(index, 3))
+        assert replica.node.conf.voters == (), "it may be of a time when this node was a member before"
+    replica.say(Kind.SNAPSHOT, 3, 5, snapshot=image(10, 3))
+    assert replica.node.conf.voters == THREE
+    (answer,) = only(replica.say(Kind.VOTE, 2, 6, 10, 3, force=True), Kind.VOTE_RESPONSE)
+    assert not answer.reject
+
+
 # --------------------------------------------------------------------------------------- 8 clients
 
 

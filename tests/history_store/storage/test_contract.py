@@ -577,6 +577,23 @@ class Model:
             assert storage.get(k) == self.rows.get(k)
 
 
+def test_a_void_takes_the_whole_log_of_one_group_and_no_rows(disk):
+    row = key(1, b"a", b"x")
+    disk.storage.write(Round(entries=[(1, entries(1, 1, 9)), (2, entries(1, 1, 3))], rows=[(row, b"v")]))
+    for index in (5, 5):
+        disk.storage.write(
+            Round(void=[1], compact=[(1, index, 1)], applied=[(1, index, 1, b"c")],
+                  hard_states=[(1, HardState(4, 2, 5))])
+        )  # fmt: skip
+        logs = disk.kill_and_open().load()
+        assert logs[1] == GroupLog(HardState(4, 2, 5), 5, 1, 5, 1, [], b"c")
+        assert logs[2].entries == entries(1, 1, 3)
+        assert disk.storage.get(row) == b"v"
+        disk.storage.write(Round(entries=[(1, entries(1, 6, 9))]))
+    with pytest.raises(ValueError, match="through write"):
+        disk.storage.fold(Round(void=[1]))
+
+
 def test_any_history_of_rounds_and_ends(disk, rng):
     model = Model(rng)
     for _ in range(120):
