@@ -1,7 +1,7 @@
-"""Executions of several nodes: what they answer for their slots, put together, is what one projection answers.
+"""What several nodes answer for their slots, put together, is what one projection answers.
 
-Every node has all records of the slots it answers for, and of others what it once knew: of shards that left it,
-as they were then.
+Every node has all records of the slots it answers for, and of others what it once knew: of shards that left
+it, as they were then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from history_store.engine.keys import SLOTS, slot_of
 from history_store.visibility import pages, projection, search
+from history_store.visibility.record import DeleteRecord
 from tests.history_store.visibility.test_search_property import (
     built,
     histories,
@@ -26,12 +27,21 @@ from tests.history_store.visibility.test_search_property import (
 )
 
 
-def name_of(op: Any, slots: dict[tuple[str, str], int]) -> int:
-    """The slot of what an operation is about; a deletion says no workflow id."""
-    key = (op.namespace_id, op.run_id)
-    if hasattr(op, "workflow_id"):
-        slots[key] = slot_of(op.namespace_id, op.workflow_id)
-    return slots.get(key, 0)
+def with_slots(batches: list[list[Any]]) -> list[list[tuple[int, Any]]]:
+    """The operations, each with the slot of what it is about; a deletion says no workflow id."""
+    slots: dict[tuple[str, str], int] = {}
+    found: list[list[tuple[int, Any]]] = []
+    for batch in batches:
+        found.append([])
+        for op in batch:
+            key = (op.namespace_id, op.run_id)
+            if not isinstance(op, DeleteRecord):
+                slot = slot_of(op.namespace_id, op.workflow_id)
+                if slots.get(key, slot) != slot:  # another execution that took this one's run id: no node
+                    found[-1].append((slot, DeleteRecord(*key)))  # would take it for the same
+                slots[key] = slot
+            found[-1].append((slots.get(key, 0), op))
+    return found
 
 
 class Shared:
@@ -39,8 +49,7 @@ class Shared:
 
     def __init__(self, batches: list[list[Any]], nodes: int, rng: random.Random) -> None:
         self.whole = built(batches)
-        slots: dict[tuple[str, str], int] = {}
-        of_ops = [[(name_of(op, slots), op) for op in batch] for batch in batches]
+        of_ops = with_slots(batches)
         found = sorted({slot for batch in of_ops for slot, _ in batch} | {rng.randrange(SLOTS)})
         self.owners = {slot: rng.randrange(nodes) for slot in found}
         first, self.slots = 0, [[] for _ in range(nodes)]  # type: ignore[var-annotated]
@@ -166,9 +175,11 @@ def test_what_a_shard_left_behind_is_forgotten_and_nothing_else(history: Any, se
 def test_tables_of_before_there_were_slots_get_them() -> None:
     """And answer as those that were made with them."""
     rows = [
-        oracle.Row(namespace, f"run{n:02d}", {"WorkflowId": f"w{n}", "RunId": f"run{n:02d}", "StartTime": n + 1,
-                   "WorkflowType": "t", "TaskQueue": "q", "ExecutionTime": 1, "HistoryLength": 1,
-                   "ExecutionStatus": 1, **({"TemporalNamespaceDivision": "a"} if n % 3 == 0 else {})})
+        oracle.Row(namespace, f"run{n:02d}", {
+            "WorkflowId": f"w{n}", "RunId": f"run{n:02d}", "StartTime": n + 1, "WorkflowType": "t",
+            "TaskQueue": "q", "ExecutionTime": 1, "HistoryLength": 1, "ExecutionStatus": 1,
+            **({"TemporalNamespaceDivision": "a"} if n % 3 == 0 else {}),
+        })
         for n in range(20)
         for namespace in ("ns1", "ns2")
     ]  # fmt: skip
