@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.group import Group
     from cluster.hosting.node import Node
 
 log = structlog.get_logger("forward")
@@ -184,7 +185,7 @@ class Attempt:
             return
         except NotReadable as error:
             self._leave()
-            error.group.when_readable(self._readable)
+            error.group.when_readable(partial(self._readable, error.group))
             return
         except ServiceError as error:
             if self._forward.may_be_news(self, error):
@@ -221,7 +222,7 @@ class Attempt:
         if not self.done:
             self.fail(*status_of(error, self.method, self.connection.peer))
 
-    def _readable(self, error: ServiceError | None) -> None:
+    def _readable(self, group: Group, error: ServiceError | None) -> None:
         if self.done:
             return
         if isinstance(error, NotLeading):
@@ -229,6 +230,7 @@ class Attempt:
         elif error is not None:
             self._fail_with(error)
         else:
+            self._entered.confirmed.append(group)
             self.run()
 
     def _leave(self) -> None:

@@ -69,10 +69,11 @@ def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Memb
 class Entered:
     """What a call meets while it is handled."""
 
-    __slots__ = ("run_id", "shards")
+    __slots__ = ("confirmed", "run_id", "shards")
 
     def __init__(self) -> None:
         self.shards: list[ShardHost] = []
+        self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
         self.run_id = ""  # the run that was meant, where the call named none
 
 
@@ -247,7 +248,9 @@ class Node:
             raise NotLeading(self.leader_of(number), number)
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.shards.append(shard)
-            if shard.group.read_index_now() is None:
+            # A quorum's word is enough, once: a lease may be out of reach, where the network is slower than
+            # leases are long, or for the rest of a term in which a hand-over came to nothing.
+            if shard.group.read_index_now() is None and shard.group not in self.entered.confirmed:
                 raise NotReadable(shard.group)
         return shard
 

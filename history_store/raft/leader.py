@@ -360,7 +360,8 @@ def tick(core: Core) -> None:
     for progress in core.progress.values():
         if progress.flow is Flow.SNAPSHOT:
             progress.snapshot_ticks += 1
-            if progress.snapshot_ticks >= config.snapshot_ticks_max:
+            patience = config.election_ticks if progress.snapshot_arrived else config.snapshot_ticks_max
+            if progress.snapshot_ticks >= patience:
                 snapshot_reported(progress, arrived=False)
     if config.quiet_after_ticks and core.idle_ticks >= config.quiet_after_ticks and _may_fall_quiet(core):
         heartbeat(core, quiet=True)
@@ -463,8 +464,15 @@ def _send_timeout_now(core: Core) -> None:
 
 
 def snapshot_reported(progress: Progress, *, arrived: bool) -> None:
-    """Hosting knows how sending an image ended. Arrived: the member's own answer will say how far it is."""
-    if progress.flow is Flow.SNAPSHOT and not arrived:
+    """Hosting knows how sending an image ended. Arrived: the member's own answer will say how far it is.
+
+    That answer may be lost with a connection, or never be given, by a member that was restarted with the
+    image in place and does not know yet who leads: after an election timeout we ask.
+    """
+    if progress.flow is Flow.SNAPSHOT and arrived:
+        progress.snapshot_arrived = True
+        progress.snapshot_ticks = 0
+    elif progress.flow is Flow.SNAPSHOT:
         progress.snapshot_index = 0
         progress.become_probe()
         progress.probe_sent = True  # wait for a sign of life before the next attempt

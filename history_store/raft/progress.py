@@ -35,6 +35,7 @@ class Progress:
         "next",
         "probe_sent",
         "sent_commit",
+        "snapshot_arrived",
         "snapshot_index",
         "snapshot_ticks",
         "window",
@@ -52,6 +53,7 @@ class Progress:
         self.acked_round = 0  # the latest heartbeat round it answered
         self.snapshot_index = 0  # SNAPSHOT: which image was asked for
         self.snapshot_ticks = 0  # SNAPSHOT: how long ago
+        self.snapshot_arrived = False  # SNAPSHOT: hosting says so; the member's own answer is still to come
         self.window: deque[tuple[int, int]] = deque()  # REPLICATE: (last index, bytes) of unanswered appends
         self.window_bytes = 0
 
@@ -79,6 +81,7 @@ class Progress:
         self._enter(Flow.SNAPSHOT)
         self.snapshot_index = index
         self.snapshot_ticks = 0
+        self.snapshot_arrived = False
 
     def sent(self, last: int, size: int) -> None:
         """An append with entries up to `last` is on its way (`last` < next for an empty one)."""

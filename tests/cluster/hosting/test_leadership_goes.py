@@ -60,6 +60,22 @@ async def test_a_query_is_answered_by_way_of_any_node(rng: random.Random) -> Non
     await region.close()
 
 
+async def test_reads_are_answered_in_a_term_that_has_no_lease_any_more(rng: random.Random) -> None:
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    await _start(region, "w")
+    leader = region.leader_of("w")
+    assert leader is not None
+    group = leader.node.shard_of(leader.node.meta.by_name["default"].id, "w").group
+    group.raft._core.lease_ceded = True  # a hand-over was begun, and came to nothing
+    for through in region.members.values():
+        asked = wire.DescribeWorkflowExecutionRequest(namespace="default", execution=execution("w"))
+        await region.request(through, asked)
+    assert group.leading
+    assert group.raft._core.lease_ceded
+    await region.close()
+
+
 def signal(workflow_id: str, request_id: str) -> Any:
     return wire.SignalWorkflowExecutionRequest(
         namespace="default",

@@ -184,6 +184,16 @@ def test_a_lost_snapshot_report_does_not_stall_a_follower_for_ever() -> None:
     assert node._core.progress[3].flow is Flow.PROBE
 
 
+def test_a_member_that_took_an_image_and_could_not_say_so_is_asked() -> None:
+    node = leader_of_three(election_ticks=3, check_quorum=False)
+    node._core.progress[3].become_snapshot(1)
+    node.report_snapshot(3, arrived=True)
+    for _ in range(3):
+        assert node._core.progress[3].flow is Flow.SNAPSHOT
+        node.tick()
+    assert node._core.progress[3].flow is Flow.PROBE
+
+
 def test_a_read_wakes_a_quiet_group() -> None:
     follower = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
     follower.step(Message(Kind.HEARTBEAT, 1, 2, 1, quiet=True))
