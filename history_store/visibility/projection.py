@@ -185,7 +185,7 @@ def create(connection: sqlite3.Connection) -> None:
     if columns and "slot" not in columns:
         _add_slots(connection)
     for statement in _SCHEMA:
-        # SQLite keeps the text as it is. Without the layout the whole schema fits on the first page (of 4 KiB).
+        # SQLite keeps the text as it is. Without the layout the whole schema fits on one page (4 KiB).
         connection.execute(" ".join(statement.split()))
 
 
