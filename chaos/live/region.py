@@ -35,14 +35,20 @@ from chaos.live.history import Final
 from chaos.live.readback import digests, read_history, read_list, read_run
 from chaos.live.region_judge import judge_region
 from chaos.live.region_measure import BEFORE_S, Felt, measure, spread
-from chaos.live.region_nodes import META, RegionNodes, enter_namespace
+from chaos.live.region_nodes import META, NODES, RegionNodes, enter_namespace
 from chaos.live.region_record import Traces, traces_of
 from chaos.live.region_workload import RegionWorkload
+from chaos.live.toxiproxy import LOSSY, SLOW, server
 from cluster.local import LocalError
 
 KILL, PAUSE, RESTART, FULL_DISK, SLOW_DISK = "kill", "pause", "restart", "full disk", "slow disk"
 CUT_OUT, CUT_IN, PARTITION, PAIR = "cut from victim", "cut to victim", "partition", "cut between two"
-OTHERS = (PAUSE, RESTART, CUT_OUT, CUT_IN, PARTITION, PAIR, FULL_DISK, SLOW_DISK)
+SLOW_NETWORK, LOST_BYTES = "slow network", "lost bytes"
+OTHERS = (
+    PAUSE, RESTART, CUT_OUT, CUT_IN, PARTITION, PAIR, FULL_DISK, SLOW_DISK, SLOW_NETWORK, LOST_BYTES,
+)  # fmt: skip
+TOXICS = {SLOW_NETWORK: SLOW, LOST_BYTES: LOSSY}
+SLOW_DISK_S = 0.6  # that each write takes
 PACE = 10.0
 WARM_S = 1.0
 BACK_S_MAX = 30.0
@@ -59,6 +65,7 @@ class Report:
     seed: int
     kills: int
     short: bool
+    nodes: int = NODES
     verdict: Verdict = Verdict.UNKNOWN
     problems: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -69,6 +76,8 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     linearizable: dict[str, Any] = field(default_factory=dict)
     raw_errors: dict[str, int] = field(default_factory=dict)
+    excused: list[str] = field(default_factory=list)  # errors of clients while the whole machine stood still
+    stalled_s: float = 0.0  # for how long it did
     runs: int = 0
     acknowledged: int = 0
     executions: int = 0
@@ -79,7 +88,8 @@ class Report:
     def replay(self) -> str:
         """The command that does the same again (the nodes' own timing apart)."""
         short = " --short" if self.short else ""
-        return f"python -m chaos.live.region --kills {self.kills} --seed {self.seed}{short}"
+        nodes = f" --nodes {self.nodes}" if self.nodes != NODES else ""
+        return f"python -m chaos.live.region --kills {self.kills} --seed {self.seed}{nodes}{short}"
 
     def recovery(self) -> dict[str, dict[str, float]]:
         """By fault, in milliseconds."""
@@ -111,6 +121,7 @@ class Report:
             "recovery_ms": self.recovery(), "goals_missed": self.goals_missed,
             "faults": [felt.as_dict() for felt in self.faults], "skipped": self.skipped,
             "linearizable": self.linearizable, "raw_errors": self.raw_errors, "runs": self.runs,
+            "excused": self.excused, "stalled_s": round(self.stalled_s, 1),
             "acknowledged": self.acknowledged, "executions": self.executions,
             "seconds": round(self.seconds, 1), "problems": self.problems, "doubts": self.doubts,
             "report": self.directory, "replay": self.replay,
@@ -127,7 +138,7 @@ class Suite:
         self._say = say
         self._pace = pace
         self._rng = random.Random(report.seed)
-        self.nodes = RegionNodes(directory / "region", self._rng)
+        self.nodes = RegionNodes(directory / "region", self._rng, report.nodes, server())
         self.workload = RegionWorkload(self._rng, self.nodes.addresses, pace)
         self._hold_s = 1.5 if report.short else 3.0
         self._pause_s = 2.5 if report.short else 5.0
@@ -152,12 +163,17 @@ class Suite:
             await self.nodes.stop()
         report.doubts += self.workload.failures
         report.raw_errors = self.workload.raw_errors
+        report.excused = self.workload.excused
+        report.stalled_s = sum(late for _, late in self.workload.stalls)
 
     def _order(self) -> list[str]:
         """Kills, and every other fault among them: once in the short form, twice in the long one."""
         report = self._report
         rest = [*OTHERS] * (1 if report.short else 2)
-        report.skipped[SLOW_DISK] = "needs a device whose speed can be limited: no io controller here"
+        if self.nodes.toxiproxy is None:
+            report.skipped |= dict.fromkeys(
+                TOXICS, "needs toxiproxy-server on the PATH or as TOXIPROXY_SERVER"
+            )
         if self.nodes.disk is None:
             report.skipped[FULL_DISK] = "needs unshare and mount"
         order = [KILL] * report.kills + [fault for fault in rest if fault not in report.skipped]
@@ -219,6 +235,14 @@ class Suite:
                 await nodes.fill_disk()
                 await asyncio.sleep(hold + 0.5)
                 nodes.free_disk()
+            case "slow disk":
+                nodes.slow_disk(victim, SLOW_DISK_S)
+                await asyncio.sleep(self._pause_s + 1.0)
+                nodes.slow_disk(victim, 0.0)
+            case "slow network" | "lost bytes":
+                await nodes.poison(victim, TOXICS[felt.fault])
+                await asyncio.sleep(hold + 0.5)
+                await nodes.poison(victim, ())
             case _:
                 await nodes.cut(*ways(felt.fault, victim, others))
                 await asyncio.sleep(hold + 0.5)
@@ -316,10 +340,10 @@ async def read_traces(client: Client, final: Final, workload: RegionWorkload) ->
 
 async def run_suite(
     kills: int, seed: int, *, short: bool = False, only: Sequence[str] = (), pace: float = PACE,
-    say: Say = lambda _: None, keep: bool = False,
+    say: Say = lambda _: None, keep: bool = False, nodes: int = NODES,
 ) -> Report:  # fmt: skip
     """Run it in a directory of its own, which is kept unless the verdict is `ok`, or if `keep` says so."""
-    report = Report(seed, kills, short)
+    report = Report(seed, kills, short, nodes)
     directory = Path(tempfile.mkdtemp(prefix="holdfast-region-"))
     began = time.monotonic()
     try:
@@ -349,6 +373,7 @@ def show(report: Report) -> str:
     lines.append(f"  read back        {report.runs} runs, {report.executions} executions of activities")
     lines.append(f"  acknowledged     {report.acknowledged}; linearizable: {report.linearizable}")
     lines.append(f"  raw clients      {report.raw_errors}")
+    lines += [f"  machine stood still for {report.stalled_s:.1f} s: {error}" for error in report.excused]
     lines += [f"  GOAL MISSED      {goal}" for goal in report.goals_missed]
     lines += [f"  BROKEN           {problem}" for problem in report.problems]
     lines += [f"  UNKNOWN          {doubt}" for doubt in report.doubts]
@@ -364,19 +389,22 @@ def show(report: Report) -> str:
 )
 @click.option("--seed", type=int, help="Of every random choice. Without: a fresh one.")
 @click.option("--short", is_flag=True, help="Every other fault once, and shorter.")
+@click.option("--nodes", type=click.IntRange(3, 9), default=NODES, show_default=True, help="Of the region.")
 @click.option("--fault", "only", multiple=True, help="Only these.")
 @click.option("--pace", default=PACE, show_default=True, help="Workflows a second and node.")
 @click.option("--keep", is_flag=True, help="Keep logs and record whatever the verdict is.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
 def main(
-    kills: int, seed: int | None, short: bool, only: tuple[str, ...], pace: float, keep: bool, as_json: bool
-) -> None:
+    kills: int, seed: int | None, short: bool, nodes: int, only: tuple[str, ...], pace: float, keep: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Break nodes of a region under load and judge what was acknowledged. Exit 0 only for `ok`."""
     enter_namespace("chaos.live.region")
     seed = secrets.randbits(32) if seed is None else seed
     click.echo(f"seed {seed}, {kills} kills", err=True)
     say: Say = lambda text: click.echo(text, err=True)  # noqa: E731
-    report = asyncio.run(run_suite(kills, seed, short=short, only=only, pace=pace, say=say, keep=keep))
+    suite = run_suite(kills, seed, short=short, only=only, pace=pace, say=say, keep=keep, nodes=nodes)
+    report = asyncio.run(suite)
     click.echo(json.dumps(report.as_dict()) if as_json else show(report))
     sys.exit(report.verdict is not Verdict.OK)
 

@@ -1,7 +1,8 @@
 """A local region of real processes, and what can be done to its nodes from outside.
 
-Between the nodes stands the proxy (proxy.py), and the data of one of them lies on a small file system of its
-own, where the machine allows that: a tmpfs in a mount namespace that this process was started in.
+Between the nodes stands the proxy (proxy.py), and toxiproxy between that and each node, if there is one.
+The data of one node lies on a small file system of its own, where the machine allows that: a tmpfs in a mount
+namespace that this process was started in. All disks can be made slow (slow_disk.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,16 @@ import grpc
 import grpc.aio
 import msgspec
 
+from chaos.live.slow_disk import DELAY_FILE
+from chaos.live.toxiproxy import Toxic, Toxiproxy
 from cluster.local import LocalCluster
 from cluster.local.plan import CLUSTER_FILE, HOST, Plan, node_toml, planned
-from cluster.local.plan import PROGRAM as NODE_PROGRAM
 from cluster.local.ports import free_ports
 from cluster.local.state import replace
 
 NODES: Final = 3
+# -P as in cluster.local.plan
+NODE_PROGRAM: Final = (sys.executable, "-P", "-m", "chaos.live.slow_disk", "server", "start", "--config")
 REGION: Final = "a"
 DISK_BYTES: Final = 384 << 20
 NAMESPACE: Final = "HOLDFAST_CHAOS_NAMESPACE"  # set in the environment inside of one
@@ -55,11 +58,18 @@ def enter_namespace(module: str) -> None:
 class RegionNodes:
     """The nodes. Calls that wait for processes are coroutines."""
 
-    def __init__(self, directory: Path, rng: random.Random, program: Sequence[str] = NODE_PROGRAM) -> None:
+    def __init__(self, directory: Path, rng: random.Random, nodes: int = NODES, toxiproxy: str = "") -> None:
+        """`toxiproxy`: the program, if it is to be used."""
         self.directory = directory
-        ports = free_ports(4 * NODES, rng)
-        plan = planned(REGION, NODES, ports[: 3 * NODES], program, {})
-        self._fronts = dict(zip((node.name for node in plan.nodes), ports[3 * NODES :], strict=True))
+        ports = free_ports(5 * nodes + 1, rng)
+        plan = planned(REGION, nodes, ports[: 3 * nodes], NODE_PROGRAM, {})
+        names = [node.name for node in plan.nodes]
+        self._fronts = dict(zip(names, ports[3 * nodes : 4 * nodes], strict=True))
+        self._behind = {node.name: node.peers for node in plan.nodes}  # what stands behind our own proxy
+        self.toxiproxy: Toxiproxy | None = None
+        if toxiproxy:
+            self._behind = dict(zip(names, ports[4 * nodes : 5 * nodes], strict=True))
+            self.toxiproxy = Toxiproxy(toxiproxy, ports[-1], rng.getrandbits(31))
         self.disk: Path | None = None  # the small one
         self._filled = ""
         self.disk_node = plan.nodes[-1].name
@@ -94,9 +104,10 @@ class RegionNodes:
 
     async def start(self) -> None:
         """Proxy and nodes are up when this returns. LocalError."""
-        places = [
-            f"{node.name}={self._fronts[node.name]}:{node.peers}" for node in Plan.read(self.directory).nodes
-        ]
+        if self.toxiproxy is not None:
+            peers = {node.name: node.peers for node in Plan.read(self.directory).nodes}
+            await self.toxiproxy.start({name: (port, peers[name]) for name, port in self._behind.items()})
+        places = [f"{name}={port}:{self._behind[name]}" for name, port in self._fronts.items()]
         self._proxy = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "chaos.live.proxy", *places,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -116,6 +127,8 @@ class RegionNodes:
             assert self._proxy.stdin is not None
             self._proxy.stdin.close()
             await self._proxy.wait()
+        if self.toxiproxy is not None:
+            await self.toxiproxy.stop()
         if self.disk is not None:
             await asyncio.to_thread(subprocess.run, ["umount", str(self.disk)], check=False)
 
@@ -175,6 +188,22 @@ class RegionNodes:
         async with asyncio.timeout(ORDER_S):
             if not await self._proxy.stdout.readline():
                 raise RuntimeError("the proxy has ended")
+
+    async def poison(self, node: str, toxics: tuple[Toxic, ...]) -> None:
+        """What toxiproxy does to all that others send to the node; no toxics = heal all."""
+        assert self.toxiproxy is not None
+        if toxics:
+            await self.toxiproxy.poison(node, toxics)
+        else:
+            await self.toxiproxy.heal()
+
+    def slow_disk(self, node: str, seconds: float) -> None:
+        """Each write of the node takes so much longer; 0 = none does."""
+        file = self.directory / node / DELAY_FILE
+        if seconds:
+            file.write_text(str(seconds))
+        else:
+            file.unlink()
 
     async def fill_disk(self) -> None:
         """Take all space of the small disk."""

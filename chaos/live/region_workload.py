@@ -5,6 +5,9 @@ They work on counters, together, and every call is recorded for the judge of lin
 start one-activity workflows at a steady pace, whatever becomes of those before: their ends, which come as
 regularly, are what throughput is measured by.
 
+Where this process itself did not get to run for STALL_S, the nodes on the same machine did not either: what a
+client then saw says nothing about them (`excused`).
+
 A refusal that an SDK client hears may be that of a second try, whose first one did it. So it counts as an
 answer only where no fault was near; elsewhere its outcome is unknown.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ from temporalio.client import (
 from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -70,6 +75,9 @@ RAW_PAUSE_S = 0.05  # the first; half as much again each time
 RAW_PAUSE_S_MAX = 0.5
 RACE = 0.15  # of all starts, so many have a rival with the same id
 SETTLE_S_MAX = 30.0
+LOOK_S = 0.1
+STALL_S = 1.0  # an election's time-out: a machine that stands still for longer changes leaders by itself
+KIND_CHARACTERS = 60  # of an error's message tell its kind
 STATUSES = {
     WorkflowExecutionStatus.RUNNING: Status.RUNNING,
     WorkflowExecutionStatus.COMPLETED: Status.COMPLETED,
@@ -116,6 +124,8 @@ class RegionWorkload:
         self.marks: list[Mark] = []
         self.raw_errors: dict[str, int] = {}  # what raw clients heard and tried again
         self.failures: list[str] = []  # of the suite itself
+        self.excused: list[str] = []  # errors of clients while the machine stood still
+        self.stalls: list[tuple[float, float]] = []  # since when, and for how long
         self.victims: set[str] = set()  # nodes whose clients may see errors now
         self.disturbed = asyncio.Event()  # set while a fault, or its echo, is there
         self.faults = 0  # so far
@@ -136,6 +146,16 @@ class RegionWorkload:
             for talker in range(TALKERS):
                 self._begin(self._talk(node, f"{node}.{talker}", client, random.Random(self.rng.random())))
             self._begin(self._load(node, number / len(self.addresses)))
+        self._workers.append(asyncio.ensure_future(self._watch()))
+
+    async def _watch(self) -> None:
+        """Notice when the machine does not let this process run."""
+        while True:
+            before = self._now
+            await asyncio.sleep(LOOK_S)
+            late = self._now - before - LOOK_S
+            if late > STALL_S:
+                self.stalls.append((before, late))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -264,7 +284,7 @@ class RegionWorkload:
             try:
                 async with asyncio.timeout(CALL_S_MAX):
                     answer = await work()
-            except TimeoutError:
+            except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):  # the latter: an update's wait
                 error = f"no answer within {CALL_S_MAX:g} s"
             except WorkflowUpdateFailedError as failed:
                 if workflow_id not in self._shared.ending:
@@ -281,7 +301,8 @@ class RegionWorkload:
             Mark(self._now, node, self._now - began, False, error, f"{type(call).__name__} of {workflow_id}")
         )
         if error and not excused and node not in self.victims:
-            self.record.errors.append(
+            stalled = any(since + late > began for since, late in self.stalls)
+            (self.excused if stalled else self.record.errors).append(
                 f"an SDK client of {node}, which was well, saw for {type(call).__name__} of {workflow_id} "
                 f"after {self._now - began:.1f} s: {error}"
             )
@@ -343,7 +364,8 @@ class RegionWorkload:
             except RawRefused as refused:
                 if refused.code is grpc.StatusCode.DEADLINE_EXCEEDED and "History" in method:
                     continue  # nothing new so far
-                what = f"{'victim' if node in self.victims else 'survivor'}: {method}: {refused.code.name}"
+                who = "victim" if node in self.victims else "survivor"
+                what = f"{who}: {method}: {refused.code.name}: {_kind_of(refused.message)}"
                 self.raw_errors[what] = self.raw_errors.get(what, 0) + 1
                 if refused.code in ALARMING or refused.code in (
                     grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS,
@@ -383,6 +405,11 @@ class RegionWorkload:
         await asyncio.gather(*tasks, return_exceptions=True)
         for client in self._raw.values():
             await client.close()
+
+
+def _kind_of(message: str) -> str:
+    """The head of an error's message, without what differs from one to the next."""
+    return re.sub(r"[0-9][0-9.:]*", "#", message)[:KIND_CHARACTERS]
 
 
 def _take(wish: Wish, answer: Answer | None) -> None:
