@@ -23,6 +23,7 @@ from cluster.hosting.folder import Folder
 from cluster.hosting.group import Group, Images, Send, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
+from history_store.rare import reached
 from history_store.storage.contract import Round, Storage, StorageFull, StorageReadOnly
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class Committer:
             return None
         self._failing.add(lane)
         if self.refusal is None:
+            reached("disk full")
             log.error("the disk takes no writes; refusing new ones until it does", error=str(error))
             self.refusal = ServiceError(Code.RESOURCE_EXHAUSTED, f"this node takes no writes: {error}")
             waits = Indefinite(f"the write waits for the disk and may still happen: {error}")

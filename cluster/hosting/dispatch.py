@@ -22,6 +22,7 @@ from history_store.engine import workflow_task
 from history_store.engine.errors import ServiceError
 from history_store.engine.state import WFT_SPECULATIVE
 from history_store.engine.workflow_task import STICKY_KIND
+from history_store.rare import reached
 
 if TYPE_CHECKING:
     import asyncio
@@ -280,6 +281,7 @@ class Delivery:
         """It is started for good: deliver it, or give it back if nobody is there any more."""
         poll = self.poll
         if error is not None:
+            reached("start of a task in doubt")
             # Another node leads the shard: whether the task was started is its business, and it gives it to
             # somebody. The worker polls again.
             if poll.open:
@@ -309,6 +311,7 @@ def give_back(
     shard: ShardHost, namespace_id: str, workflow_id: str, run_id: str, kind: int, stamp: int, ref: int
 ) -> None:
     """A started task reached nobody: it waits again."""
+    reached("task given back")
     if shard.retired:
         return
     run = shard.find(namespace_id, workflow_id, run_id)

@@ -24,6 +24,7 @@ from cluster.frontend.status import status_of
 from cluster.hosting.group import NotLeading, NotReadable
 from cluster.hosting.node import Barrier, Entered
 from history_store.engine.errors import Code, ServiceError
+from history_store.rare import reached
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -154,6 +155,7 @@ class Attempt:
         if not self.again or code not in OF_THE_STATE or name.startswith(READING):
             self.call.fail(code, message, details)
         else:
+            reached("refusal in doubt after an earlier try")
             why = f"an earlier try, which was lost, may have been the one that did it; now: {message}"
             self.call.fail(int(Code.UNAVAILABLE), why)
 
@@ -266,6 +268,8 @@ class Attempt:
             self.on_cancel()  # the handler forgets the call, as if the client had gone
         if self._entered.run_id:
             name_run(self.call, self._entered.run_id)
+            reached("call tried again for the run it met first")
+        reached("call tried again")
         again = Attempt(self._forward, self.call, self._handler, self.until)
         again.again = True
         self.call.on_cancel = again._cancelled
@@ -636,6 +640,7 @@ class Forward:
             attempt.remote = None
             attempt.again = True
             if names_no_run(attempt.call):
+                reached("call lost with the leader's node")
                 # It may have changed a run that only the dead knew: another try might change the next one.
                 why = "the shard's leader has gone, and whether it was done is not known"
                 attempt.fail(int(Code.UNAVAILABLE), why)

@@ -18,6 +18,7 @@ import structlog
 
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import DATA, Kind, NotLeader, RaftError, RawNode
+from history_store.rare import reached
 from history_store.shard import image, snapshot
 from history_store.shard.rows import Rows
 
@@ -371,6 +372,8 @@ class Group:
         if led:
             log.info("leads no more", group=self.id, term=self.raft.term, leader=self.raft.leader)
             self.on_lose()
+        if waiters:
+            reached("writes in doubt at the end of leadership")
         lost = LostLeadership("another node took over the shard meanwhile; whether it was done is not known")
         for _, waiter, _ in waiters:
             notify(waiter, lost)

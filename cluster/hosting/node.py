@@ -20,6 +20,7 @@ from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.keys import SLOTS, slot_of
 from history_store.raft import decode_configuration
+from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.visibility import attributes as visibility_attributes
 
@@ -251,6 +252,7 @@ class Node:
             # A quorum's word is enough, once: a lease may be out of reach, where the network is slower than
             # leases are long, or for the rest of a term in which a hand-over came to nothing.
             if shard.group.read_index_now() is None and shard.group not in self.entered.confirmed:
+                reached("lease refused")
                 raise NotReadable(shard.group)
         return shard
 

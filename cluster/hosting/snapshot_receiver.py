@@ -17,6 +17,7 @@ import structlog
 
 from cluster.hosting.snapshot_sender import ACCEPT, ACK, DONE, WINDOW_CHUNKS
 from history_store.raft import Kind, Message, SnapshotMeta
+from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.shard.snapshot import Chunk, Damaged, Incomplete, Progress
 
@@ -158,6 +159,7 @@ class Incoming:
         self.over = True
         group = self.group
         self._tell(DONE, installed, group.raft.committed if group is not None else 0, why)
+        reached("image thrown away")
         log.info("an image is thrown away", group=self.staged.group, index=self.staged.index, why=why)
         self._queue.clear()
         self._room.generations.forget(self.staged)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cluster.hosting.meta import META_GROUP
+from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.storage.contract import StorageError
 from history_store.visibility.search import find_records
@@ -124,6 +125,8 @@ class Outgoing:
         if not self._first <= following <= self._first + len(self._window):
             self.end(arrived=False, why=f"node {self.peer} wants chunk {following}, which is gone")
             return
+        if following:
+            reached("image resumed")
         self._accepted = True
         self._following = following
         self.pump()
@@ -212,8 +215,10 @@ class Outgoing:
             return
         self.over = True
         if arrived:
+            reached("image sent")
             log.info("an image arrived", group=self.group.id, node=self.peer, chunks=self._first)
         else:
+            reached("image given up")
             log.warning("an image did not arrive", group=self.group.id, node=self.peer, why=why)
         if not told:
             self._room.send(self.peer, [CANCEL, self.group.id, self.image], False)

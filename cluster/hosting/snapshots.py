@@ -24,6 +24,7 @@ from cluster.hosting.group import Stored
 from cluster.hosting.snapshot_receiver import Incoming, raft_id
 from cluster.hosting.snapshot_sender import ACCEPT, ACK, CANCEL, CHUNK, DONE, OFFER, Outgoing
 from history_store.raft import Kind, Message, SnapshotMeta
+from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.shard.snapshot import Progress
 
@@ -73,6 +74,7 @@ class Snapshots:
     def recover(self) -> None:
         """Take up what was under way when the node ended."""
         for staged in self.generations.recover():
+            reached("image taken up after a restart")
             self._incoming[staged.group] = Incoming(self, staged, 0)
         self._recovered = True
         for group in self.committer.groups.values():

@@ -25,6 +25,7 @@ from cluster.matching.contract import QueueKey
 from history_store.engine import keys, workflow_task
 from history_store.engine.errors import ServiceError
 from history_store.raft import DATA
+from history_store.rare import reached
 from history_store.shard import image
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Receipts:
     def give(self, receipt: Receipt) -> bool:
         """A task is about to be handed over. False: its shard's new leader was told that it was not."""
         if receipt in self._denied:
+            reached("task came after it was denied")
             return False
         self._given[receipt] = None
         if len(self._given) > REMEMBERED:
@@ -81,6 +83,8 @@ class Receipts:
         missing = [
             receipt for receipt, started in doubts if started > self._since and receipt not in self._given
         ]
+        if missing:
+            reached("receipt denied")
         self._denied.update((receipt, None) for receipt in missing)
         while len(self._denied) > REMEMBERED:
             self._denied.popitem(last=False)

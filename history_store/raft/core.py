@@ -21,6 +21,7 @@ from history_store.raft.messages import CONF_CHANGE, NOBODY, Kind, Message, Read
 from history_store.raft.progress import Progress
 from history_store.raft.reads import Reads
 from history_store.raft.roles import AFTER_DURABLE, FROM_LEADER, RESPONSES, VOTE_REQUESTS, Role
+from history_store.rare import reached
 from history_store.storage.contract import Entry, GroupLog
 
 
@@ -279,6 +280,7 @@ class Core:
         """Move to a later term where the message shows one. False = the message is to be ignored."""
         kind = message.kind
         if kind in VOTE_REQUESTS and not message.force and self.hears_leader():
+            reached("vote refused for the leader's sake")
             self.wake()
             return False
         if kind is Kind.PRE_VOTE or (kind is Kind.PRE_VOTE_RESPONSE and not message.reject):

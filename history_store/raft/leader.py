@@ -27,6 +27,7 @@ from history_store.raft.progress import Flow, Progress
 from history_store.raft.quorum import Verdict, joint_mark, joint_verdict
 from history_store.raft.reads import NO_LEASE
 from history_store.raft.roles import Role
+from history_store.rare import reached
 from history_store.storage.contract import Entry
 
 if TYPE_CHECKING:
@@ -350,11 +351,13 @@ def tick(core: Core) -> None:
     if core.election_elapsed >= config.election_ticks:
         core.election_elapsed = 0
         if config.check_quorum and not _quorum_is_active(core):
+            reached("leader without a quorum steps down")
             core.become_follower(core.term, NOBODY)
             return
     if core.transferee:
         core.transfer_elapsed += 1
         if core.transfer_elapsed >= config.election_ticks:
+            reached("hand-over came to nothing")
             core.transferee = NOBODY  # it did not take over in time: go on
             maybe_leave_joint(core)
     for progress in core.progress.values():
@@ -362,6 +365,7 @@ def tick(core: Core) -> None:
             progress.snapshot_ticks += 1
             patience = config.election_ticks if progress.snapshot_arrived else config.snapshot_ticks_max
             if progress.snapshot_ticks >= patience:
+                reached("member asked where it is after an image")
                 snapshot_reported(progress, arrived=False)
     if config.quiet_after_ticks and core.idle_ticks >= config.quiet_after_ticks and _may_fall_quiet(core):
         heartbeat(core, quiet=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from history_store.raft.messages import SnapshotMeta
+from history_store.rare import reached
 from history_store.storage.contract import Entry
 
 # What an entry costs besides its data: tuple, integers, bytes header. Counted, so that a million empty
@@ -117,6 +118,7 @@ class RaftLog:
         assert index > self.committed, (
             f"entry {index} conflicts with a committed one ({self.committed}): split brain"
         )
+        reached("log truncated")
         offset = index - self.compacted - 1
         self.bytes -= entry_bytes(self.entries[offset:])
         del self.entries[offset:]

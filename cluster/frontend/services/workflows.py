@@ -16,6 +16,7 @@ from cluster.hosting.meta import REGISTERED
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.rare import reached
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
@@ -189,6 +190,7 @@ def _joined(
     """Whether the request is answered by the run that is there: the same request again, or USE_EXISTING."""
     link = started_link(namespace, CurrentRunOf(request.workflow_id, now.run_id))
     if now.start_request_id == request_id:
+        reached("start known again")
         response = wire.StartWorkflowExecutionResponse(
             run_id=now.run_id,
             started=True,
@@ -328,6 +330,7 @@ def signal_run(tx: Transaction, run: Run, request: Any) -> None:
     """Record the request's signal."""
     field = "signal_input" if hasattr(request, "signal_input") else "input"
     if request.request_id and request.request_id in run.signal_ids:
+        reached("signal known again")
         return
     inputs.signal(
         tx,
