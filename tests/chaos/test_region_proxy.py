@@ -15,7 +15,7 @@ from cluster.peers.contract import Identity
 from cluster.peers.frames import control
 from cluster.peers.handshake import hello
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
-DEMO_MAX_S = 110  # it takes 10; a test machine may be busy
+DEMO_MAX_S = 240  # it takes 10; a test machine may be busy
+GONE_MAX_S = 60  # for processes that were told to end
 
 
 def environment(scratch: Path) -> dict[str, str]:
@@ -56,6 +57,7 @@ def scratch(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.live
 @pytest.mark.parametrize(("nodes", "checks"), [("3", 18), ("1", 13)], ids=["region", "single server"])
 def test_two_kills_and_nothing_is_paid_twice(nodes: str, checks: int, scratch: Path) -> None:
     done = demo(scratch, "--json", "--nodes", nodes)
@@ -99,6 +101,7 @@ def test_two_kills_and_nothing_is_paid_twice(nodes: str, checks: int, scratch: P
         assert takeover["longest_wait_s"] > 0.1, "nobody noticed: was it the leader that died?"
 
 
+@pytest.mark.live
 def test_documents_of_ones_own_in_words_and_kept(scratch: Path, tmp_path: Path) -> None:
     documents = tmp_path / "notes"
     documents.mkdir()
@@ -150,6 +153,7 @@ def test_wrong_usage(arguments: list[str], words: str, scratch: Path) -> None:
     assert not done.stdout
 
 
+@pytest.mark.live
 @pytest.mark.parametrize(
     ("sign", "word"),
     [(signal.SIGINT, "worker:"), (signal.SIGTERM, "worker:"), (signal.SIGINT, "model:")],
@@ -171,16 +175,16 @@ def test_interrupted_it_takes_its_processes_with_it(sign: signal.Signals, word: 
         for line in process.stderr:
             if line.startswith(word):
                 break
-        end = time.monotonic() + 60
+        end = time.monotonic() + GONE_MAX_S
         while not (running := processes_of(scratch)) and time.monotonic() < end:
             time.sleep(0.01)
         assert running
         process.send_signal(sign)
         rest = process.stderr.read()
-        assert process.wait(timeout=60) == 1, rest
+        assert process.wait(timeout=GONE_MAX_S) == 1, rest
         assert "interrupted" in rest
         assert "Traceback" not in rest
-    end = time.monotonic() + 5
+    end = time.monotonic() + GONE_MAX_S
     while processes_of(scratch) and time.monotonic() < end:
         time.sleep(0.01)
     assert not processes_of(scratch)

@@ -38,6 +38,7 @@ async def test_a_port_that_another_process_took(port: int, attempts: int, tmp_pa
     assert len((tmp_path / "holdfast.runs").read_text().splitlines()) == attempts
 
 
+@pytest.mark.live
 async def test_what_was_acknowledged_is_there_after_a_kill() -> None:
     async with DevServer(search_attributes={"Customer": "Keyword"}) as server:
         client = await server.connect()
@@ -54,6 +55,7 @@ async def test_what_was_acknowledged_is_there_after_a_kill() -> None:
     assert not log.exists()
 
 
+@pytest.mark.live
 async def test_a_given_data_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "holdfast.db"
     async with DevServer(db_path=path, namespaces=["orders"]) as server:

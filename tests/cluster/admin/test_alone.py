@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.cluster.admin.test_dev_server import run, started
 
 
+@pytest.mark.live
 def test_a_dev_server_is_a_region_of_one() -> None:
     with started("--shards", "3") as (_, ready):
         at = ("--address", f"127.0.0.1:{ready['port']}")

@@ -35,7 +35,7 @@ PARKED = frozenset(  # RPCs that may wait for something that may never happen
     )
 )  # fmt: skip
 TURNS_MAX = 50
-THREAD_S = 5.0
+THREAD_S = 60.0
 
 
 def send(harness: Harness, name: str, data: bytes) -> FakeCall:

@@ -215,7 +215,7 @@ async def test_a_deadline_ends_the_call_and_tells_the_handler(serve: Serve) -> N
         assert (
             await refused(unary(channel, name)(b"", timeout=0.05))
         ).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(both.wait(), 5)
+    await asyncio.wait_for(both.wait(), 60)
     assert told == ["callback", "coroutine"]
 
 
@@ -229,10 +229,10 @@ async def test_cancellation_tells_the_handler(serve: Serve) -> None:
         started.set()
 
     call = unary(await serve({"M": parked}), "M")(b"")
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 60)
     assert not calls[0].done
     call.cancel()
-    await asyncio.wait_for(told.wait(), 5)
+    await asyncio.wait_for(told.wait(), 60)
     assert calls[0].done
     calls[0].finish(b"nobody listens")
 
@@ -330,7 +330,7 @@ async def test_a_watcher_that_goes_away_is_told_to_the_handler(serve: Serve) -> 
     stream = (await serve({"Watch": watch}, {"Watch"})).unary_stream("/t.T/Watch")(b"")
     assert await stream.read() == b"now"
     stream.cancel()
-    await asyncio.wait_for(told.wait(), 5)
+    await asyncio.wait_for(told.wait(), 60)
 
 
 async def test_many_calls_at_once(serve: Serve) -> None:
@@ -344,7 +344,7 @@ async def test_many_calls_at_once(serve: Serve) -> None:
 
     channel = await serve({"Park": park, "Echo": lambda call: call.request})
     calls = [unary(channel, "Park")(b"%d" % i) for i in range(900)]
-    await asyncio.wait_for(all_here.wait(), 20)
+    await asyncio.wait_for(all_here.wait(), 60)
     assert await unary(channel, "Echo")(b"still here") == b"still here"
     for call in parked:
         call.finish(call.request)
@@ -366,7 +366,7 @@ async def test_draining_lets_calls_end(serve: Serve) -> None:
     await asyncio.sleep(0.05)
     release.set()
     assert await call == b"in time"
-    await asyncio.wait_for(drained, 5)
+    await asyncio.wait_for(drained, 60)
 
 
 async def test_draining_ends_at_its_grace(serve: Serve) -> None:
@@ -380,7 +380,7 @@ async def test_draining_ends_at_its_grace(serve: Serve) -> None:
     channel = await serve({"Never": never})
     call = unary(channel, "Never")(b"")
     await started.wait()
-    await asyncio.wait_for(channel.front.drain(0.1), 5)
+    await asyncio.wait_for(channel.front.drain(0.1), 60)
     assert (await refused(call)).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 

@@ -578,9 +578,10 @@ async def test_what_is_not_committed_there_is_no_outcome() -> None:
     await pair.b.start("b2", task_queue={"name": "other"})
     disk.full = StorageFull("no space left")
     await pair.begin(child("b"), signal("b2"))
-    await asyncio.sleep(0.05)
-    await pair.settle()
-    assert any(group.proposed > group.committed for group in pair.b.node.committer.groups.values())
+    async with asyncio.timeout(60):
+        while not any(group.proposed > group.committed for group in pair.b.node.committer.groups.values()):
+            await asyncio.sleep(0.01)
+            await pair.settle()
     mine = await pair.table("w")
     assert "ChildWorkflowExecutionStarted" not in mine
     assert "ExternalWorkflowExecutionSignaled" not in mine

@@ -11,7 +11,7 @@ import uvloop
 from cluster.peers.contract import Identity, Message
 from cluster.peers.stream import StreamPeers
 from cluster.peers.tcp import TcpNetwork
-from tests.cluster.peers.worlds import LIMITS
+from tests.cluster.peers.worlds import PATIENT
 
 
 class Echo:
@@ -30,7 +30,7 @@ class Echo:
 async def main(incarnation: str, port: int) -> None:
     echo = Echo()
     identity = Identity("c", "r", 2, "r/2", incarnation)
-    echo.peers = StreamPeers(identity, echo, TcpNetwork(), rng=random.Random(2), limits=LIMITS)
+    echo.peers = StreamPeers(identity, echo, TcpNetwork(), rng=random.Random(2), limits=PATIENT)
     await echo.peers.start("127.0.0.1", port)
     print(echo.peers.port, flush=True)
     echo.peers.set_peers({1: ("127.0.0.1", int(sys.stdin.readline()))})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.cluster.peers.worlds import LIMITS, SocketWorld
+from tests.cluster.peers.worlds import PATIENT, SocketWorld
 
 REPO = Path(__file__).parents[3]
 
@@ -42,6 +42,7 @@ class Child:
 def test_stopped_resumed_killed_and_restarted() -> None:
     async def main() -> None:
         world = SocketWorld(random.Random(1), None)
+        world.limits = PATIENT
         one = await world.start(1)
         child = await Child.start("first", 0, one.peers.port)
         try:
@@ -55,17 +56,16 @@ def test_stopped_resumed_killed_and_restarted() -> None:
             began = loop.time()
             assert one.peers.send(2, [2])
             await world.until(lambda: not one.peers.is_up(2))
-            assert LIMITS.dead_s * 0.8 < loop.time() - began < LIMITS.dead_s * 3
-            await asyncio.sleep(LIMITS.handshake_s * 2)
+            assert PATIENT.dead_s * 0.8 < loop.time() - began
+            await asyncio.sleep(PATIENT.handshake_s * 2)
             child.process.send_signal(signal.SIGCONT)
             await world.until(lambda: one.peers.send(2, [3]) and [3] in one.messages(2))
 
-            await asyncio.sleep(LIMITS.dead_s)  # what was tried while it was stopped has passed
-            assert one.peers.is_up(2)
-            began = loop.time()
+            await asyncio.sleep(PATIENT.dead_s)  # what was tried while it was stopped has passed
+            await world.until(lambda: one.peers.is_up(2))
             await child.kill()
             await world.until(lambda: not one.peers.is_up(2))
-            assert loop.time() - began < LIMITS.dead_s, "the kernel says so at once"
+            assert "nothing was heard" not in one.peers.states()[0].problem, "the kernel says so at once"
             child = await Child.start("second", child.port, one.peers.port)
             await world.until(lambda: one.peers.is_up(2))
             assert one.events[-1] == ("up", 2, "second")

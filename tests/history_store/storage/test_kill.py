@@ -14,7 +14,7 @@ from history_store.storage.sqlite import SqliteStorage
 
 CHILD = Path(__file__).with_name("writer_child.py")
 ROOT = Path(__file__).parents[3]
-KILLS = int(os.environ.get("HOLDFAST_STORAGE_KILLS", "10"))
+KILLS = int(os.environ.get("HOLDFAST_STORAGE_KILLS", "4"))
 BASE_SEED = int(os.environ.get("HOLDFAST_STORAGE_SEED", "1"))
 
 

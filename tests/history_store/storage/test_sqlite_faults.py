@@ -408,7 +408,7 @@ def test_a_second_process_is_refused_at_once_and_told_who(tmp_path):
     storage = filled(path, 2, close=False)
     said = subprocess.run(
         [sys.executable, "-c", OPEN, str(path)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=20,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
     ).stdout  # fmt: skip
     assert said.startswith("StorageLocked")
     assert f"{path} is in use by process {os.getpid()} on " in said

@@ -207,7 +207,7 @@ class Harness:
 
     async def end(self, request: Message, call: FakeCall) -> Any:
         """The response of a call left open."""
-        body = await asyncio.wait_for(call.answer, 5.0)
+        body = await asyncio.wait_for(call.answer, 60.0)
         return RPCS[request.DESCRIPTOR.full_name].response.FromString(body)
 
     async def refused(self, request: Message, **options: Any) -> Refused:

@@ -158,7 +158,7 @@ def rows_of(harness: Harness, namespace_id: str) -> int:
 
 async def swept(harness: Harness) -> None:
     deletions = harness.services.part(Deletions)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while deletions.pending:
             await asyncio.sleep(0.005)
 
