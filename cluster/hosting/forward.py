@@ -21,6 +21,7 @@ from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import request_response_pb2
 
 from cluster.frontend.status import status_of
+from cluster.hosting.gathering import Gathering
 from cluster.hosting.group import NotLeading, NotReadable
 from cluster.hosting.node import Barrier, Entered
 from history_store.engine.errors import Code, ServiceError
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.gathering import Hearer
     from cluster.hosting.group import Group
     from cluster.hosting.node import Node
+    from history_store.visibility.sql import Slots
 
 log = structlog.get_logger("forward")
 
@@ -40,9 +43,8 @@ PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to f
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 # Peer messages of this module: [kind, ...]
-CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER = 10, 11, 12, 13, 14, 15, 16
-KINDS = range(CALL, SCATTER + 1)
-SCATTER_S = 2.0  # what other nodes get to tell what they know; who does not answer is left out
+CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER, PART = 10, 11, 12, 13, 14, 15, 16, 17
+KINDS = range(CALL, PART + 1)
 
 
 # What the state is now explains such an error, and an earlier try may be what made it so.
@@ -309,7 +311,7 @@ class RemoteCall:
     """A call that came by way of another node (a `contract.Call`)."""
 
     __slots__ = ("_forward", "connection", "deadline", "done", "method", "node_id", "number", "on_cancel",
-                 "on_message", "request", "scattered")  # fmt: skip
+                 "on_message", "request", "scattered", "slots")  # fmt: skip
 
     def __init__(
         self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
@@ -323,6 +325,7 @@ class RemoteCall:
         self.deadline = deadline
         self.connection = connection
         self.scattered = False  # every node is asked for what it knows itself
+        self.slots: Slots | None = None  # it is asked for these slots' part of the answer, and no more
         self.done = False
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
@@ -369,43 +372,18 @@ class RemoteCall:
         raise NotImplementedError(f"{self.method} is no stream")
 
 
-class Gathering:
-    """What other nodes answer to one question."""
-
-    __slots__ = ("_done", "_forward", "_timer", "answers", "waits_for")
-
-    def __init__(self, forward: Forward, waits_for: set[int], done: Callable[[list[bytes]], None]) -> None:
-        self._forward = forward
-        self._done: Callable[[list[bytes]], None] | None = done
-        self.waits_for = waits_for
-        self.answers: list[bytes] = []
-        self._timer = forward.loop.call_later(SCATTER_S, self._end)
-
-    def heard(self, node_id: int, body: bytes | None) -> None:
-        """One has answered, or cannot."""
-        self.waits_for.discard(node_id)
-        if body is not None:
-            self.answers.append(body)
-        self.look()
-
-    def look(self) -> None:
-        """Whether all have."""
-        if not self.waits_for:
-            self._end()
-
-    def _end(self) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._timer.cancel()
-            self._forward.forget(self)
-            done(self.answers)
-
-
 def scattered(call: Call) -> bool:
     """Whether another node asks for what this one knows itself."""
     if isinstance(call, Attempt):
         call = call.call
     return isinstance(call, RemoteCall) and call.scattered
+
+
+def slots_asked(call: Call) -> Slots | None:
+    """The slots whose part of the answer another node asks for; None: a client asks for all of it."""
+    if isinstance(call, Attempt):
+        call = call.call
+    return call.slots if isinstance(call, RemoteCall) else None
 
 
 class Forward:
@@ -420,7 +398,7 @@ class Forward:
         self.forwarded = 0
         self._numbers = 0
         self._sent: dict[int, Attempt] = {}
-        self._asked: dict[int, Gathering] = {}
+        self._asked: dict[int, Hearer] = {}
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
 
@@ -478,7 +456,7 @@ class Forward:
                 else:
                     attempt.run()
 
-        Barrier(self.node, [self.node.meta.group], current)
+        Barrier(self.node, [self.node.meta.group], current).begin()
         return True
 
     def number_of(self, connection: Connection) -> int:
@@ -539,13 +517,16 @@ class Forward:
             self._serve(node_id, message)
         elif kind == SCATTER:
             self._tell(node_id, message)
+        elif kind == PART:
+            self._tell_part(node_id, message)
         elif kind == ERROR:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
                 attempt.fail(message[2], message[3], message[4])
             elif number in self._asked:
-                self._asked.pop(number).heard(node_id, None)
+                error = ServiceError(Code(message[2]), message[3])
+                self._asked.pop(number).heard(node_id, None, error)
         elif kind == LOST:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
@@ -605,7 +586,7 @@ class Forward:
                 gathering.waits_for.discard(peer)
         gathering.look()
 
-    def forget(self, gathering: Gathering) -> None:
+    def forget(self, gathering: Hearer) -> None:
         """It hears no more."""
         for number in [number for number, found in self._asked.items() if found is gathering]:
             del self._asked[number]
@@ -622,6 +603,51 @@ class Forward:
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
 
+    def ask(self, node_id: int, call: Call, slots: Slots, hearer: Hearer) -> int:
+        """Ask one node for its part of a call's answer: that of these slots. The question's number; 0: it
+        cannot be reached.
+        """
+        self._numbers += 1
+        number = self._numbers
+        left_ms = -1 if call.deadline is None else max(1, int((call.deadline - self.loop.time()) * 1000))
+        known = self.node.meta.group.committed
+        if not self.send(node_id, [PART, number, call.method, call.request, left_ms, slots, known]):
+            return 0
+        self._asked[number] = hearer
+        return number
+
+    def ask_no_more(self, node_id: int, number: int) -> None:
+        """The answer is not wanted any more."""
+        if self._asked.pop(number, None) is not None:
+            self.send(node_id, [CANCEL, number])
+
+    def _tell_part(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request, left_ms, slots, known = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        connection = self.connection_of(node_id, 0, f"node {node_id}")
+        call = RemoteCall(self, node_id, number, method, request, deadline, connection)
+        call.slots = tuple((first, last) for first, last in slots)
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not known here")
+            return
+        self.served[node_id, number] = call
+        attempt = Attempt(self, call, handler, 0.0)
+        meta = self.node.meta.group
+        if meta.committed >= known:
+            attempt.run()
+            return
+
+        def current(late: ServiceError | None) -> None:
+            if not attempt.done and not call.done:
+                if late is not None:
+                    attempt._fail_with(late)
+                else:
+                    attempt.run()
+
+        # Whoever asks knows of a namespace or an attribute, perhaps, of which this node is yet to hear.
+        Barrier(self.node, [meta], current).begin()
+
     def down(self, node_id: int) -> None:
         """The node is gone, with its clients and with what we asked of it."""
         for key in [key for key in self.served if key[0] == node_id]:
@@ -631,8 +657,8 @@ class Forward:
                 call.on_cancel()
         for key in [key for key in self._remote if key[0] == node_id]:
             self._remote.pop(key).close()
-        for gathering in dict.fromkeys(self._asked.values()):
-            gathering.heard(node_id, None)
+        for hearer in dict.fromkeys(self._asked.values()):
+            hearer.heard(node_id, None)
         for number in [
             number for number, attempt in self._sent.items() if attempt.remote == (node_id, number)
         ]:

@@ -208,6 +208,10 @@ class Generations:
         else:
             self._working = False
 
+    def hiding(self, group: int | None) -> bool:
+        """Whether runs are to be hidden that the group (None: any) had before."""
+        return any(isinstance(job, _Drop) and job.hides(group) for job in self._jobs)
+
     @property
     def busy(self) -> bool:
         """Whether something is to be deleted or shown."""
@@ -282,6 +286,10 @@ class _Drop:
             and storage.get(now + key[4:]) is None
             and not shown_by_other(int.from_bytes(key[5:7], "big"), self._group)
         ]
+
+    def hides(self, group: int | None) -> bool:
+        """Until the last of its rows has gone."""
+        return self._shown and group in (None, self._group)
 
     def done(self) -> None:
         """Nothing is left of it."""

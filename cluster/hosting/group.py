@@ -88,6 +88,9 @@ class Images(Protocol):
     def closed(self, group: Group) -> None:
         """The node has this replica no more."""
 
+    def hiding(self, group: int | None) -> bool:
+        """Whether List still shows what the group (None: any) had before, and has no more."""
+
 
 class Group:
     """The replica of one group."""

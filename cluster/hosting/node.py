@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from cluster.hosting.actions import Actions
 from cluster.hosting.committer import Committer
+from cluster.hosting.coverage import ranges_by_group
 from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.group import NotLeading, NotReadable, nobody
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from history_store.engine.state import Action
     from history_store.raft import Config
     from history_store.storage.contract import GroupLog, Storage
+    from history_store.visibility.sql import Slots
 
 log = structlog.get_logger("node")
 
@@ -117,6 +119,8 @@ class Node:
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
         self.entered: Entered | None = None  # what the call that is being handled has met
         self._groups_of_slots: list[int] = [META_GROUP] * SLOTS  # until the table is known
+        self._ranges: dict[int, Slots] | None = None  # the same by group
+        self.replicas_epoch = 0  # grows whenever a replica comes or goes
         self.meta = Meta(self._open(META_GROUP))
         self.forward: Forward | None = None  # with other nodes
         self.exchange: Exchange | None = None
@@ -151,6 +155,7 @@ class Node:
     def open_shard(self, number: int) -> Group:
         """Hold a replica of the shard with this Raft group."""
         group = self._open(number)
+        self.replicas_epoch += 1
         group.on_lead = lambda: self._lead(group)
         group.on_lose = lambda: self._lose(group)
         if group.leading:
@@ -160,6 +165,7 @@ class Node:
     def close_shard(self, group: Group, left: GroupLog) -> None:
         """Hold that replica no more. `left`: what the disk has of it. Between two rounds."""
         self.committer.drop(group)
+        self.replicas_epoch += 1
         self._found[group.id] = left
 
     def holds(self, number: int) -> bool | None:
@@ -174,6 +180,11 @@ class Node:
         """Which group each slot belongs to."""
         assert len(groups) == SLOTS, "every slot has an owner"
         self._groups_of_slots = groups
+        self._ranges = None
+
+    def slots_changed(self) -> None:
+        """Some have another owner: what is derived from them is old."""
+        self._ranges = None
 
     def _lead(self, group: Group) -> None:
         shard = self.led[group.id] = ShardHost(self, group, self.clock, self.loop)
@@ -275,19 +286,25 @@ class Node:
         replicas = [node_id for node_id in wanted if node_id in up]
         return self._rng.choice(replicas) if replicas else 0
 
-    def when_current(self, waiter: Waiter) -> None:
-        """Call back when all that is committed in any shard at this moment is applied here.
+    def replicas_of(self, number: int) -> tuple[int, ...]:
+        """The nodes that are to have a replica of a group."""
+        return self._member.replicas_of(number)
 
-        UNAVAILABLE if a shard cannot confirm it within READ_S, or has no replica here.
-        """
-        numbers = set(self._groups_of_slots)
-        missing = [number for number in numbers if number not in self.committer.groups]
-        if missing:
-            waiter(
-                ServiceError(Code.UNAVAILABLE, f"this node has no replica of shards {sorted(missing)[:5]}")
-            )
-            return
-        Barrier(self, [self.committer.groups[number] for number in sorted(numbers)], waiter)
+    def has_no_others(self, groups: Container[int]) -> bool:
+        """Whether the projection has records of these shards only."""
+        committer = self.committer
+        if any(number not in groups for number in committer.groups if number != META_GROUP):
+            return False
+        if committer.images is not None and committer.images.hiding(None):
+            return False
+        return all(self.holds(number) is False for number in self._found)
+
+    @property
+    def ranges(self) -> Mapping[int, Slots]:
+        """The slots of each shard."""
+        if self._ranges is None:
+            self._ranges = ranges_by_group(self._groups_of_slots)
+        return self._ranges
 
     @property
     def slot_owners(self) -> list[int]:
@@ -442,13 +459,17 @@ class Node:
 class Barrier:
     """Waits until several groups are current here; asks again where leadership moved meanwhile."""
 
-    def __init__(self, node: Node, groups: list[Group], waiter: Waiter) -> None:
+    def __init__(self, node: Node, groups: list[Group], waiter: Waiter, seconds: float = READ_S) -> None:
+        self.waits_for = {group.id for group in groups}  # those of them that are not
         self._loop = node.loop
         self._waiter: Waiter | None = waiter
-        self._left = len(groups)
-        self._until = node.loop.time() + READ_S
-        self._timer = node.loop.call_later(READ_S, self._give_up)
-        for group in groups:
+        self._groups = groups
+        self._until = node.loop.time() + seconds
+        self._timer = node.loop.call_at(self._until, self._give_up)
+
+    def begin(self) -> None:
+        """Ask. UNAVAILABLE if one of them cannot confirm it in time."""
+        for group in self._groups:
             self._ask(group)
 
     def _ask(self, group: Group) -> None:
@@ -457,8 +478,8 @@ class Barrier:
 
         def heard(error: ServiceError | None) -> None:
             if error is None:
-                self._left -= 1
-                if self._left == 0:
+                self.waits_for.discard(group.id)
+                if not self.waits_for:
                     self._end(None)
             elif self._loop.time() < self._until:
                 self._loop.call_later(READ_RETRY_S, self._ask, group)

@@ -99,6 +99,7 @@ class Replicas:
         def rows(changed: list[tuple[bytes, bytes | None]], ours: bool) -> None:
             follow(changed, ours)
             if self.table.apply(changed):
+                node.slots_changed()
                 node.loop.call_soon(self.reconcile)
 
         meta.on_rows = rows

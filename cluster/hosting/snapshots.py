@@ -150,6 +150,10 @@ class Snapshots:
         if incoming is not None:
             incoming.abandon("the replica is here no more")
 
+    def hiding(self, group: int | None) -> bool:
+        """Whether List still shows what the group (None: any) had before, and has no more."""
+        return self.generations.hiding(group)
+
     def installing(self, group: Group) -> bool:
         """Whether the round under way puts an image in the group's place, or the next one will."""
         incoming = self._incoming.get(group.id)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from cluster.frontend.services.base import Services, fail
 from cluster.frontend.status import status_of
+from cluster.hosting.forward import slots_asked
+from cluster.hosting.parts import Answer, Lacking, Part, Question, Then, Work, write_part
 from history_store.engine.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -29,57 +31,70 @@ class Readers:
         self._connections: list[Connection] = []
         services.on_close.append(self.close)
 
-    def read(self, call: Call, work: Callable[[Connection], bytes]) -> None:
-        """Answer the call with what `work` returns, once everything committed so far can be seen."""
+    def ask(self, call: Call, question: Question) -> None:
+        """Answer the call: with all there is in the region, or with the part that another node asks for."""
+
+        def answer(found: bytes | None, error: BaseException | None) -> None:
+            _answer(call, found, error)
+
         if self._node.forward is None:
-            self._flush(call, work)
+            self.read(call, question.whole, answer)
+            return
+        slots = slots_asked(call)
+        if slots is None:
+            Answer(self._node, call, question, self, answer).begin()
             return
 
-        def current(error: ServiceError | None) -> None:
-            if error is not None:
-                fail(call, error)
+        def heard(found: bytes | Lacking | BaseException) -> None:
+            if isinstance(found, BaseException):
+                answer(None, found)
             else:
-                self._flush(call, work)
+                answer(write_part(found), None)
 
-        self._node.when_current(current)
+        Part(self._node, call, question, slots, self, heard, alone=False).begin()
 
-    def _flush(self, call: Call, work: Callable[[Connection], bytes]) -> None:
+    # ---- cluster.hosting.parts.Reader
+
+    def read(self, call: Call, work: Work, then: Then) -> None:
+        """Work on the projection, once everything committed so far can be seen in it."""
         committer = self._node.committer
         if committer.visibility_pending and committer.refusal is None:
-            committer.flush(lambda _: self._start(call, work))
+            committer.flush(lambda _: self._start(call, lambda: work(self._connection()), then))
         else:
             # While the disk takes no writes, what it has is shown: better than nothing for hours.
-            self._start(call, work)
+            self._start(call, lambda: work(self._connection()), then)
 
-    def _start(self, call: Call, work: Callable[[Connection], bytes]) -> None:
+    def compute(self, call: Call, work: Callable[[], bytes], then: Then) -> None:
+        """Work that needs no projection."""
+        self._start(call, work, then)
+
+    def _start(self, call: Call, work: Callable[[], bytes], then: Then) -> None:
         if call.done:
             return
         if not self._node.threads:
             future: Future[bytes] = Future()
             try:
-                future.set_result(self._work(call, work))
+                future.set_result(_work(call, work))
             except Exception as error:  # noqa: BLE001 - as the pool does
                 future.set_exception(error)
-            _answer(call, future)
+            _tell(then, future)
             return
         try:
-            future = self._pool.submit(self._work, call, work)
+            future = self._pool.submit(_work, call, work)
         except RuntimeError:  # the pool is closed: the server stops, and so does the connection
             return
-        future.add_done_callback(lambda done: self._done(call, done))
+        future.add_done_callback(lambda done: self._done(then, done))
 
-    def _work(self, call: Call, work: Callable[[Connection], bytes]) -> bytes:
-        if call.done:
-            return b""  # it waited in vain
+    def _connection(self) -> Connection:
         connection: Connection | None = getattr(self._own, "connection", None)
         if connection is None:
             connection = self._own.connection = self._node.storage.visibility_connection()
             self._connections.append(connection)
-        return work(connection)
+        return connection
 
-    def _done(self, call: Call, future: Future[bytes]) -> None:
+    def _done(self, then: Then, future: Future[bytes]) -> None:
         if not future.cancelled():
-            self._loop.call_soon_threadsafe(_answer, call, future)
+            self._loop.call_soon_threadsafe(_tell, then, future)
 
     def close(self) -> None:
         """Finish what is being read, and close the connections."""
@@ -89,12 +104,20 @@ class Readers:
         self._connections.clear()
 
 
-def _answer(call: Call, future: Future[bytes]) -> None:
+def _work(call: Call, work: Callable[[], bytes]) -> bytes:
+    return b"" if call.done else work()  # it may have waited in vain
+
+
+def _tell(then: Then, future: Future[bytes]) -> None:
     error = future.exception()
-    if error is None:
-        call.finish(future.result())
-    elif isinstance(error, ServiceError):
+    then(None if error is not None else future.result(), error)
+
+
+def _answer(call: Call, found: bytes | None, error: BaseException | None) -> None:
+    if isinstance(error, ServiceError):
         fail(call, error)
-    else:
+    elif error is not None:
         status = status_of(error, call.method, call.connection.peer)
         call.fail(status.code, status.message, status.details)
+    elif found is not None:
+        call.finish(found)
