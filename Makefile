@@ -13,11 +13,11 @@ help:
 	@echo "make demo    a research agent on three nodes that survives two kill -9, end to end"
 	@echo "make test    every suite: the fast ones, then short forms of those with real processes"
 	@echo "make check   format, lint, import directions, types"
-	@echo "make sim     simulation over seeds (SEEDS=200)"
+	@echo "make sim     whole regions, and Raft and membership alone, over fresh seeds (SEEDS=200; 5000: the long form)"
 	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200); REGION=1: a region"
 	@echo "make bench   benchmarks; prints the table of docs/performance.md; REGION=1: of a region"
 	@echo "make docs    regenerate the pages that are made from the code"
-	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server"
+	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server; REGION=3: a region"
 
 setup: $(STAMP)
 
@@ -39,8 +39,8 @@ check: $(STAMP)
 
 # The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 120 -m "not live" -q -rfEs --durations=5
-	$(BIN)/python -m pytest --timeout 300 -m live -q -rfEs --durations=5 --ignore tests/compat/sdks
+	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 300 -m "not live" -q -rfEs --durations=5
+	$(BIN)/python -m pytest --timeout 600 -m live -q -rfEs --durations=5 --ignore tests/compat/sdks
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate/rpcs.py
@@ -48,7 +48,9 @@ docs: $(STAMP)
 	$(BIN)/python -m pytest tests/docs -q
 
 sim: $(STAMP)
-	$(BIN)/python -m pytest tests -k simulation --seeds=$(or $(SEEDS),200) -n 2 -q -rf
+	$(BIN)/python -m chaos.sim.run --seeds $(or $(SEEDS),200)
+	$(BIN)/python -m pytest tests/sim -n 2 -q -rf --seeds=$(or $(SEEDS),200)
+	$(BIN)/python -m pytest tests -k simulation --ignore tests/sim -n 2 -q -rf --seeds=$(or $(SEEDS),200)
 
 chaos: $(STAMP)
 	$(BIN)/python -m $(if $(REGION),chaos.live.region --kills $(or $(KILLS),10),chaos.live.kill --kills $(or $(KILLS),200))
@@ -57,8 +59,8 @@ bench: $(STAMP)
 	$(BIN)/python -m $(if $(REGION),benchmarks.region,benchmarks.run)
 
 compat: $(STAMP)
-	$(BIN)/python -m tests.compat.run
-	$(BIN)/python -m pytest tests/compat/sdks -q -rfEs
+	$(BIN)/python -m tests.compat.run $(if $(REGION),--region $(REGION))
+	$(if $(REGION),,$(BIN)/python -m pytest tests/compat/sdks -q -rfEs)
 
 clean:
 	rm -rf $(VENV) build

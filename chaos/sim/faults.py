@@ -53,6 +53,8 @@ class Faults:
             "partition": self._partition,
             "one-way": self._one_way,
             "isolate-leader": self._isolate_leader,
+            "freeze-leader": self._freeze_leader,
+            "strand": self._strand,
             "slow-link": self._slow_link,
             "lossy-link": self._lossy_link,
             "slow-disk": self._slow_disk,
@@ -179,6 +181,44 @@ class Faults:
         cuts = [(name, leader.name) for name in others] if deaf else []
         cuts += [(leader.name, name) for name in others] if mute else []
         await self._cut(cuts)
+
+    async def _freeze_leader(self) -> None:
+        """It sleeps through its own deposition, and wakes up where nobody can tell it."""
+        leader = self._world.leader(self._rng.choice(self._world.numbers()))
+        if leader is None or leader.process.paused:
+            return
+        process, network = leader.process, self._world.network
+        others = [name for name in self._names() if name != leader.name]
+        self._note(f"freeze {leader.name}")
+        for name in others:
+            network.cut(name, leader.name)
+            network.cut(leader.name, name)
+        process.pause()
+        await self._wait(PAUSE_S)
+        if not process.dead and process.paused:
+            process.resume()
+        await self._wait((0.0, 1.0))
+        self._note(f"thaw {leader.name}")
+        for name in others:
+            network.heal(name, leader.name)
+            network.heal(leader.name, name)
+
+    async def _strand(self) -> None:
+        """What a leader sends to one node is held up while a third takes over."""
+        number = self._rng.choice(self._world.numbers())
+        leader = self._world.leader(number)
+        if leader is None or leader.process.paused or len(self._names()) < 3:
+            return
+        others = [node for node in self._world.nodes.values() if node is not leader]
+        far, heir = self._rng.sample(others, 2)
+        self._note(f"strand what {leader.name} sends to {far.name}; {heir.name} gets group {number}")
+        self._world.network.cut(leader.name, far.name)
+        await self._wait((0.02, 0.2))
+        if leader.serves and not leader.process.paused:
+            leader.call(leader.member.steward._transfer, number, heir.node_id)
+        await self._wait((0.1, 0.5))
+        self._note("deliver what was stranded")
+        self._world.network.heal(leader.name, far.name)
 
     async def _slow_link(self) -> None:
         source, target = self._rng.sample(self._names(), 2)

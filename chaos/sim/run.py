@@ -1,9 +1,10 @@
 """One run: a region, its clients and workers, faults, then peace, and the verdict.
 
-    python -m chaos.sim.run --seed 7          one seed, with its trace
-    python -m chaos.sim.run --seeds 500       many, in as many processes as there are cores
+    python -m chaos.sim.run --seed 7 --trace  one seed, with all that happened
+    python -m chaos.sim.run --seeds 500       many fresh ones, in as many processes as there are cores
 
 The same seed gives the same run, to the last answer: the "unseed" that is printed is a digest of all of it.
+A batch counts the rare branches of the code that its runs came to, and a large one must have been to all.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import argparse
 import asyncio
 import os
 import random
+import re
+import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from chaos.checkers.history import Record
@@ -32,12 +37,19 @@ from chaos.sim.world import Shape, World
 from cluster.hosting.config import RaftSection
 from cluster.peers import virtual_time
 from cluster.peers.virtual_time import VirtualLoop
+from history_store import rare
 
 BEGIN_S = 30.0  # for a new region to serve
 WHOLE_S = 30.0  # for one that was healed
 FINISH_S = 60.0  # for what was begun to end
+LOOK_S = 0.25
+SHOWN_PROBLEMS = 6
+SAY_SEEDS = 50
 STEPS_MAX = 200_000
 RUNNING = 1
+ALL_RARE_SEEDS = 200  # so many must come to every rare branch
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("cluster", "replication", "history_store")
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Options:
     faults: frozenset[str] | None = None  # None: the seed draws
     nodes: int = 3
     keep: bool = False  # the whole trace
+    hasty: bool = False  # end at the first problem: for who wants to know only whether there is one
 
 
 @dataclass
@@ -61,6 +74,7 @@ class Report:
     operations: int = 0
     runs: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    rare: dict[str, int] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -126,10 +140,12 @@ class Simulation:
             self.options.faults,
         )  # fmt: skip
         attacking = asyncio.ensure_future(self.faults.run())
-        await asyncio.sleep(self.options.seconds)
+        await self._while_under_attack()
         attacking.cancel()
         await asyncio.gather(attacking, return_exceptions=True)
         await self.faults.stop()
+        if self._hurried:
+            return
         await self._settle(talking)
         watch.look()
         watching.cancel()
@@ -137,6 +153,16 @@ class Simulation:
         if not trace.problems:
             await asyncio.sleep(POLL_S + 1.0)  # every poll must have ended once
             await self._end()
+
+    @property
+    def _hurried(self) -> bool:
+        return self.options.hasty and bool(self.trace.problems)
+
+    async def _while_under_attack(self) -> None:
+        loop = self.world.loop
+        until = loop.time() + self.options.seconds
+        while loop.time() < until and not self._hurried:  # noqa: ASYNC110 - virtual time
+            await asyncio.sleep(min(LOOK_S, until - loop.time()))
 
     def _begin_load(self) -> list[asyncio.Task[None]]:
         rng = self.rng
@@ -248,12 +274,12 @@ def simulate(
         finally:
             end_s = loop.time()
 
-    with Trace(lambda: now[0](), keep=options.keep) as trace:
+    with rare.counting() as reached, Trace(lambda: now[0](), keep=options.keep) as trace:
         try:
             virtual_time.run(main(), random.Random(f"{seed}/loop"), limit_s=600.0)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's verdict
             trace.problem(f"the run failed: {error!r}")
-    report = Report(seed, trace.unseed, trace.problems, end_s, lines=list(trace.lines))
+    report = Report(seed, trace.unseed, trace.problems, end_s, rare=reached, lines=list(trace.lines))
     if made:
         report.operations = len(made[0].notes.recorder.operations)
         report.runs = len(made[0].notes.runs)
@@ -274,7 +300,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos.sim.run", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, help="one seed, with its trace")
     parser.add_argument("--seeds", type=int, default=200, help="so many")
-    parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--first", type=int, help="the first of them; otherwise they are fresh")
     parser.add_argument("--seconds", type=float, default=Options.seconds)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--faults", help="kinds, separated by commas; otherwise the seed draws them")
@@ -289,16 +315,49 @@ def main() -> int:
             sys.stdout.write(line + "\n")
         _show(report)
         return 0 if report.ok else 1
+    first = given.first if given.first is not None else secrets.randbits(32)
+    return _batch(range(first, first + given.seeds), options, given.jobs)
+
+
+def _batch(seeds: range, options: Options, jobs: int) -> int:
+    """Many runs. Answers the exit code."""
+    say = sys.stdout.write
+    say(f"{len(seeds)} seeds from {seeds.start}\n")
     bad = 0
-    with ProcessPoolExecutor(given.jobs) as pool:
-        seeds = range(given.first, given.first + given.seeds)
-        for future in as_completed([pool.submit(_one, seed, options) for seed in seeds]):
+    runs: Counter[str] = Counter()  # by rare branch: how many came there
+    with ProcessPoolExecutor(jobs) as pool:
+        waits = [pool.submit(_one, seed, options) for seed in seeds]
+        for number, future in enumerate(as_completed(waits), start=1):
             report = future.result()
+            runs.update(report.rare.keys())
             if not report.ok:
                 bad += 1
                 _show(report)
-    sys.stdout.write(f"{given.seeds} seeds, {bad} bad\n")
+                say(f"  replay: python -m chaos.sim.run --seed {report.seed} --trace\n")
+            if number % SAY_SEEDS == 0:
+                say(f"{number} seeds, {bad} bad\n")
+            sys.stdout.flush()
+    say("rare branches, and how many runs came there:\n")
+    missed = []
+    for name in rare_branches():
+        say(f"{runs[name]:7} {name}\n")
+        if not runs[name]:
+            missed.append(name)
+    say(f"{len(seeds)} seeds, {bad} bad\n")
+    if missed and len(seeds) >= ALL_RARE_SEEDS and options.faults is None:
+        say(f"nobody came to: {', '.join(missed)}\n")
+        return 1
     return 1 if bad else 0
+
+
+def rare_branches() -> list[str]:
+    """All that the code names."""
+    names: list[str] = []
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            if path != Path(rare.__file__):
+                names += re.findall(r'\breached\(\s*"([^"]+)"', path.read_text())
+    return sorted(names)
 
 
 def _show(report: Report) -> None:
@@ -307,7 +366,7 @@ def _show(report: Report) -> None:
         f"seed {report.seed} unseed {report.unseed}: {said}, {report.virtual_s:.1f} virtual s, "
         f"{report.operations} operations, {report.runs} runs, faults {report.faults}\n"
     )
-    for problem in report.problems:
+    for problem in list(dict.fromkeys(report.problems))[:SHOWN_PROBLEMS]:
         sys.stdout.write(f"  {problem}\n")
 
 
