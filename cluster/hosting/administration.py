@@ -422,6 +422,7 @@ class Administration:
                 node_id: clock.now_ns() - int((now - max(status.at, self._steward.leads_from)) * 1e9)
                 for node_id, status in statuses.items()
             },
+            {node_id: status.damaged for node_id, status in statuses.items() if status.damaged},
         )
         problems = find(known) if self._steward.informed_in_s == 0 else []
         return self._watch.look(problems, clock.now_ns())

@@ -29,6 +29,7 @@ from history_store.storage.contract import Round, Storage, StorageFull, StorageR
 if TYPE_CHECKING:
     import random
 
+    from cluster.hosting.damage import Damages
     from cluster.hosting.lanes import MakeLane
     from history_store.raft import Ready
     from history_store.storage.contract import GroupLog
@@ -62,6 +63,7 @@ class Committer:
         self._send = send
         self.groups: dict[int, Group] = {}
         self.images: Images | None = None
+        self.damages: Damages | None = None
         self.catch_up: Callable[[], None] = _in_time  # give the groups the ticks that are due
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0

@@ -100,6 +100,15 @@ class NodeSection(Struct, frozen=True, kw_only=True):
             default="the host's name",
         ),
     ] = ""
+    scrub_kib_s: Annotated[
+        int,
+        about(
+            "What is read of the data, slowly and all the time, to see whether it is still what was written. "
+            "0 is never: then damage is found when it is met.",
+            bounds=within(0, 1 << 20),
+            unit="KiB a second",
+        ),
+    ] = 512
 
 
 class RegionSection(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from cluster.hosting.meta import META_GROUP
 from history_store.engine import keys
 from history_store.shard import snapshot
 from history_store.shard.snapshot import Progress
+from history_store.storage.contract import RowCorrupt
 from history_store.visibility.record import DeleteRecord
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Generations:
             elif kind == _STAGED:
                 staged.append(_staged(value))
                 known.add(staged[-1].generation)
-            else:
+            elif kind == _DROPPED:
                 generation = int.from_bytes(key[5:], "big")
                 drops.append(_Drop(self, generation, *_dropped(value)))
                 known.add(generation)
@@ -238,8 +239,11 @@ class _Show:
         if self._group.rows.generation != self._generation:
             return True  # the next image has its own
         start, end = snapshot.records_of(self._generation)
-        found = list(self._generations.storage.scan(start, end, SHOWN_AT_ONCE))
-        batch.visibility[:0] = [snapshot.decode_record(value) for _, value in found]
+        found = self._generations.storage.sweep(start, end, SHOWN_AT_ONCE)
+        batch.visibility[:0] = [snapshot.decode_record(value) for _, value in found if value is not None]
+        for key, value in found:
+            if value is None:  # another image has it
+                self._group.damaged(RowCorrupt(f"record {key.hex()} is not what was written", key))
         batch.rows.extend((key, None) for key, _ in found)
         self._generations.shown += len(found)
         return len(found) < SHOWN_AT_ONCE
@@ -263,7 +267,7 @@ class _Drop:
         """A few rows. Runs that the group has no more are hidden, before what the round has of a flush."""
         storage = self._generations.storage
         start, end = snapshot.prefix(self._generation), snapshot.prefix_end(self._generation)
-        found = list(storage.scan(start, end, DELETED_AT_ONCE))
+        found = storage.sweep(start, end, DELETED_AT_ONCE)
         if self._shown:
             batch.visibility[:0] = self._gone(storage, found)
         batch.rows.extend((key, None) for key, _ in found)
@@ -273,7 +277,7 @@ class _Drop:
         batch.rows.append((_BOOK + _DROPPED + start, None))
         return True
 
-    def _gone(self, storage: Storage, found: list[tuple[bytes, bytes]]) -> list[DeleteRecord]:
+    def _gone(self, storage: Storage, found: list[tuple[bytes, bytes | None]]) -> list[DeleteRecord]:
         current = storage.get(_BOOK + _GENERATION + snapshot.prefix(self._group))
         if current is None or self._group == META_GROUP:
             return []
@@ -283,6 +287,7 @@ class _Drop:
             DeleteRecord(*snapshot.run_name(value))
             for key, value in found
             if key[4:5] == keys.RUN
+            and value is not None  # else it stays shown: what else the run has is under the new generation
             and storage.get(now + key[4:]) is None
             and not shown_by_other(int.from_bytes(key[5:7], "big"), self._group)
         ]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import structlog
 
+from cluster.hosting.damage import Reads, data_loss, noted
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import DATA, Kind, NotLeader, RaftError, RawNode
 from history_store.rare import reached
@@ -25,7 +26,7 @@ from history_store.shard.rows import Rows
 if TYPE_CHECKING:
     from cluster.hosting.committer import Committer
     from history_store.raft import Config, Dice, Message, Ready, SnapshotMeta
-    from history_store.storage.contract import Entry, GroupLog, Round, Storage
+    from history_store.storage.contract import Entry, GroupLog, Round, Storage, StorageCorrupt
     from history_store.visibility.record import VisibilityOp
 
 log = structlog.get_logger("raft")
@@ -112,11 +113,13 @@ class Group:
         if found is not None:
             generation, found.conf = snapshot.unwrap_conf(group, found.conf)
             self.stored = Stored(found.applied, found.applied_term, found.conf)
-        self.rows = Rows(storage, group, generation)
+        self.damage = noted(storage, group)  # what of its rows is not what was written: it never leads then
+        self.rows = Rows(cast("Storage", Reads(storage, self.damaged)), group, generation)
         if generation != group:
             waiting = snapshot.records_of(generation)
             self.rows.records_wait = next(storage.scan(*waiting, 1), None) is not None
         self.raft = RawNode(config, dice, found)
+        self.raft.bar(barred=bool(self.damage))
         self.log_bytes_max = config.log_bytes_max  # kept for replicas that lag; more, and they get an image
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing
@@ -243,6 +246,8 @@ class Group:
     def compactable(self, index: int, term: int) -> tuple[int, int] | None:
         """Up to where (index, term) the log may be forgotten once rows up to `index` are stored."""
         raft = self.raft
+        if self.damage and raft.log_bytes <= LOG_BYTES_HELD_MAX:
+            return None  # an image that comes for the rows may be as of any of these
         if raft.is_alone:
             return index, term
         # Others may lag a little: an entry is cheaper to send than an image. Their lag is bounded by bytes.
@@ -286,7 +291,7 @@ class Group:
         if self.leading and raft.is_alone and not ready.read_states:
             return  # nobody else can lead
         self.note_loss()
-        if not self._leads_from and raft.is_leader:
+        if not self._leads_from and raft.is_leader and not self.damage:
             self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
             self._leads_term = raft.term
         if ready.soft_state is not None and self._reads and not raft.is_leader:
@@ -355,6 +360,37 @@ class Group:
         for _, waiter in current:
             notify(waiter, NotLeading(0, self.id))
 
+    # ---- damage (see damage.py)
+
+    def damaged(self, error: StorageCorrupt) -> Exception:
+        """A row is not what was written: what is to be raised instead. It is served here no more.
+
+        This may be amid a transaction, so it takes effect in the next turn of the loop.
+        """
+        if not self.damage:
+            self.damage = str(error)
+            self.raft.bar(barred=True)
+            self.committer.loop.call_soon(self._damaged, error)
+        return NotLeading(0, self.id) if self.has_others else data_loss(self)
+
+    def _damaged(self, error: StorageCorrupt) -> None:
+        if self.committer.groups.get(self.id) is not self:
+            return  # closed meanwhile
+        self._lose()
+        if self.committer.damages is not None:
+            self.committer.damages.found(self, error)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether another replica could serve instead of this one."""
+        return len(self.raft.conf.voters) > 1
+
+    def mend(self, stored: Stored) -> None:
+        """An image of the rows is in place of the damaged ones, durable; entries behind it are in the log."""
+        self.stored = stored
+        self.damage = ""
+        self.raft.bar(barred=False)
+
     # ---- leadership
 
     def _lead(self) -> None:
@@ -362,7 +398,11 @@ class Group:
         self.proposed = max(self.committed, self.raft.last_index)
         self.rows.lead()
         log.debug("leads", group=self.id, term=self.raft.term, index=self.committed)
-        self.on_lead()
+        try:
+            self.on_lead()
+        except ServiceError:
+            if not self.damage:  # found just now, by whoever took up what the last leader left
+                raise
 
     def _lose(self) -> None:
         self._leads_from = 0

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cluster.hosting.damage import LOG
 from cluster.membership import META_GROUP, GroupReport, NodeHealth, NodeRecord, NodeState, Table
 from cluster.membership.reports import OVERLOADED
 
@@ -36,6 +37,7 @@ class Known(NamedTuple):
     waits: Mapping[int, str]  # group -> why its members are not yet as wanted
     refusals: Mapping[int, str]  # node -> why it takes no writes
     heard_ns: Mapping[int, int]  # node -> when it was last heard from
+    damaged: Mapping[int, Mapping[int, str]] = {}  # node -> group, or the log -> what is not what was written
 
 
 def find(known: Known) -> list[Problem]:
@@ -84,6 +86,7 @@ def _nodes(known: Known) -> Iterator[Problem]:
         if node.id in known.refusals:
             what = f"{node.name} takes no writes: {known.refusals[node.id]}"
             yield Problem(f"refuses {node.id}", what, node.name, "make room on its disk, or mend it")
+        yield from _damaged(known, node)
         if health.slow:
             what = f"{node.name} is slow: its disk answers late"
             yield Problem(f"slow {node.id}", what, node.name, "see what else uses its disk")
@@ -92,6 +95,22 @@ def _nodes(known: Known) -> Iterator[Problem]:
             do = "add a node, and `holdfast shard rebalance`; or give clients other nodes to call"
             yield Problem(f"overloaded {node.id}", what, node.name, do)
         yield from _leaving(known, node, health)
+
+
+def _damaged(known: Known, node: NodeRecord) -> Iterator[Problem]:
+    damaged = known.damaged.get(node.id, {})
+    groups = sorted(group for group in damaged if group != LOG)
+    if groups:
+        what = f"{node.name}: rows of {named(groups)} are damaged on its disk: {damaged[groups[0]]}"
+        do = f"wait: it fetches them from their leader; if it comes again, mend the disk: {_give_up(node)}"
+        yield Problem(f"damaged {node.id}", what, node.name, do)
+    if LOG in damaged:
+        what = f"{node.name}: the log on its disk is damaged, and it would not start again: {damaged[LOG]}"
+        yield Problem(f"damaged log {node.id}", what, node.name, f"replace it now: {_give_up(node)}")
+
+
+def _give_up(node: NodeRecord) -> str:
+    return f"`holdfast node replace {node.name} NEW`, or `holdfast node remove {node.name}`"
 
 
 def _leaving(known: Known, node: NodeRecord, health: NodeHealth) -> Iterator[Problem]:
@@ -140,7 +159,11 @@ def _replicas(known: Known) -> Iterator[Problem]:
         for node_id in wanted:
             if node_id not in report.conf.voters:
                 missing[node_id].append(group)
-            elif node_id in report.behind and _up(known, node_id):
+            elif (
+                node_id in report.behind
+                and _up(known, node_id)
+                and group not in known.damaged.get(node_id, ())
+            ):
                 behind[node_id].append(group)
     for count, groups in sorted(few.items()):
         what = f"{named(groups)}: {count} of {table.region.replicas} replicas are placed"

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from cluster.hosting.addresses import join_address, split_address
 from cluster.hosting.administration import INTERNAL_METHOD, Administration
 from cluster.hosting.clock import Identifiers
+from cluster.hosting.damage import WANT_ROWS
 from cluster.hosting.departures import ASK_MEMBER, NO_MEMBER, Departures
 from cluster.hosting.exchange import EXCHANGE, ExchangeHost
 from cluster.hosting.forward import KINDS as CALLS
@@ -135,6 +136,8 @@ class Member:
         self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=virtual is not None)
         self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
         self.departures = Departures(node, replicas, self.snapshots, self.send)
+        node.damages.images, node.damages.send = self.snapshots, self.send
+        node.damages.is_up = self.peers.is_up
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
@@ -188,6 +191,8 @@ class Member:
             self._announcer.close()
         self.steward.close()
         self.departures.close()
+        self.node.damages.close()
+        self.node.scrub.close()
         self.replicas.close()
         self.snapshots.close()
 
@@ -298,6 +303,8 @@ class Member:
             self.takeovers.received(node_id, message)
         elif kind in (ASK_MEMBER, NO_MEMBER):
             self.departures.received(node_id, message)
+        elif kind == WANT_ROWS:
+            self.node.damages.received(node_id, message)
         elif kind in IMAGES:
             self.snapshots.received(node_id, message)
         elif STATUS <= kind <= CHOSEN:

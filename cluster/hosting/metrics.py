@@ -38,6 +38,20 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily(
             "holdfast_storage_bytes", "Size of the data file", value=self._node.storage.size_bytes()
         )
+        scrub = self._node.scrub
+        yield CounterMetricFamily(
+            "holdfast_scrubbed_bytes",
+            "Data read to see whether it is what was written",
+            value=scrub.read_bytes,
+        )
+        yield CounterMetricFamily(
+            "holdfast_damaged_rows", "Rows found that were not what was written", value=scrub.found
+        )
+        yield GaugeMetricFamily(
+            "holdfast_damaged_replicas",
+            "Replicas that are not served, since rows of theirs are damaged",
+            value=len(self._node.damages.damaged()),
+        )
         yield GaugeMetricFamily(
             "holdfast_task_queues", "Task queues in memory", value=len(self._node.matching)
         )

@@ -10,10 +10,12 @@ import structlog
 from cluster.hosting.actions import Actions
 from cluster.hosting.committer import Committer
 from cluster.hosting.coverage import ranges_by_group
+from cluster.hosting.damage import Damages, data_loss
 from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.group import NotLeading, NotReadable, nobody
 from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.queries import Queries
+from cluster.hosting.scrubbing import Scrub
 from cluster.hosting.shard_host import ShardHost
 from cluster.matching import Matching, QueueKey
 from cluster.matching.workers import WorkerRegistry
@@ -115,6 +117,8 @@ class Node:
         self.committer = Committer(
             loop, storage, inline, on_broken, self._member.node_id, self._member.send, make_lane
         )
+        self.damages = Damages(self)
+        self.scrub = Scrub(self, self.damages)
         self._found = storage.load()
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
         self.entered: Entered | None = None  # what the call that is being handled has met
@@ -225,6 +229,8 @@ class Node:
     def start(self) -> None:
         """Take up what the data says was under way."""
         self.committer.start()
+        self.damages.start()
+        self.scrub.start()
         self._started = True
         for shard in self.shards:
             self._take_up(shard)
@@ -239,6 +245,8 @@ class Node:
         """Store everything and stop."""
         if self._sweep is not None:
             self._sweep.cancel()
+        self.damages.close()
+        self.scrub.close()
         for shard in self.shards:
             shard.close()
         await self.committer.close()
@@ -257,6 +265,9 @@ class Node:
         if shard is None:
             if number == META_GROUP:
                 raise NotLeading(0)  # the region has no table yet
+            here = self.committer.groups.get(number)
+            if here is not None and here.damage and not here.has_others:
+                raise data_loss(here)
             raise NotLeading(self.leader_of(number), number)
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.shards.append(shard)
@@ -484,7 +495,10 @@ class Barrier:
             elif self._loop.time() < self._until:
                 self._loop.call_later(READ_RETRY_S, self._ask, group)
 
-        group.when_current(heard)
+        if group.damage and not group.has_others:
+            heard(None)  # what List shows is not among its rows, and nobody else could confirm it
+        else:
+            group.when_current(heard)
 
     def _give_up(self) -> None:
         self._end(ServiceError(Code.UNAVAILABLE, "a shard's quorum does not answer; try again"))
@@ -506,7 +520,11 @@ class _Source:
         """The first waiting tasks of a queue over all shards."""
         found: list[ShardTask] = []
         for shard in self._node.shards:
-            found.extend(task_of_row(shard, queue, key, row) for key, row in shard.fetch_tasks(queue, limit))
+            try:
+                rows = list(shard.fetch_tasks(queue, limit))
+            except ServiceError:
+                continue  # its rows are damaged: in a moment it is not led here any more
+            found.extend(task_of_row(shard, queue, key, row) for key, row in rows)
         found.sort(key=lambda task: (task.priority, task.sequence))
         return list(found[:limit])
 

@@ -170,6 +170,7 @@ class RegionServer(Server):
             self._record(who.node_id, who.disk),
             config.seeds,
         )  # fmt: skip
+        self.member.node.scrub.bytes_per_s = config.node.scrub_kib_s << 10
         return self.member.node
 
     async def _become_ready(self) -> None:

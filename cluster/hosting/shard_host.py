@@ -400,6 +400,9 @@ class ShardHost:
         except StorageError as error:
             # A clock that cannot read what is due would stop in silence: the node stops instead.
             self.group.committer.stop_for(error)
+        except ServiceError:
+            if not self.group.damage:  # else another leads in a moment, or nobody
+                raise
 
     def _fire_due(self) -> None:
         self._wake_timer = None

@@ -133,6 +133,9 @@ class Incoming:
         if group is None or self.installing or self.over:
             return
         raft, staged = group.raft, self.staged
+        if group.damage and raft.compacted <= staged.index <= raft.committed:
+            self._room.repair(self)
+            return
         if raft.is_leader or staged.index <= raft.committed:
             self.abandon("the log was faster", installed=True)
             return
@@ -141,6 +144,8 @@ class Incoming:
         meta = SnapshotMeta(staged.index, staged.term, staged.conf)
         raft.step(Message(Kind.SNAPSHOT, raft_id(group), raft.leader, raft.term, snapshot=meta))
         self._room.committer.mark(group)
+        if raft.compacted < staged.index and group.damage:
+            return  # it knows now that it has it all; when that is applied, `check` comes again
         if raft.compacted < staged.index:
             self.abandon("the log had it all", installed=True)  # and knows now that it is committed
             return
@@ -172,8 +177,11 @@ class Incoming:
             self.install()
         elif self._idle_checks > FORGET_CHECKS:
             self.abandon("nothing more came of it")
-        elif self.group is not None and self.staged.index <= self.group.raft.committed:
-            self.abandon("the log was faster", installed=True)
+        else:
+            group = self.group
+            late = group is not None and self.staged.index <= group.raft.committed
+            if late and group is not None and not group.damage:
+                self.abandon("the log was faster", installed=True)
 
 
 def raft_id(group: Group) -> int:

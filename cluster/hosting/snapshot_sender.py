@@ -19,7 +19,7 @@ import structlog
 from cluster.hosting.meta import META_GROUP
 from history_store.rare import reached
 from history_store.shard import snapshot
-from history_store.storage.contract import StorageError
+from history_store.storage.contract import StorageCorrupt, StorageError
 from history_store.visibility.search import find_records
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ class Outgoing:
             self.release()
         elif error is not None:
             log.error("an image cannot be read", group=self.group.id, why=str(error))
+            if isinstance(error, StorageCorrupt):
+                self.group.damaged(error)
             self.end(arrived=False, why=f"the image cannot be read: {error}")
         elif chunk is None:
             self._read_all = True

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
+from cluster.hosting.damage import note_key
 from cluster.hosting.generations import Generations, Staged
 from cluster.hosting.group import Stored
 from cluster.hosting.snapshot_receiver import Incoming, raft_id
@@ -129,6 +130,8 @@ class Snapshots:
         )
         batch.compact.append((group.id, meta.index, meta.term))
         batch.rows.extend(self.generations.switched(staged, incoming.replaced))
+        if group.damage:
+            batch.rows.append((note_key(group.id), None))
         group.rows.replace(staged.generation)
 
     def installed(self, group: Group) -> None:
@@ -136,7 +139,10 @@ class Snapshots:
         incoming = self._incoming.pop(group.id)
         staged = incoming.staged
         log.info("an image is in place", group=group.id, index=staged.index, rows=staged.progress.rows)
-        group.note_image(Stored(staged.index, staged.term, staged.conf))
+        stored = Stored(staged.index, staged.term, staged.conf)
+        group.note_image(stored)
+        if group.damage:
+            self._mended(group, stored)
         self.generations.begun(group, incoming.replaced)
         incoming.installed()
 
@@ -158,6 +164,56 @@ class Snapshots:
         """Whether the round under way puts an image in the group's place, or the next one will."""
         incoming = self._incoming.get(group.id)
         return incoming is not None and incoming.installing
+
+    # ---- rows alone, where they are damaged (damage.py)
+
+    def comes(self, group: Group) -> bool:
+        """Whether an image is on its way here."""
+        return group.id in self._incoming
+
+    def asked(self, group: Group, node_id: int, index: int) -> None:
+        """A replica wants our rows, as of that entry or later, although it lacks nothing of the log."""
+        outgoing = self._outgoing.get(node_id)
+        if not self._closed and (outgoing is None or outgoing.group is not group):
+            self._wanted[group.id, node_id] = (group, index)
+            self._kick()
+            self._arm()
+
+    def repair(self, incoming: Incoming) -> None:
+        """It is complete: let it take the place of damaged rows, between two rounds."""
+        self.committer.between(partial(self._repair, incoming))
+
+    def _repair(self, incoming: Incoming, batch: Round) -> Callable[[], None] | None:
+        group, staged = incoming.group, incoming.staged
+        if incoming.over or incoming.installing or group is None or not group.damage:
+            return None
+        raft = group.raft
+        busy = self.committer.folder.busy  # it may be storing rows of the group, and compact its log
+        if busy or raft.is_leader or not raft.compacted <= staged.index <= raft.handed:
+            return None  # `check` comes again
+        assert raft.term_of(staged.index) == staged.term, "two replicas have committed different entries"
+        incoming.installing = True
+        incoming.replaced = group.rows.generation
+        conf = snapshot.wrap_conf(group.id, staged.generation, staged.conf)
+        batch.applied.append((group.id, staged.index, staged.term, conf))
+        batch.rows.extend(self.generations.switched(staged, incoming.replaced))
+        batch.rows.append((note_key(group.id), None))
+        first = raft.compacted
+        entries = raft.kept_entries()[staged.index - first : raft.handed - first]
+        group.rows.rebase(staged.generation, entries)
+        return partial(self._repaired, group, incoming)
+
+    def _repaired(self, group: Group, incoming: Incoming) -> None:
+        staged = incoming.staged
+        del self._incoming[group.id]
+        self._mended(group, Stored(staged.index, staged.term, staged.conf))
+        self.generations.begun(group, incoming.replaced)
+        incoming.installed()
+
+    def _mended(self, group: Group, stored: Stored) -> None:
+        group.mend(stored)
+        if self.committer.damages is not None:
+            self.committer.damages.mended(group)
 
     # ---- peers
 
@@ -212,7 +268,7 @@ class Snapshots:
         if incoming is not None and incoming.installing:
             incoming.sender, incoming.sender_image = node_id, image
             return
-        if index <= raft.committed:
+        if index <= raft.committed and not (group.damage and index >= raft.compacted):
             if raft.leader == node_id and raft.term == term:
                 # The core's answer to the image may have been lost: it gives it again.
                 meta = SnapshotMeta(index, log_term, conf)

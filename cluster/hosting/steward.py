@@ -55,17 +55,19 @@ SLOW_PERIODS = 6
 class Status:
     """What a node said last."""
 
-    __slots__ = ("at", "draining", "groups", "load", "refusal", "slow")
+    __slots__ = ("at", "damaged", "draining", "groups", "load", "refusal", "slow")
 
     def __init__(
-        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport], refusal: str
-    ) -> None:
+        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport],
+        refusal: str, damaged: dict[int, str],
+    ) -> None:  # fmt: skip
         self.at = at
         self.load = load
         self.slow = slow
         self.draining = draining
         self.groups = groups
         self.refusal = refusal  # why it takes no writes; "" = it does
+        self.damaged = damaged  # what is damaged on its disk: by group, or the log
 
 
 class Steward:
@@ -134,7 +136,7 @@ class Steward:
         ]
         refusal = self._node.committer.refusal
         why = refusal.message if refusal is not None else ""
-        message = [STATUS, load, slow, self.draining, groups, why]
+        message = [STATUS, load, slow, self.draining, groups, why, self._node.damages.told()]
         leader = self._node.meta.group.raft.leader
         if leader == self._node.node_id:
             self.received(leader, message)
@@ -158,13 +160,14 @@ class Steward:
         """A message of this module's kinds."""
         kind = message[0]
         if kind == STATUS:
-            _, load, slow, draining, groups, refusal, *_ = message
+            _, load, slow, draining, groups, refusal, *more = message
             reports = {
                 number: GroupReport(node_id, decode_configuration(conf), frozenset(behind))
                 for number, conf, behind in groups
             }
             now = self._node.loop.time()
-            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal)
+            damaged = dict(more[0]) if more else {}  # not told by an older node
+            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal, damaged)
             self.last.update((number, (now, report)) for number, report in reports.items())
         elif kind == CHOSEN:
             self._chosen[message[1]] = self._node.loop.time() + CHOSEN_S
@@ -234,6 +237,11 @@ class Steward:
             leads_nothing = status.draining or bool(status.refusal)
             health[node.id] = NodeHealth(True, leads_nothing, status.load, status.slow)
             reports.update(status.groups)
+        for node_id, one in health.items():
+            for group in self.statuses[node_id].damaged if one.up else ():
+                report = reports.get(group)
+                if report is not None and report.leader != node_id:  # it cannot lead
+                    reports[group] = report._replace(behind=report.behind | {node_id})
         return health, reports
 
     def _decide(self) -> None:

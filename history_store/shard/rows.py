@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from history_store.engine.keys import HISTORY, ITEM
+from history_store.raft import DATA
 from history_store.shard import image, snapshot
 
 if TYPE_CHECKING:
@@ -152,6 +153,19 @@ class Rows:
         self.generation = generation
         self._prefix = snapshot.prefix(generation)
         self.records_wait = True
+
+    def rebase(self, generation: int, entries: list[Entry]) -> None:
+        """Put an image in place of these rows, as of the entry before `entries`, which are committed."""
+        assert not self._leads, "damaged rows are not served"
+        assert not self._flushing, "what is being stored would come after the image"
+        self._committed.clear()
+        self.committed_bytes = self.visibility_pending = 0
+        self.replace(generation)
+        for entry in entries:
+            if entry.kind == DATA:
+                self.receive(entry)
+            else:
+                self.commit(entry.index, entry.term, [], [], 0)
 
     @property
     def flushing(self) -> bool:

@@ -23,9 +23,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from history_store.visibility.record import VisibilityOp
+
+if TYPE_CHECKING:
+    from history_store.storage.scrub import Checked
 
 
 class Entry(NamedTuple):
@@ -117,6 +120,15 @@ class Storage(Protocol):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order (limit 0 = all)."""
 
+    def sweep(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes | None]]:
+        """As `scan`, for who takes rows away: None stands for a value that is not what was written."""
+
+    def check(self, place: bytes, bytes_max: int) -> Checked:
+        """Whether what is on disk is what was written: a piece of it, see scrub.py. On any one thread."""
+
+    def condemn(self, why: str) -> None:
+        """The file as a whole is damaged: it will not be opened again."""
+
     def image(self, group: int) -> AbstractContextManager[GroupImage]:
         """All rows of a group as they are on disk now, until the block ends; any one thread may read them.
 
@@ -161,3 +173,11 @@ class StorageBroken(StorageError):
 
 class StorageCorrupt(StorageError):
     """What is on disk is not what was written, or not ours, or of a newer version. Never served."""
+
+
+class RowCorrupt(StorageCorrupt):
+    """One row is not what was written; the file around it is whole, as far as is known."""
+
+    def __init__(self, message: str, key: bytes) -> None:
+        super().__init__(message)
+        self.key = key

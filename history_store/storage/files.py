@@ -21,6 +21,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from history_store.storage.contract import (
 APPLICATION_ID = 0x484F4C44  # "HOLD"
 FORMAT_VERSION = 3  # 2: rounds are in a journal of our own first (journal.py); 3: the projection has slots
 JOURNAL_SUFFIX = "-log"
+CONDEMNED_SUFFIX = "-damaged"
 # What data there may be beside a name, in use and after a crash; after a clean end only the first.
 DATA_SUFFIXES = ("", "-wal", JOURNAL_SUFFIX)
 
@@ -46,7 +48,7 @@ _WAL_MAGIC = 0x377F0682  # plus 1 when checksums are of big-endian words
 _MASK = 0xFFFFFFFF
 RESTORE = (
     "Restore it from a backup, or, if the data is not needed, "
-    "move it away together with its -wal, -shm and -log files"
+    "move it away together with its -wal, -shm, -log and -damaged files"
 )
 
 
@@ -129,6 +131,7 @@ class _WalScan:
 
 def inspect(path: Path) -> None:
     """Refuse a file that is not ours, is of a newer version, or has lost something. It must exist."""
+    _check_condemned(path)
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER_BYTES)
@@ -169,6 +172,26 @@ def inspect(path: Path) -> None:
         raise StorageCorrupt(
             f"{path} is truncated: it is {size} bytes long and should have {pages} pages of {page_bytes} "
             f"bytes; page {min(missing)} is missing. {RESTORE}"
+        )
+
+
+def condemn(path: Path, why: str) -> None:
+    """Note beside the file that it is damaged, so that it is refused at its next start, whatever is read."""
+    note = path.with_name(path.name + CONDEMNED_SUFFIX)
+    with suppress(OSError):  # a disk that takes nothing more: it will be met again
+        with note.open("w") as file:
+            file.write(why)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(path.parent)
+
+
+def _check_condemned(path: Path) -> None:
+    note = path.with_name(path.name + CONDEMNED_SUFFIX)
+    if note.exists():
+        raise StorageCorrupt(
+            f"{path} was found damaged while it was in use, as {note} says: "
+            f"{note.read_text(errors='replace').strip() or 'no reason was noted'}"
         )
 
 

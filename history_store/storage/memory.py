@@ -4,7 +4,8 @@ It keeps the promises of the port except the one about power: rounds are whole, 
 `crash` gives what a restart would find. The projection of executions is a real SQLite database in memory, so
 that the same queries run against it.
 
-Test hooks: `fail_next` makes the next write fail, before or after it took effect; `crash` restarts the disk.
+Test hooks: `fail_next` makes the next write fail, before or after it took effect; `damage` makes a row read
+as damaged; `crash` restarts the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from history_store.storage.contract import (
@@ -22,6 +23,7 @@ from history_store.storage.contract import (
     GroupLog,
     HardState,
     Round,
+    RowCorrupt,
     StorageBroken,
     StorageError,
     StorageFull,
@@ -31,6 +33,7 @@ from history_store.storage.contract import (
 )
 from history_store.storage.keeper import LogGap, check_follows
 from history_store.storage.ordered import OrderedKeys
+from history_store.storage.scrub import Checked
 from history_store.storage.tables import group_bounds
 from history_store.visibility import projection
 
@@ -50,6 +53,7 @@ class MemoryStorage:
         self._keys = OrderedKeys()
         self._bytes = 0
         self._failure: tuple[StorageError, bool] | None = None
+        self._damaged: set[bytes] = set()
         self._broken = ""
         self._uri = f"file:holdfast-{os.getpid()}-{next(_numbers)}?mode=memory&cache=shared"
         self._projection = self._connect()
@@ -60,6 +64,17 @@ class MemoryStorage:
     def fail_next(self, error: StorageError, *, applied: bool = False) -> None:
         """The next write raises `error`; with `applied`, after it took effect (an outcome nobody knows)."""
         self._failure = (error, applied)
+
+    def damage(self, key: bytes) -> None:
+        """A row is not what was written, until it is written again or taken away."""
+        assert key in self._rows
+        self._damaged.add(key)
+
+    def _check_rows(self, keys: Iterable[bytes]) -> None:
+        if self._damaged:
+            for key in keys:
+                if key in self._damaged:
+                    raise RowCorrupt(f"memory is damaged: row {key.hex()} is not what was written", key)
 
     def crash(self) -> None:
         """Become what a restarted process would find: whole rounds, and no commit index that had no write."""
@@ -126,6 +141,7 @@ class MemoryStorage:
     def get(self, key: bytes) -> bytes | None:
         """The value of a row."""
         with self._lock:
+            self._check_rows((key,))
             return self._rows.get(key)
 
     def scan(
@@ -134,7 +150,23 @@ class MemoryStorage:
         """Rows with start <= key < end in key order, as they are now."""
         with self._lock:
             rows = self._rows
-            return iter([(key, rows[key]) for key in self._keys.between(start, end, limit, reverse)])
+            found = list(self._keys.between(start, end, limit, reverse))
+            self._check_rows(found)
+            return iter([(key, rows[key]) for key in found])
+
+    def sweep(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes | None]]:
+        """As `scan`, for who takes rows away: None stands for a value that is not what was written."""
+        with self._lock:
+            found = self._keys.between(start, end, limit, False)
+            return [(key, None if key in self._damaged else self._rows[key]) for key in found]
+
+    def check(self, place: bytes, bytes_max: int) -> Checked:  # noqa: ARG002 - all of it at once
+        """Whether rows are what was written."""
+        with self._lock:
+            return Checked(b"", self._bytes, sorted(self._damaged), [])
+
+    def condemn(self, why: str) -> None:
+        """Nothing opens it again anyway."""
 
     @contextmanager
     def image(self, group: int) -> Iterator[GroupImage]:
@@ -241,6 +273,7 @@ class MemoryStorage:
             log.applied, log.applied_term, log.conf = index, term, conf
 
     def _set(self, key: bytes, value: bytes | None) -> None:
+        self._damaged.discard(key)
         old = self._rows.get(key)
         if value is None:
             if old is not None:

@@ -30,11 +30,12 @@ from heapq import merge
 from pathlib import Path
 from zlib import crc32
 
-from history_store.storage import files, recovery, tables
+from history_store.storage import files, recovery, scrub, tables
 from history_store.storage.contract import (
     GroupImage,
     GroupLog,
     Round,
+    RowCorrupt,
     StorageBroken,
     StorageCorrupt,
     StorageError,
@@ -101,7 +102,7 @@ class SqliteStorage:
             self._writer = self._open(_WRITER_CACHE_BYTES_MAX)
             try:
                 self.identity = self._check_identity(cluster_id, node_id)
-                self._reader = tables.open_reader(self.path, _READER_CACHE_BYTES_MAX)
+                self._reader = self._open_reader(_READER_CACHE_BYTES_MAX)
                 try:
                     self._journal, self._journal_known = recovery.begin(
                         self._writer, self.path, journal_bytes
@@ -222,6 +223,28 @@ class SqliteStorage:
         if len(found) > first:
             return self._scan_long(text, (start, end, limit or -1))
         return iter([self._checked(row) for row in found])
+
+    def sweep(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes | None]]:
+        """As `scan`, for who takes rows away: None stands for a value that is not what was written."""
+        try:
+            found = self._reader.execute(tables.scan_text(start, end, False), (start, end, limit)).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error, "reading rows") from error
+        return [(key, value if intact(key, value, crc) else None) for key, value, crc in found]
+
+    def check(self, place: bytes, bytes_max: int) -> scrub.Checked:
+        """Whether what is on disk is what was written: a piece of it. On any one thread."""
+        connection = self._open_reader(_SCAN_CACHE_BYTES_MAX)
+        try:
+            return scrub.check(connection, place, bytes_max)
+        except sqlite3.Error as error:
+            raise self._translate(error, "checking it") from error
+        finally:
+            connection.close()
+
+    def condemn(self, why: str) -> None:
+        """The file as a whole is damaged: it will not be opened again."""
+        files.condemn(self.path, why)
 
     @contextmanager
     def image(self, group: int) -> Iterator[GroupImage]:
@@ -468,9 +491,18 @@ class SqliteStorage:
 
     # --------------------------------------------------------------------------------------------- reading
 
+    def _open_reader(self, cache_bytes: int) -> sqlite3.Connection:
+        """A connection for rows. Damage can make a text of a value, which is that row's checksum's affair."""
+        try:
+            connection = tables.open_reader(self.path, cache_bytes)
+        except sqlite3.Error as error:
+            raise self._translate(error, "opening it") from error
+        connection.text_factory = bytes
+        return connection
+
     def _scan_long(self, text: str, arguments: tuple[bytes, bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         """A scan of many rows has its own connection: an open read would keep the reader in the past."""
-        connection = self._scanners.pop() if self._scanners else self.visibility_connection()
+        connection = self._scanners.pop() if self._scanners else self._open_reader(_SCAN_CACHE_BYTES_MAX)
         cursor = connection.execute(text, arguments)
         try:
             while found := cursor.fetchmany(_SCAN_ROWS):
@@ -515,7 +547,10 @@ class SqliteStorage:
 
     def _bad_row(self, key: object) -> StorageCorrupt:
         name = key.hex() if isinstance(key, bytes) else repr(key)
-        return self._corrupt(f"row {name} is not what was written")
+        what = f"row {name} is not what was written"
+        if not isinstance(key, bytes):
+            return self._corrupt(what)
+        return RowCorrupt(f"{self.path} is damaged: {what}", key)  # what to do depends on who else has it
 
     def _translate(self, error: sqlite3.Error, doing: str) -> StorageError:
         if type(error) is sqlite3.OperationalError and not hasattr(error, "sqlite_errorcode"):
