@@ -313,6 +313,7 @@ class Member:
     def up(self, node_id: int, incarnation: str) -> None:
         """A peer can be talked to."""
         log.info("peer is up", node=node_id, incarnation=incarnation)
+        self.replicas.up(node_id)
         self.tasks.up(node_id)
         self.snapshots.up(node_id)
 

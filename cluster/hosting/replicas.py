@@ -207,6 +207,14 @@ class Replicas:
         group.raft.step(letter)
         self._node.committer.mark(group)
 
+    def up(self, node_id: int) -> None:
+        """A node is back: what is led here and sleeps says so, or one without a vote would never know."""
+        for group in self._node.committer.groups.values():
+            raft = group.raft
+            if raft.is_leader and raft.is_quiet and node_id in raft.conf.members:
+                raft.wake()
+                self._node.committer.mark(group)
+
     def down(self, node_id: int) -> None:
         """A node is gone: groups that sleep under its lead wake up."""
         for group in self._node.committer.groups.values():

@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from chaos.sim.calls import Refused
 from chaos.sim.trace import Trace
 from chaos.sim.world import Node, Shape, World
-from cluster.hosting import coverage
+from cluster.hosting import coverage, parts
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code
 from history_store.engine.keys import SLOTS, slot_of
@@ -184,6 +184,25 @@ def test_pages_go_on_at_other_nodes_and_after_a_node_died(play: Play) -> None:
         victim.start()
         assert await world.until_whole(PATIENCE_S)
         await region.agree()
+
+    play(scene)
+
+
+def test_a_node_that_was_started_again_answers_where_all_is_quiet(play: Play) -> None:
+    """Also one that has no vote about the registry: it hears who leads that, although nothing happens."""
+
+    async def scene(region: Region) -> None:
+        world = region.world
+        await region.start("w0")
+        for node in list(world.nodes.values()):
+            while not all(group.raft.is_quiet for one in region.nodes for group in one.groups().values()):
+                await asyncio.sleep(0.1)
+            node.kill()
+            node.start()
+            assert await world.until_whole(PATIENCE_S)
+            began = world.loop.time()
+            assert (await region.count("", node))[0] == 1
+            assert world.loop.time() - began < parts.CONFIRM_S, "nobody had to be waited for in vain"
 
     play(scene)
 
