@@ -159,6 +159,62 @@ def page(verdict: Verdict, about: dict[str, str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+REGION_HEADING = "## On a region of several nodes"
+
+
+def region_section(verdict: Verdict, about: dict[str, str]) -> str:
+    """What the page says of a run against a region."""
+    server = verdict.total("server")
+    good = server["passed"] + server["flaky"]
+    reachable = server.total() - verdict.unreachable
+    lines = [
+        REGION_HEADING,
+        "",
+        "The same suite against a region on one machine: each connection of a test leads to one of the",
+        "nodes, in turn. A test passes there exactly if it passes on one node, but for those named here.",
+        "",
+        *(f"* {key}: {value}" for key, value in about.items()),
+        "",
+        f"**{good} of {reachable} reachable tests that touch a server pass.**",
+        "",
+        *(f"* fails there only: `{name}`: {_cell(text)}" for name, text in verdict.unexplained),
+        *(f"* passed only when repeated alone: `{name}`" for name in verdict.flaky),
+        *(f"* passes there only: `{name}`" for name in verdict.stale),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def region_of(page_text: str) -> str:
+    """The section of a page that tells of a region; "" if it has none."""
+    start = page_text.find(REGION_HEADING)
+    if start < 0:
+        return ""
+    end = page_text.find("\n## ", start)
+    return page_text[start:].rstrip() + "\n" if end < 0 else page_text[start:end].rstrip() + "\n"
+
+
+def with_region(page_text: str, section: str) -> str:
+    """The page with this section in place of its own, at its end."""
+    rest = page_text.replace(region_of(page_text), "") if region_of(page_text) else page_text
+    return rest.rstrip() + "\n" + (f"\n{section}" if section else "")
+
+
+def differences(alone: dict[str, Any], region: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Tests that pass on one node and not in a region, and those of which it is the other way round."""
+    failed = {"outcome": "failed"}
+    worse = [
+        name
+        for name, result in sorted(alone.items())
+        if result["outcome"] != "failed" and region.get(name, failed)["outcome"] == "failed"
+    ]
+    better = [
+        name
+        for name, result in sorted(region.items())
+        if result["outcome"] != "failed" and alone.get(name, failed)["outcome"] == "failed"
+    ]
+    return worse, better
+
+
 def _row(name: str, server: Counter[str], other: Counter[str]) -> str:
     cells = [server.total(), server["passed"] + server["flaky"], server["failed"], server["skipped"]]
     cells += [other.total(), other["passed"], other["failed"]]

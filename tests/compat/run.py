@@ -2,12 +2,15 @@
 
 By default the suite starts the server itself, exactly as it starts Temporal's: through an executable in its
 temporary directory. So the drop-in contract of `holdfast server start-dev` is tested along with the rest, and
-no test that insists on a local server skips itself. With `--address` it uses a server that runs already.
+no test that insists on a local server skips itself. With `--address` it uses a server that runs already;
+with `--region 3` a region of three nodes that it starts: every connection of the suite leads to one of them,
+and what passes on one node and not there is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -17,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.compat import report, suite
+from cluster.local import LocalCluster
+from tests.compat import doorway, report, suite
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -41,6 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", default="60", help="seconds a test may take")
     parser.add_argument("--minutes", type=float, default=30, help="minutes the whole run may take")
     parser.add_argument("--address", help="HOST:PORT of a running server, instead of starting one")
+    parser.add_argument("--region", type=int, default=0, metavar="NODES", help="against a region of so many")
     parser.add_argument("--db", action="store_true", help="let the servers keep their state in a file")
     parser.add_argument("--holdfast", default=str(Path(sys.executable).parent / "holdfast"))
     parser.add_argument("--no-retry", action="store_true", help="do not repeat failed tests alone")
@@ -128,11 +134,41 @@ def about(options: argparse.Namespace, seconds: float) -> dict[str, str]:
         "suite": f"temporalio/sdk-python {suite.VERSION}, tiers {options.tier}",
         "server": f"holdfast {version.group(1) if version else '?'}, "
         + ("state in a file" if options.db else "state in memory")
-        + (", started beforehand" if options.address else ", started by the suite as its dev server"),
+        + (", started beforehand" if options.address else ", started by the suite as its dev server")
+        if not options.region
+        else f"holdfast {version.group(1) if version else '?'}, a region of {options.region} nodes",
         "machine": f"Python {platform.python_version()}, {os.cpu_count()} cores; "
         f"{options.workers} test processes, {seconds:.0f} s",
-        "to repeat": "`make compat`",
+        "to repeat": f"`make compat REGION={options.region}`" if options.region else "`make compat`",
     }
+
+
+@contextlib.contextmanager
+def region(options: argparse.Namespace, where: Path) -> Iterator[None]:
+    """A region for the suite's servers to be ways to, while this lasts; without `--region`, nothing."""
+    if not options.region:
+        suite.install_executables(where, [str(Path(options.holdfast).absolute())], durable=options.db)
+        yield
+        return
+    settings = where / "dynamic.toml"
+    pairs = (setting.partition("=") for setting in suite.DYNAMIC_CONFIG)
+    settings.write_text("".join(f'"{key}" = {value}\n' for key, _, value in pairs), encoding="utf-8")
+    directory = where / "region"
+    cluster = LocalCluster(
+        directory, nodes=options.region, settings={"dynamic_config": {"path": str(settings)}}
+    )
+    try:
+        cluster.up(owned=True)
+        os.environ |= {
+            doorway.NODES: ",".join(cluster.endpoints()),
+            doorway.SETTINGS: "\n".join(suite.DYNAMIC_CONFIG),
+            doorway.PROGRAM: str(Path(options.holdfast).absolute()),
+        }
+        # By its path: where it is started another project's `tests` is in the way.
+        suite.install_executables(where, [sys.executable, "-P", str(HERE / "doorway.py")], durable=False)
+        yield
+    finally:
+        cluster.down()
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,10 +179,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     selected = options.tests or suite.selection(tiers)
     began = time.monotonic()
     where = Path(tempfile.mkdtemp(prefix="holdfast-compat-"))
-    suite.install_executables(where, Path(options.holdfast).absolute(), durable=options.db)
     print(f"logs of pytest and of the servers: {where}", file=sys.stderr)
-    tests = pytest_run(python, directory, where, options, selected, options.workers)["tests"]
-    repeat_failures(python, directory, where, options, tests)
+    with region(options, where):
+        tests = pytest_run(python, directory, where, options, selected, options.workers)["tests"]
+        repeat_failures(python, directory, where, options, tests)
     return {"about": about(options, time.monotonic() - began), "tests": tests}
 
 
@@ -166,17 +202,45 @@ def main(arguments: list[str] | None = None) -> int:
         except suite.SuiteMissing as missing:
             print(f"SKIPPED: {missing}", file=sys.stderr)
             return 0
-        kept = options.report or PROJECT / "build" / "compat-report.json"
+        kept = options.report or PROJECT / "build" / _name(options)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(result, indent=1), encoding="utf-8")
         print(f"report: {kept}", file=sys.stderr)
     verdict = report.judge(result["tests"], report.load_reasons(HERE / "expected.toml"))
     whole = not (options.tests or options.expression) and {"1", "2"} <= set(options.tier.split(","))
     if whole and not options.no_docs:
-        PAGE.write_text(report.page(verdict, result["about"]), encoding="utf-8")
+        before = PAGE.read_text(encoding="utf-8")
+        if options.region:
+            page = report.with_region(before, report.region_section(verdict, result["about"]))
+        else:
+            page = report.with_region(report.page(verdict, result["about"]), report.region_of(before))
+        PAGE.write_text(page, encoding="utf-8")
         print(f"wrote {PAGE.relative_to(PROJECT)}", file=sys.stderr)
     print(report.summary(verdict))
-    return 0 if verdict.ok else 1
+    same = True
+    if options.region:
+        same = tell_differences(result["tests"], PROJECT / "build" / "compat-report.json", whole=whole)
+    return 0 if verdict.ok and same else 1
+
+
+def _name(options: argparse.Namespace) -> str:
+    return "compat-region-report.json" if options.region else "compat-report.json"
+
+
+def tell_differences(tests: dict[str, Any], alone: Path, *, whole: bool) -> bool:
+    """Name what passes on one node, as its last report has it, and not in the region. True: nothing."""
+    if not alone.exists():
+        print(f"no report of one node at {alone}: the list of known failures stands in for it")
+        return True
+    known = json.loads(alone.read_text(encoding="utf-8"))["tests"]
+    known = {name: found for name, found in known.items() if whole or name in tests}
+    worse, better = report.differences(known, tests)
+    for name in worse:
+        print(f"passes on one node and not in the region: {name}")
+    for name in better:
+        print(f"passes in the region and not on one node: {name}")
+    print(f"against one node: {len(worse)} worse, {len(better)} better")
+    return not worse
 
 
 if __name__ == "__main__":

@@ -161,11 +161,11 @@ def environment() -> Path:
     return python
 
 
-def install_executables(directory: Path, holdfast: Path, *, durable: bool) -> None:
+def install_executables(directory: Path, program_line: list[str], *, durable: bool) -> None:
     """Put our server under the names that the SDK's core library looks for in its temporary directory."""
     logs = directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    program, log = shlex.quote(str(holdfast)), f'"{logs}/server-$$.log"'
+    program, log = shlex.join(program_line), f'"{logs}/server-$$.log"'
     database = f' --db-filename "{directory}/server-$$.db"' if durable else ""
     script = f'#!/bin/sh\nexec {program} "$@"{database} 2>>{log}\n'
     for name in SERVER_NAMES:

@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from tests.compat import report, suite
+from tests.compat import doorway, report, suite
 
 REASONS = [
     report.Reason("later", "Comes later.", ("t/a.py::test_x", "t/b.py::test_p*"), True),
@@ -55,6 +55,37 @@ def test_skipped_and_unreachable_tests_leave_the_denominator() -> None:
         verdict, {"a": "b"}
     )
     assert "| t/c.py | 4 | 2 | 1 | 1 | 1 | 1 | 0 |" in report.page(verdict, {})
+
+
+def test_a_region_is_compared_by_name_and_has_its_section_of_the_page() -> None:
+    alone = {"t/a.py::test_y": result("passed"), "t/a.py::test_z": result("failed"), "t/a": result("passed")}
+    region = {"t/a.py::test_y": result("failed"), "t/a.py::test_z": result("passed")}
+    assert report.differences(alone, region) == (["t/a", "t/a.py::test_y"], ["t/a.py::test_z"])
+    section = report.region_section(report.judge(region, REASONS), {"suite": "s"})
+    assert "* fails there only: `t/a.py::test_y`: boom" in section
+    page = report.page(report.judge(alone, REASONS), {})
+    whole = report.with_region(page, section)
+    assert report.region_of(whole) == section
+    assert report.with_region(whole, section) == whole
+    assert report.with_region(page, report.region_of(whole)) == whole
+    assert report.with_region(whole, "") == page
+
+
+def test_a_door_leads_to_the_region_unless_other_settings_are_wanted() -> None:
+    settings = set(suite.DYNAMIC_CONFIG)
+    usual = [
+        "server",
+        "start-dev",
+        "--port",
+        "7001",
+        "--headless",
+        "--dynamic-config-value",
+        suite.DYNAMIC_CONFIG[0],
+    ]
+    assert doorway.port_of(usual, settings) == 7001
+    for other in (["--db-filename", "x"], ["--dynamic-config-value", "a=1"], ["--namespace", "mine"]):
+        assert doorway.port_of([*usual, *other], settings) == 0
+    assert doorway.port_of(["server", "start-test", "7001"], settings) == 0
 
 
 def test_the_checked_in_list_is_well_formed() -> None:

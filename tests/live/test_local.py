@@ -24,7 +24,7 @@ from cluster.local.probe import serving
 from cluster.local.processes import mark_of, wait_until
 from cluster.local.state import read_state
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
 
 STANDIN = (sys.executable, str(Path(__file__).parents[1] / "cluster/local/standin.py"))
 HOLDFAST = Path(sys.executable).parent / "holdfast"
@@ -273,7 +273,7 @@ def holdfast(directory: Path, *arguments: str) -> Any:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
         start_new_session=True,
     )

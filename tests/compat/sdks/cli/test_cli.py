@@ -29,7 +29,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from chaos.live.server import Server
 from tests.compat.sdks import programs
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
 CALL_S_MAX = 20.0
 
 
