@@ -26,7 +26,7 @@ from history_store.engine.errors import ServiceError
 from history_store.engine.keys import slot_of
 from history_store.visibility import spans, sql, syntax
 from history_store.visibility.pages import Part, bad_token, digest, read_token, write_token
-from history_store.visibility.record import DeleteRecord, ExecutionRecord
+from history_store.visibility.record import ExecutionRecord
 from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Meaning, Resolved, resolve
 from history_store.visibility.spans import Stretch
 from history_store.visibility.sql import Driver, Fragment, Scope, Slots
@@ -146,25 +146,6 @@ def slots_of(namespace_id: str, query: Filter, attributes: Mapping[str, int]) ->
         if isinstance(part, Leaf) and part.field.name == "WorkflowId" and part.operator in ("=", "in"):
             return frozenset(slot_of(namespace_id, str(value)) for value in part.values)
     return None
-
-
-def forget(
-    connection: sqlite3.Connection, slots: Slots, after: int = 0, rows: int = 1_000
-) -> tuple[list[DeleteRecord], int]:
-    """What takes the records of these slots out of the projection, a few at a time.
-
-    Looks at `rows` records behind row number `after`; answers the operations on those of them that are of
-    these slots, and the row number to go on from (0: that was the last). Reads only: `projection.apply`
-    does it.
-    """
-    tested = sql.of_slots("e.slot", slots)
-    found = connection.execute(
-        f"SELECT e.id, s.namespace_id, e.run_id, {tested.text} FROM visibility_executions e NOT INDEXED"
-        f" JOIN visibility_scopes s ON s.id = e.scope WHERE e.id > ? ORDER BY e.id LIMIT ?",
-        (*tested.parameters, after, rows),
-    ).fetchall()
-    gone = [DeleteRecord(namespace_id, run_id) for _, namespace_id, run_id, is_theirs in found if is_theirs]
-    return gone, found[-1][0] if len(found) == rows else 0
 
 
 def find_records(connection: sqlite3.Connection, runs: Iterable[tuple[str, str]]) -> list[ExecutionRecord]:

@@ -149,29 +149,6 @@ def test_a_part_that_was_cut_short_shortens_the_page() -> None:
     assert pages.merge([other], [False], 5) == (["b", "d", "e"], None)
 
 
-@settings(max_examples=50, deadline=None)
-@given(histories(), st.integers(0, 10**6), st.integers(1, 5))
-def test_what_a_shard_left_behind_is_forgotten_and_nothing_else(history: Any, seed: int, rows: int) -> None:
-    shared = Shared(history[0], 2, random.Random(seed))
-    connection, (kept, theirs) = shared.nodes[0], shared.slots
-    try:
-        before = search.list_part(connection, "ns1", "", oracle.CUSTOM, 0, b"", tuple(kept)).items
-        after, looks = 0, 0
-        while looks == 0 or after:
-            gone, after = search.forget(connection, tuple(theirs), after, rows)
-            projection.apply(connection, gone)
-            looks += 1
-            assert looks < 100, "it comes to an end"
-        assert search.list_part(connection, "ns1", "", oracle.CUSTOM).items == before
-        assert search.count_part(connection, "ns1", "", oracle.CUSTOM, tuple(theirs)).count == 0
-        values = (
-            "SELECT count(*) FROM visibility_values WHERE id NOT IN (SELECT id FROM visibility_executions)"
-        )
-        assert connection.execute(values).fetchone() == (0,)
-    finally:
-        shared.close()
-
-
 def test_tables_of_before_there_were_slots_get_them() -> None:
     """And answer as those that were made with them."""
     rows = [
