@@ -66,13 +66,15 @@ async def serve(port: int, nodes: list[str]) -> None:
         next(turn)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, number = next(turn).rpartition(":")
-        try:
-            to_reader, to_writer = await asyncio.open_connection(host, int(number))
-        except OSError:
-            writer.close()
+        for _ in nodes:
+            host, _, number = next(turn).rpartition(":")
+            try:
+                to_reader, to_writer = await asyncio.open_connection(host, int(number))
+            except OSError:
+                continue  # it is not there: the next one
+            await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
             return
-        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+        writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", port)
     await server.serve_forever()
