@@ -70,6 +70,7 @@ class Replicas:
             election_ticks=raft.election_ticks,
             heartbeat_ticks=raft.heartbeat_ticks,
             lease_reads=True,
+            commit_at_once=group == META_GROUP,  # who is where, and which namespaces there are: news
             quiet_after_ticks=QUIET_AFTER_TICKS,
             append_bytes_max=raft.append_bytes_max,
             inflight_bytes_max=raft.inflight_bytes_max,

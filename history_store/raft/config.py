@@ -62,6 +62,9 @@ class Config:
     # After so many ticks without work a leader whose followers have everything lets the group fall quiet: no
     # heartbeats, no election timers. 0 = never. Hosting wakes a group when the leader's node seems gone.
     quiet_after_ticks: int = 0
+    # Tell followers of a commit by an append of its own. Otherwise they learn of it with the next entries,
+    # heartbeat or read: half the messages, and a follower's state lags by a heartbeat at most.
+    commit_at_once: bool = True
     # A follower that did not report on its snapshot for so long is probed again (the report may be lost).
     snapshot_ticks_max: int = 600
     # Not used by the core: hosting compacts when `log_bytes` is over this and the rows are durable.

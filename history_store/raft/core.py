@@ -33,6 +33,7 @@ class Core:
         "append_wanted",
         "asked_to_stand",
         "barred",
+        "commit_to_tell",
         "conf",
         "conf_bytes",
         "config",
@@ -103,6 +104,7 @@ class Core:
         self.progress: dict[int, Progress] = {}
         self.reads = Reads()
         self.append_wanted = False  # some follower may lack an entry or the commit mark
+        self.commit_to_tell = 0  # the commit mark that followers are to hear of at once, in any case
         self.pending_conf_index = 0  # no second membership change before this entry is applied
         self.uncommitted_bytes = 0
         self.transferee = NOBODY
@@ -173,6 +175,7 @@ class Core:
         self.progress = {}
         self.reads = Reads()
         self.append_wanted = False
+        self.commit_to_tell = 0
         self.uncommitted_bytes = 0
         self.transferee = NOBODY
         self.lease_ceded = False

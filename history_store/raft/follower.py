@@ -37,6 +37,8 @@ def step(core: Core, message: Message) -> None:
                 Message(kind, core.leader, message.sender, entries=message.entries, context=message.context)
             )
     elif kind is Kind.READ_INDEX_RESPONSE:
+        if core.conf.voters:
+            core.log.commit_to(message.commit)
         core.read_states.append(ReadState(message.context, message.index))
     elif kind is Kind.TIMEOUT_NOW:
         candidate.asked_to_stand(core)
@@ -67,7 +69,7 @@ def _append(core: Core, message: Message) -> None:
     elif log.matches(message.index, message.log_term):
         covered = log.merge(message.index, message.entries)
         log.commit_to(min(message.commit, covered))
-        core.send(Message(Kind.APPEND_RESPONSE, message.sender, core.id, core.term, covered))
+        _accepted(core, message.sender, covered)
     else:
         hint, hint_term = log.last_index_of_term_up_to(message.index, message.log_term)
         core.send(
@@ -82,6 +84,23 @@ def _append(core: Core, message: Message) -> None:
                 hint=hint,
             )
         )
+
+
+def _accepted(core: Core, leader: int, upto: int) -> None:
+    """One answer for all appends that one durable write covers: the last says what the others say."""
+    answer = Message(Kind.APPEND_RESPONSE, leader, core.id, core.term, upto)
+    if core.messages_after:
+        last = core.messages_after[-1]
+        if (
+            last.kind is Kind.APPEND_RESPONSE
+            and not last.reject
+            and last.to == leader
+            and last.term == core.term
+            and last.index <= upto
+        ):
+            core.messages_after[-1] = answer
+            return
+    core.send(answer)
 
 
 def _heartbeat(core: Core, message: Message) -> None:

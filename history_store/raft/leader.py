@@ -93,12 +93,21 @@ def propose_conf_change(core: Core, change: ConfChange) -> int:
     """Take a membership change or raise ConfChangeRefused."""
     if core.pending_conf_index > core.log.handed:
         raise ConfChangeRefused(f"the membership change at {core.pending_conf_index} is not applied yet")
-    changed(
-        core.conf, change
-    )  # raises where it makes no sense; at most one is under way, so it will make sense
+    # Raises where it makes no sense; at most one is under way, so it will make sense.
+    after = changed(core.conf, change)
+    for voter in after.voters:
+        # A replica without an image knows no members and votes for nobody: one failure more, and the group
+        # might never elect a leader again (thesis, 4.2.1).
+        if voter not in core.conf.voters and voter != core.id and not _has_something(core, voter):
+            raise ConfChangeRefused(f"node {voter} has nothing of the group yet: let it learn first")
     index = propose(core, CONF_CHANGE, change.encode())
     core.pending_conf_index = index
     return index
+
+
+def _has_something(core: Core, member: int) -> bool:
+    progress = core.progress.get(member)
+    return progress is not None and progress.match > 0
 
 
 def _proposed_by_other(core: Core, message: Message) -> None:
@@ -145,7 +154,7 @@ def _commit(core: Core, mark: int) -> None:
         first = before - log.compacted
         freed = sum([len(entry.data) for entry in log.entries[first : mark - log.compacted]])
         core.uncommitted_bytes = max(0, core.uncommitted_bytes - freed)
-    if not core.alone:
+    if core.config.commit_at_once and not core.alone:
         core.append_wanted = True
     if core.reads.postponed:
         postponed, core.reads.postponed = core.reads.postponed, []
@@ -176,8 +185,10 @@ def send_appends(core: Core, member: int, progress: Progress, *, probe: bool = F
             _send_snapshot(core, member, progress)
             return
         entries = log.slice(progress.next, config.append_entries_max, config.append_bytes_max)
-        if not entries and progress.sent_commit >= log.committed and not probe:
-            return
+        if not entries and not probe:
+            to_tell = log.committed if config.commit_at_once else core.commit_to_tell
+            if progress.sent_commit >= to_tell:
+                return
         term = log.term(previous)
         assert term >= 0, f"the entry {previous} before the append is neither in the log nor compacted"
         core.send(Message(Kind.APPEND, member, core.id, core.term, previous, term, log.committed, entries))
@@ -325,7 +336,14 @@ def _answer_read(core: Core, requester: int, index: int, context: bytes) -> None
     if requester == core.id:
         core.read_states.append(ReadState(context, index))
     else:
-        core.send(Message(Kind.READ_INDEX_RESPONSE, requester, core.id, core.term, index, context=context))
+        progress = core.progress.get(requester)
+        # It has to apply up to `index`: what it is known to have of that is committed, as in heartbeats.
+        known = min(progress.match, index) if progress is not None else 0
+        core.send(
+            Message(
+                Kind.READ_INDEX_RESPONSE, requester, core.id, core.term, index, commit=known, context=context
+            )
+        )
 
 
 def _confirm_reads(core: Core) -> None:
@@ -422,6 +440,8 @@ def conf_changed(core: Core) -> None:
     if core.transferee and not conf.is_voter(core.transferee):
         core.transferee = NOBODY
     core.append_wanted = not core.alone
+    # Who was removed may end now: if we ended, too, those who do not know could elect nobody.
+    core.commit_to_tell = log.committed
     if not conf.is_voter(core.id):
         # We led until the change that removes us was committed (section 6); now others must. Heartbeats
         # pass full windows, so that they bring the commit mark; then the voter with the longest log is

@@ -58,7 +58,9 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     term: int = 0
     index: int = 0  # APPEND: the entry before `entries`; votes: the candidate's last; responses: see Kind
     log_term: int = 0  # the term of the entry at `index` (rejected appends: at `hint`)
-    commit: int = 0  # the sender's commit mark (heartbeats: as far as the receiver is known to have it)
+    commit: int = (
+        0  # the sender's commit mark (heartbeats, reads: as far as the receiver is known to have it)
+    )
     entries: tuple[Entry, ...] = ()
     reject: bool = False
     hint: int = 0  # rejected appends: where to try next; votes: the term of the entry at `commit`

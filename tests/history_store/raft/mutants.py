@@ -387,7 +387,7 @@ def everything_sent_counts_as_acknowledged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leader, "_append_accepted", taken)
 
 
-@mutant("snapshots", 200, rare=True)
+@mutant("snapshots", 1200, rare=True)
 def snapshot_replaces_a_log_that_has_it(patch: pytest.MonkeyPatch) -> None:
     """Entries behind the image, acknowledged long ago, are dropped by a late snapshot."""
 

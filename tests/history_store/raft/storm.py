@@ -16,7 +16,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from history_store.raft import Change, ChangeOp, ConfChange, Config, Kind, Message, RaftError, Transition
+from history_store.raft import (
+    Change,
+    ChangeOp,
+    ConfChange,
+    Config,
+    Kind,
+    Message,
+    RaftError,
+    RawNode,
+    Transition,
+)
 from tests.history_store.raft.promises import Promises
 from tests.history_store.raft.test_simulation import converge
 from tests.history_store.raft.world import Replica, World
@@ -106,6 +116,7 @@ class Storm:
             inflight_messages_max=3,
             inflight_bytes_max=4096,
             snapshot_ticks_max=20,
+            commit_at_once=rng.random() < 0.5,
         )
         nodes = (*climate.voters, *climate.others)
         self.world = World(
@@ -262,6 +273,16 @@ class Storm:
             if self.rng.random() < 0.5:
                 replica.up.campaign()
 
+    def _propose(self, node: RawNode, change: ConfChange) -> None:
+        """Newcomers learn before they vote; so that some may vote later, let all learn that do not yet."""
+        with suppress(RaftError):
+            node.propose_conf_change(change)
+            return
+        strangers = [Change(ChangeOp.ADD_LEARNER, one) for one in self.nodes if one not in node.conf.members]
+        if strangers:
+            with suppress(RaftError):
+                node.propose_conf_change(ConfChange(tuple(strangers)))
+
     def _change_members(self, weather: Weather) -> None:
         rng = self.rng
         for replica in self.world.leaders():
@@ -277,8 +298,7 @@ class Storm:
             else:
                 op = rng.choice(list(ChangeOp))
                 change = ConfChange((Change(op, rng.choice(self.nodes)),), rng.choice(list(Transition)))
-            with suppress(RaftError):
-                replica.up.propose_conf_change(change)
+            self._propose(replica.up, change)
         if rng.random() < 0.3:
             weather.busy = {node for node in self.nodes if rng.random() < 0.5}
             weather.busyness = 0.97

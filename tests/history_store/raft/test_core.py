@@ -394,3 +394,56 @@ def test_messages_survive_their_encoding() -> None:
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode(data)
+
+
+# --------------------------------------------------------------------------- fewer messages a commit
+
+
+def test_a_commit_may_wait_for_the_next_message_to_followers() -> None:
+    node = leader_of_three(commit_at_once=False, heartbeat_ticks=2, election_ticks=10, lease_reads=True)
+    index = node.propose(b"x")
+    assert [(m.kind, m.commit) for m in settle(node)] == [(Kind.APPEND, index - 1)] * 2
+    for follower in (2, 3):
+        node.step(Message(Kind.APPEND_RESPONSE, 1, follower, 1, index))
+    assert node.committed == index
+    assert settle(node) == [], "nobody is told at once"
+    node.step(Message(Kind.READ_INDEX, 1, 3, context=b"r"))
+    node.tick()
+    node.tick()
+    heartbeats = settle(node)
+    assert [(m.kind, m.commit) for m in heartbeats] == [(Kind.HEARTBEAT, index)] * 2
+    node.step(Message(Kind.HEARTBEAT_RESPONSE, 1, 2, 1, index, round=heartbeats[0].round))
+    (answer,) = [m for m in settle(node) if m.kind is Kind.READ_INDEX_RESPONSE]
+    assert (answer.to, answer.index, answer.commit) == (3, index, index), "who reads hears of it at once"
+
+
+def test_a_read_is_told_of_no_commit_that_the_reader_may_not_have() -> None:
+    node = leader_of_three(commit_at_once=False)
+    index = node.propose(b"x")
+    settle(node)
+    node.step(Message(Kind.APPEND_RESPONSE, 1, 2, 1, index))
+    node.step(Message(Kind.READ_INDEX, 1, 3, context=b"r"))
+    (beat, _) = [m for m in settle(node) if m.kind is Kind.HEARTBEAT]
+    node.step(Message(Kind.HEARTBEAT_RESPONSE, 1, 2, 1, index, round=beat.round))
+    (answer,) = [m for m in settle(node) if m.kind is Kind.READ_INDEX_RESPONSE]
+    assert (answer.to, answer.index, answer.commit) == (3, index, index - 1)
+
+
+def test_a_read_brings_the_commit_mark() -> None:
+    node = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
+    node.step(Message(Kind.APPEND, 1, 2, 1, 0, 0, entries=(Entry(1, 1, 0, b"x"), Entry(1, 2, 0, b"y"))))
+    settle(node)
+    node.step(Message(Kind.READ_INDEX_RESPONSE, 1, 2, 1, 2, commit=2, context=b"r"))
+    assert node.ready().committed_entries[-1].index == 2
+
+
+def test_one_answer_for_all_appends_that_one_write_covers() -> None:
+    node = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
+    for index in (1, 2, 3):
+        node.step(
+            Message(Kind.APPEND, 1, 2, 1, index - 1, int(index > 1), entries=(Entry(1, index, 0, b""),))
+        )
+    node.step(Message(Kind.APPEND, 1, 2, 1, 9, 1))
+    node.step(Message(Kind.APPEND, 1, 2, 1, 3, 1, entries=(Entry(1, 4, 0, b""),)))
+    answers = [(m.index, m.reject) for m in settle(node)]
+    assert answers == [(3, False), (9, True), (4, False)], "a rejection is not left out"

@@ -467,6 +467,11 @@ def joint_leader() -> Observed:
     changes = (Change(ChangeOp.ADD_VOTER, 4), Change(ChangeOp.ADD_VOTER, 5))
     gone = (Change(ChangeOp.REMOVE, 2), Change(ChangeOp.REMOVE, 3))
     replica.say(Kind.APPEND_RESPONSE, 2, 1, 1)
+    learn = (Change(ChangeOp.ADD_LEARNER, 4), Change(ChangeOp.ADD_LEARNER, 5))
+    index = replica.node.propose_conf_change(ConfChange(learn, Transition.AUTO))
+    replica.run()
+    for sender in (2, 4, 5):
+        replica.say(Kind.APPEND_RESPONSE, sender, 1, index)
     index = replica.node.propose_conf_change(ConfChange(changes + gone, Transition.JOINT_EXPLICIT))
     replica.run()
     replica.say(Kind.APPEND_RESPONSE, 2, 1, index)

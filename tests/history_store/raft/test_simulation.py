@@ -163,6 +163,7 @@ def converge(world: World) -> None:
 
 
 def run(rng: random.Random, config: Config, voters: tuple[int, ...], *, members_change: bool) -> World:
+    config = replace(config, commit_at_once=rng.random() < 0.5)
     chaos = Chaos(rng, config, voters, members_change=members_change)
     for _ in range(ROUNDS):
         chaos.round()
