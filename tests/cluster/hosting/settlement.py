@@ -56,6 +56,7 @@ class Settler:
         self.key = f"{name} {world.rng.getrandbits(32)}"
         self.node_id = 0
         self.peers: dict[int, Any] | None = None
+        self.release = ("0.1.0", 1)  # and the formats that it reads
         self.process: Process
         self.member: Member
         self.broken: list[BaseException] = []
@@ -63,7 +64,7 @@ class Settler:
     def record(self) -> NodeRecord:
         return NodeRecord(
             FORMAT, self.node_id, self.name, f"{self.host}:{PORT}", f"{self.host}:7233", "", self.machine,
-            NodeState.ACTIVE, 0, "0.1.0", self.key,
+            NodeState.ACTIVE, 0, self.release[0], self.key, self.release[1],
         )  # fmt: skip
 
     def boot(self) -> None:
