@@ -404,7 +404,7 @@ class Deeds:
 
     def serve(self, call: Call) -> None:
         """Another node asks."""
-        from cluster.hosting.forward import RemoteConnection  # as above
+        from cluster.hosting.remote import RemoteConnection  # as above
 
         if not isinstance(call.connection, RemoteConnection):
             raise ServiceError(Code.UNIMPLEMENTED, f"unknown method {METHOD}")

@@ -5,6 +5,9 @@ request goes to that node as it came (one hop), and the handler runs there, with
 place of the client's. If leadership moves meanwhile, whoever took the call from the client asks the new
 leader, until the client's deadline: request ids and task tokens make that the same request, not a second.
 
+Two nodes that cannot talk to each other may both be able to talk to a third. A call that finds no way to its
+leader for a while is therefore given to some other node, which may hand it on once more (a relay).
+
 An `Attempt` is one try of a call. When it is lost its handler is told that the client has gone, what it still
 answers is ignored, and the next attempt begins.
 """
@@ -24,6 +27,18 @@ from cluster.frontend.status import status_of
 from cluster.hosting.gathering import Gathering
 from cluster.hosting.group import NotLeading, NotReadable
 from cluster.hosting.node import Barrier, Entered
+from cluster.hosting.remote import (
+    ANSWER,
+    CALL,
+    CANCEL,
+    ERROR,
+    HUNG_UP,
+    LOST,
+    PART,
+    SCATTER,
+    RemoteCall,
+    RemoteConnection,
+)  # fmt: skip
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
 
@@ -40,11 +55,8 @@ log = structlog.get_logger("forward")
 
 RETRY_S = 0.03  # between tries while a shard has no leader that we know of
 PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
+RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
-
-# Peer messages of this module: [kind, ...]
-CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER, PART = 10, 11, 12, 13, 14, 15, 16, 17
-KINDS = range(CALL, PART + 1)
 
 
 # What the state is now explains such an error, and an earlier try may be what made it so.
@@ -95,9 +107,11 @@ class Attempt:
         "checked",
         "deadline",
         "done",
+        "group",
         "on_cancel",
         "on_message",
         "remote",
+        "tries",
         "until",
     )
 
@@ -114,6 +128,8 @@ class Attempt:
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
         self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
+        self.group = 0  # whose leader it was sent to
+        self.tries = 0  # to find a leader, in vain
         self.until = until
 
     # ---- contract.Call
@@ -278,100 +294,6 @@ class Attempt:
         self._forward.later(again)
 
 
-class RemoteConnection:
-    """A client's connection to another node."""
-
-    __slots__ = ("_callbacks", "closed", "key", "peer")
-
-    def __init__(self, key: tuple[int, int], peer: str) -> None:
-        self.key = key
-        self.peer = peer
-        self.closed = False
-        self._callbacks: list[Callable[[], None]] = []
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once when it is gone."""
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def close(self) -> None:
-        """It is gone, or its node is."""
-        self.closed = True
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:  # the others are to hear, too
-                log.exception("what hung on a connection could not be told that it closed")
-
-
-class RemoteCall:
-    """A call that came by way of another node (a `contract.Call`)."""
-
-    __slots__ = ("_forward", "connection", "deadline", "done", "method", "node_id", "number", "on_cancel",
-                 "on_message", "request", "scattered", "slots")  # fmt: skip
-
-    def __init__(
-        self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
-        deadline: float | None, connection: RemoteConnection,
-    ) -> None:  # fmt: skip
-        self._forward = forward
-        self.node_id = node_id
-        self.number = number
-        self.method = method
-        self.request = request
-        self.deadline = deadline
-        self.connection = connection
-        self.scattered = False  # every node is asked for what it knows itself
-        self.slots: Slots | None = None  # it is asked for these slots' part of the answer, and no more
-        self.done = False
-        self.on_cancel: Callable[[], None] | None = None
-        self.on_message: Callable[[bytes | None], None] | None = None
-
-    @property
-    def metadata(self) -> Mapping[str, str | bytes]:
-        """Handlers of shards look at none."""
-        return {}
-
-    def finish(self, body: bytes) -> None:
-        """Send the answer back."""
-        if not self.done:
-            self._close()
-            self._forward.send(self.node_id, [ANSWER, self.number, body])
-
-    def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
-        """Send the status back."""
-        if not self.done:
-            self._close()
-            self._forward.send(self.node_id, [ERROR, self.number, int(code), message, details])
-
-    def lost(self, *, in_doubt: bool, group: int = 0, leader: int = 0) -> None:
-        """We do not lead (any more): the node that has the client asks another, perhaps `leader`."""
-        if not self.done:
-            self._close()
-            # The request says by now which run was meant, if it was found and the call may be in doubt.
-            named = self.request if in_doubt else None
-            self._forward.send(self.node_id, [LOST, self.number, in_doubt, group, leader, named])
-
-    def _close(self) -> None:
-        self.done = True
-        self._forward.served.pop((self.node_id, self.number), None)
-
-    def set_metadata(
-        self,
-        *,
-        initial: Iterable[tuple[str, str | bytes]] = (),
-        trailing: Iterable[tuple[str, str | bytes]] = (),
-    ) -> None:
-        """Nothing that a shard's handler sets is for clients."""
-
-    def write(self, body: bytes) -> None:
-        """Streams are not sent on."""
-        raise NotImplementedError(f"{self.method} is no stream")
-
-
 def scattered(call: Call) -> bool:
     """Whether another node asks for what this one knows itself."""
     if isinstance(call, Attempt):
@@ -397,6 +319,7 @@ class Forward:
         self.served: dict[tuple[int, int], RemoteCall] = {}
         self.forwarded = 0
         self._numbers = 0
+        self._leaders: dict[int, int] = {}  # by group, who led it last as far as is known here
         self._sent: dict[int, Attempt] = {}
         self._asked: dict[int, Hearer] = {}
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
@@ -418,14 +341,25 @@ class Forward:
 
     def elsewhere(self, attempt: Attempt, error: NotLeading) -> None:
         """The shard is not led here: send the call on, or wait until somebody leads."""
-        to = error.leader
-        if isinstance(attempt.call, RemoteCall):
-            # One hop: the node that has the client looks for the leader. We may know who it is.
-            attempt.call.lost(in_doubt=attempt.again, group=error.group, leader=to)
+        to, group, call = error.leader, error.group, attempt.call
+        if isinstance(call, RemoteCall):
+            # The node that has the client looks for the leader, unless it finds no way to it.
+            away = to not in (0, self.node.node_id, call.node_id)
+            if not (call.hops and away and self._pass_on(attempt, to, group)):
+                call.lost(in_doubt=attempt.again, group=group, leader=to)
             return
-        if to in (0, self.node.node_id):
-            self.later(attempt)
+        if to not in (0, self.node.node_id) and self._pass_on(attempt, to, group):
             return
+        attempt.tries += 1
+        if attempt.tries >= RELAY_TRIES:
+            attempt.tries = 0
+            others = [peer for peer in self.node.peers() if peer not in (to, self._leaders.get(group))]
+            if others and self._pass_on(attempt, self.node.choose(others), group, hops=1):
+                return
+        self.later(attempt)
+
+    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0) -> bool:
+        """Give the call to another node. False: it cannot be reached."""
         self._numbers += 1
         number = self._numbers
         deadline = attempt.deadline
@@ -433,12 +367,30 @@ class Forward:
         connection = attempt.connection
         message = [CALL, number, attempt.method, attempt.request, left_ms, self.number_of(connection),
                    connection.peer]  # fmt: skip
+        if hops:
+            message.append(hops)
         if not self.send(to, message):
-            self.later(attempt)
-            return
+            return False
         self.forwarded += 1
         attempt.remote = (to, number)
+        attempt.group = group
         self._sent[number] = attempt
+        return True
+
+    def leader_changed(self, group: Group) -> None:
+        """Calls that were sent to the leader before may never be answered: ask who leads now."""
+        number, leader, here = group.id, group.raft.leader, self.node.node_id
+        if leader:
+            self._leaders[number] = leader
+        for attempt in list(self._sent.values()):
+            remote = attempt.remote
+            if attempt.group != number or remote is None or remote[0] in (leader, here):
+                continue
+            if names_no_run(attempt.call):
+                continue  # another try might change another run: this one's answer is waited for
+            self.ended(attempt)
+            attempt.again = True
+            self.later(attempt)
 
     def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
         """A namespace that is not known here may have been registered at another node a moment ago.
@@ -560,11 +512,12 @@ class Forward:
         return found
 
     def _serve(self, node_id: int, message: list[Any]) -> None:
-        _, number, method, request, left_ms, connection, peer = message
+        _, number, method, request, left_ms, connection, peer, *hops = message
         deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
         call = RemoteCall(
             self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer)
         )
+        call.hops = hops[0] if hops else 0
         handler = self.handlers.get(method)
         if handler is None:
             call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release that this node runs")

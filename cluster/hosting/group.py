@@ -124,6 +124,7 @@ class Group:
         self.leading = False
         self.on_lead: Callable[[], None] = _nothing
         self.on_lose: Callable[[], None] = _nothing
+        self.on_leader: Callable[[], None] = _nothing  # another node leads, or none that is known
         # Rows of committed entries, also on followers; True: this node proposed them, in its present term.
         self.on_rows: Callable[[RowList, bool], None] | None = None
         self.on_image: Callable[[], None] = _nothing  # all rows may have changed, without entries
@@ -294,6 +295,8 @@ class Group:
         if not self._leads_from and raft.is_leader and not self.damage:
             self._leads_from = raft.last_index  # the entry that begins our term: nothing was proposed yet
             self._leads_term = raft.term
+        if ready.soft_state is not None:
+            self.on_leader()
         if ready.soft_state is not None and self._reads and not raft.is_leader:
             # What was asked of the leader before may never be answered.
             reads, self._reads = self._reads, {}

@@ -90,6 +90,9 @@ def _nodes(known: Known) -> Iterator[Problem]:
         if health.slow:
             what = f"{node.name} is slow: its disk answers late"
             yield Problem(f"slow {node.id}", what, node.name, "see what else uses its disk")
+        if health.cut_off:
+            what = f"{node.name} cannot talk to {health.deaf} of the nodes that others can talk to"
+            yield Problem(f"deaf {node.id}", what, node.name, "mend the network between the nodes")
         if health.load >= OVERLOADED:
             what = f"{node.name} is overloaded: {health.load:.0%} of a core"
             do = "add a node, and `holdfast shard rebalance`; or give clients other nodes to call"

@@ -21,11 +21,11 @@ from cluster.hosting.clock import Identifiers
 from cluster.hosting.damage import WANT_ROWS
 from cluster.hosting.departures import ASK_MEMBER, NO_MEMBER, Departures
 from cluster.hosting.exchange import EXCHANGE, ExchangeHost
-from cluster.hosting.forward import KINDS as CALLS
 from cluster.hosting.forward import Forward
 from cluster.hosting.joining import Announcer, Asker, Doorkeeper, NotAdmitted
 from cluster.hosting.meta import REGISTERED, Namespace, namespace_row
 from cluster.hosting.node import Membership, Node
+from cluster.hosting.remote import KINDS as CALLS
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.snapshots import KINDS as IMAGES
 from cluster.hosting.snapshots import Snapshots

@@ -126,6 +126,7 @@ class Node:
         self._ranges: dict[int, Slots] | None = None  # the same by group
         self.replicas_epoch = 0  # grows whenever a replica comes or goes
         self.meta = Meta(self._open(META_GROUP))
+        self.meta.group.on_leader = lambda: self._hear_of_leader(self.meta.group)
         self.forward: Forward | None = None  # with other nodes
         self.exchange: Exchange | None = None
         self.takeovers: Takeovers | None = None
@@ -162,6 +163,7 @@ class Node:
         self.replicas_epoch += 1
         group.on_lead = lambda: self._lead(group)
         group.on_lose = lambda: self._lose(group)
+        group.on_leader = lambda: self._hear_of_leader(group)
         if group.leading:
             self._lead(group)
         return group
@@ -206,6 +208,10 @@ class Node:
             drop(lambda task: getattr(task, "shard", None) is shard)
             for attempt in list(shard.attempts):
                 attempt.lost()
+
+    def _hear_of_leader(self, group: Group) -> None:
+        if self.forward is not None:
+            self.forward.leader_changed(group)
 
     def _take_up(self, shard: ShardHost) -> None:
         """Take up what was under way when the shard's last leader ended."""
@@ -257,6 +263,10 @@ class Node:
     def peers(self) -> list[int]:
         """Other nodes that can be reached now."""
         return self._member.peers()
+
+    def choose(self, nodes: list[int]) -> int:
+        """One of them, by chance."""
+        return self._rng.choice(nodes)
 
     def shard_of(self, namespace_id: str, workflow_id: str) -> ShardHost:
         """The shard that owns the workflow id, if it is led here. NotLeading, NotReadable."""

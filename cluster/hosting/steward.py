@@ -49,17 +49,18 @@ CHOSEN_S = 300.0  # a leader that an operator asked for stays for so long, if al
 STEP_S = 5.0  # a step that has not shown by then is decided anew
 BEHIND_ENTRIES = 4096  # a replica that lacks more is no leader to be
 SLOW_ROUND_S = 0.25  # a disk whose rounds take longer, for SLOW_PERIODS on end, makes a node slow
-SLOW_PERIODS = 6
+SLOW_PERIODS = 3
+DEAF_S = 2 * PERIOD_S + 0.2  # nodes that come and go are heard of by some before others
 
 
 class Status:
     """What a node said last."""
 
-    __slots__ = ("at", "damaged", "draining", "groups", "load", "refusal", "slow")
+    __slots__ = ("at", "damaged", "draining", "groups", "load", "reaches", "refusal", "slow")
 
     def __init__(
         self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport],
-        refusal: str, damaged: dict[int, str],
+        refusal: str, damaged: dict[int, str], reaches: frozenset[int] | None,
     ) -> None:  # fmt: skip
         self.at = at
         self.load = load
@@ -68,6 +69,7 @@ class Status:
         self.groups = groups
         self.refusal = refusal  # why it takes no writes; "" = it does
         self.damaged = damaged  # what is damaged on its disk: by group, or the log
+        self.reaches = reaches  # other nodes that it can talk to; None: it does not say
 
 
 class Steward:
@@ -92,6 +94,7 @@ class Steward:
         self.last: dict[int, tuple[float, GroupReport]] = {}  # group -> what its leader said last, and when
         self.on_decided: Callable[[], None] = _nothing
         self._leads_from: float | None = None  # when the meta group's leadership came here
+        self._term = 0  # and in which of its terms
         # group -> until when a step counts as under way, unless its report is no longer this one
         self._busy: dict[int, tuple[float, GroupReport]] = {}
         self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
@@ -100,6 +103,7 @@ class Steward:
         self._cpu = 0.0
         self._clock = 0.0
         self._slow_periods = 0
+        self._deaf_since: dict[int, float] = {}
 
     def start(self) -> None:
         """Begin."""
@@ -119,11 +123,15 @@ class Steward:
         self.report()
         if self._node.committer.refusal is not None:
             self.hand_over()  # who leads has to be able to write
-        if not self._node.meta.group.leading:
+        meta = self._node.meta.group
+        if not meta.leading:
             self._leads_from = None
             return
-        if self._leads_from is None:
+        if self._leads_from is None or meta.raft.term != self._term:
             self._leads_from = self._node.loop.time()
+            self._term = meta.raft.term
+            self._busy.clear()  # another steward may have decided otherwise since
+            self._moving.clear()
         self._decide()
         self.on_decided()
 
@@ -136,14 +144,15 @@ class Steward:
         ]
         refusal = self._node.committer.refusal
         why = refusal.message if refusal is not None else ""
-        message = [STATUS, load, slow, self.draining, groups, why, self._node.damages.told()]
+        peers = self._node.peers()
+        message = [STATUS, load, slow, self.draining, groups, why, self._node.damages.told(), peers]
         leader = self._node.meta.group.raft.leader
         if leader == self._node.node_id:
             self.received(leader, message)
         elif leader:
             self._send(leader, message)
         else:  # a node that has just joined is in no group, and is taken into them once it is heard from
-            for peer in self._node.peers():
+            for peer in peers:
                 self._send(peer, message)
 
     def _measure(self) -> tuple[float, bool]:
@@ -167,7 +176,8 @@ class Steward:
             }
             now = self._node.loop.time()
             damaged = dict(more[0]) if more else {}  # not told by an older node
-            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal, damaged)
+            reaches = frozenset(more[1]) if len(more) > 1 else None
+            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal, damaged, reaches)
             self.last.update((number, (now, report)) for number, report in reports.items())
         elif kind == CHOSEN:
             self._chosen[message[1]] = self._node.loop.time() + CHOSEN_S
@@ -227,15 +237,25 @@ class Steward:
         now = self._node.loop.time()
         health: dict[int, NodeHealth] = {}
         reports: dict[int, GroupReport] = {}
-        for node in self._replicas.table.present():
-            status = self.statuses.get(node.id)
+        heard: dict[int, Status] = {}
+        present = [node.id for node in self._replicas.table.present()]
+        for node_id in present:
+            status = self.statuses.get(node_id)
             fresh = status is not None and now - status.at < STALE_S
-            up = fresh and (node.id == self._node.node_id or self._is_up(node.id))
-            if status is None or not up:
-                health[node.id] = NodeHealth(up=False)
+            if status is not None and fresh and (node_id == self._node.node_id or self._is_up(node_id)):
+                heard[node_id] = status
+        deaf = self._deaf(heard)
+        self._deaf_since = {node_id: self._deaf_since.get(node_id, now) for node_id in deaf}
+        for node_id in present:
+            status = heard.get(node_id)
+            if status is None:
+                health[node_id] = NodeHealth(up=False)
                 continue
             leads_nothing = status.draining or bool(status.refusal)
-            health[node.id] = NodeHealth(True, leads_nothing, status.load, status.slow)
+            cut_off = now - self._deaf_since.get(node_id, now) >= DEAF_S
+            health[node_id] = NodeHealth(
+                True, leads_nothing, status.load, status.slow, deaf.get(node_id, 0), cut_off
+            )
             reports.update(status.groups)
         for node_id, one in health.items():
             for group in self.statuses[node_id].damaged if one.up else ():
@@ -243,6 +263,17 @@ class Steward:
                 if report is not None and report.leader != node_id:  # it cannot lead
                     reports[group] = report._replace(behind=report.behind | {node_id})
         return health, reports
+
+    def _deaf(self, heard: dict[int, Status]) -> dict[int, int]:
+        """The nodes that cannot talk to some that others can talk to: to how many."""
+        present = {node.id for node in self._replicas.table.present()}
+        alive = present & frozenset(heard).union(*(status.reaches or () for status in heard.values()))
+        missing = {
+            node_id: len(alive - status.reaches - {node_id})
+            for node_id, status in heard.items()
+            if status.reaches is not None
+        }
+        return {node_id: count for node_id, count in missing.items() if count}
 
     def _decide(self) -> None:
         now = self._node.loop.time()

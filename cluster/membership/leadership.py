@@ -138,6 +138,8 @@ class _Plan:
         for group, report in list(self.movable.items()):
             if health_of(self.health, report.leader).slow:
                 yield from self._away(group, report, "is slow", OVERLOADED)
+        for group, report in list(self.movable.items()):
+            yield from self._away_from_deaf(group, report)
         yield from self._shed()
         yield from self._even()
 
@@ -167,6 +169,8 @@ class _Plan:
 
     def _worry(self, node_id: int) -> int:
         health = health_of(self.health, node_id)
+        if health.deaf:
+            return 4
         if health.slow:
             return 3
         return 2 if health.load >= OVERLOADED else int(health.load >= CALM)
@@ -177,6 +181,16 @@ class _Plan:
             health = health_of(self.health, target)
             if load_max is None or (not health.slow and health.load < load_max):
                 yield self._move(group, target, f"{self.name(report.leader)} {why}")
+                return
+
+    def _away_from_deaf(self, group: int, report: GroupReport) -> Iterator[Transfer]:
+        """Off a leader that not all nodes can talk to, to one that more of them can."""
+        health = health_of(self.health, report.leader)
+        if not health.cut_off:
+            return
+        for target in self.targets(group, report):
+            if health_of(self.health, target).deaf < health.deaf:
+                yield self._move(group, target, f"{self.name(report.leader)} is cut off from others")
                 return
 
     def _move(self, group: int, target: int, why: str) -> Transfer:

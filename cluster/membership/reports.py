@@ -26,6 +26,8 @@ class NodeHealth(NamedTuple):
     draining: bool = False  # it said so itself, e.g. it is being stopped; the table may not know yet
     load: float = 0.0  # 0..1, the busiest of what it can run out of
     slow: bool = False  # its disk or its loop answers late
+    deaf: int = 0  # it cannot talk to so many of the nodes that others can talk to
+    cut_off: bool = False  # and that is so for a while: no node that has just come or gone
 
 
 class GroupReport(NamedTuple):

@@ -32,9 +32,10 @@ from cluster.hosting.deeds import (
     Signal,
     StartChild,
 )
-from cluster.hosting.forward import ANSWER, CALL, LOST, Forward
+from cluster.hosting.forward import Forward
 from cluster.hosting.group import NotLeading
 from cluster.hosting.meta import REGISTERED, Namespace
+from cluster.hosting.remote import ANSWER, CALL, LOST
 from cluster.hosting.shard_host import ShardHost
 from history_store.engine.errors import Code, ServiceError
 from history_store.engine.start import Started

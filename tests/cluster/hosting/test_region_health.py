@@ -90,13 +90,14 @@ def test_no_leader_although_the_nodes_are_there() -> None:
 
 def test_what_nodes_say_of_themselves() -> None:
     scene = Scene(nodes=4)
-    scene.health[1] = NodeHealth(slow=True)
+    scene.health[1] = NodeHealth(slow=True, deaf=1, cut_off=True)
     scene.health[2] = NodeHealth(load=0.97)
     scene.health[4] = NodeHealth(draining=True)
     scene.refusals = {3: "no space left on device"}
     scene.health[3] = NodeHealth(draining=True)  # who cannot write leads nothing
     assert scene.find() == [
         "a/1 is slow: its disk answers late",
+        "a/1 cannot talk to 1 of the nodes that others can talk to",
         "a/2 is overloaded: 97% of a core",
         "a/3 takes no writes: no space left on device",
         "a/4 is being stopped",

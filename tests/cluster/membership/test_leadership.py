@@ -96,6 +96,20 @@ def test_a_slow_node_leads_nothing_if_others_are_better() -> None:
     assert leader_moves(region.table, region.reports(spread(3, 0, 0)), all_slow) == []
 
 
+def test_who_cannot_talk_to_all_leads_nothing_if_somebody_can() -> None:
+    """The first and the third are cut off from each other; the second talks to both."""
+    region = Region(3, shards=5)
+    reports = region.reports(spread(2, 2, 2))
+    deaf = UP._replace(deaf=1)
+    cut = {1: deaf._replace(cut_off=True), 2: UP, 3: deaf._replace(cut_off=True)}
+    moves = leader_moves(region.table, reports, cut)
+    assert [move.to for move in moves] == [2, 2, 2, 2]
+    assert {move.why for move in moves} == {"n1 is cut off from others", "n3 is cut off from others"}
+    assert leader_moves(region.table, region.reports(spread(0, 6, 0)), cut) == [], "nor gets it back"
+    assert leader_moves(region.table, reports, {1: deaf, 2: UP, 3: deaf}) == [], "one may have just come"
+    assert leader_moves(region.table, reports, dict.fromkeys(FINE, cut[1])) == [], "nobody is better off"
+
+
 def test_an_overloaded_node_sheds_one_at_a_time_and_does_not_get_it_back_at_once() -> None:
     region = Region(3, shards=8)
     hot = {1: UP._replace(load=0.95), 2: UP._replace(load=0.3), 3: UP._replace(load=0.4)}

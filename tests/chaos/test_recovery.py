@@ -1,0 +1,97 @@
+"""A region in virtual time: what each fault costs those clients whose node is well, and where leaders go.
+
+The goal is two seconds for any call, a second for most. What is drawn is fixed, so the numbers are, too: a
+limit that is missed on one machine is missed on all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from chaos.sim.world import Node, World
+from tests.chaos.recovery import Fault, felt
+
+GOAL_S = 2.0
+DRAWS = (1, 2)
+
+
+def others(world: World, victim: Node) -> list[str]:
+    return [name for name in world.nodes if name != victim.name]
+
+
+async def kill(_world: World, victim: Node) -> None:
+    victim.kill()
+
+
+async def pause(_world: World, victim: Node) -> None:
+    victim.process.pause()
+
+
+async def cut_from(world: World, victim: Node) -> None:
+    for other in others(world, victim):
+        world.network.cut(victim.name, other)
+
+
+async def cut_to(world: World, victim: Node) -> None:
+    for other in others(world, victim):
+        world.network.cut(other, victim.name)
+
+
+async def partition(world: World, victim: Node) -> None:
+    await cut_from(world, victim)
+    await cut_to(world, victim)
+
+
+async def slow_disk(_world: World, victim: Node) -> None:
+    victim.disk.sync_s = (0.4, 0.7)
+
+
+def one_other(world: World, victim: Node) -> str:
+    return others(world, victim)[0]
+
+
+async def cut_between_two(world: World, victim: Node) -> None:
+    world.network.cut(victim.name, one_other(world, victim))
+    world.network.cut(one_other(world, victim), victim.name)
+
+
+async def cut_one_way_between_two(world: World, victim: Node) -> None:
+    world.network.cut(victim.name, one_other(world, victim))
+
+
+def leader(world: World) -> Node:
+    """The one that leads most."""
+    leads = Counter(found.name for number in world.numbers() if (found := world.leader(number)) is not None)
+    return world.nodes[max(sorted(leads), key=leads.__getitem__)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "limit_s"),
+    [
+        (kill, 1.0),  # an election
+        (pause, 1.2),  # 2.0 until calls to a leader that was replaced were tried at the next one at once
+        (cut_from, 1.2),  # the same
+        (partition, 1.2),
+        (cut_to, 1.6),  # the leader has to notice first
+        (slow_disk, 1.6),  # the write under way and the next
+    ],
+)
+def test_a_fault_of_one_node_is_over_soon(fault: Fault, limit_s: float) -> None:
+    found = felt(1, fault, victim=leader, lasts_s=4.0)
+    assert found.longest_s < limit_s, found.worst()
+    assert not found.errors
+    if fault is slow_disk:
+        assert found.victims.isdisjoint(found.leaders.values()), "it leads nothing"
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("fault", [cut_between_two, cut_one_way_between_two])
+def test_two_that_cannot_talk_are_led_by_the_third(fault: Fault, draw: int) -> None:
+    """1.1 s; as long as the cut, before calls were relayed and leaders went to who can talk to all."""
+    found = felt(draw, fault, victim=leader, lasts_s=8.0)
+    assert found.longest_s < GOAL_S, found.worst()
+    assert not found.errors
+    assert len(set(found.leaders.values())) == 1, found.leaders
+    assert found.victims.isdisjoint(found.leaders.values())
