@@ -158,7 +158,7 @@ def remove(
 
 @node.command()
 @click.argument("old")
-@click.argument("new")
+@click.argument("new", required=False, default="")
 @click.option("--force", is_flag=True, help="Even if groups are left with fewer replicas.")
 @click.option("--dry-run", is_flag=True, help="Show what would move, and change nothing.")
 @wait_options
@@ -176,22 +176,27 @@ def replace(
 ) -> None:
     """Let node NEW take over what node OLD holds, and take OLD out of the region for good.
 
-    NEW is in the region already; a new node joins first, see `holdfast node add`.
+    NEW is in the region already; a new node joins first, see `holdfast node add`. Without NEW: the data
+    of OLD, which is down, is lost. Start it again afterwards, with an empty data directory: it joins
+    by itself, as another node of the same name, and is given copies of what it had.
 
     \b
     Example:
       holdfast node replace a/2 a/4
+      holdfast node replace a/2
     """
 
     async def work() -> Answer:
         region = Region(connection)
         fields: dict[str, Any] = {"node": old, "to": new, "force": force, "dry_run": dry_run}
+        node_id = (await region.node(old))["id"]
         answer = await region.do("replace", changes=not dry_run, **fields)
         if wait and not dry_run:
-            await _wait_until_removed(region, old, timeout)
+            await _wait_until_removed(region, str(node_id), timeout)
         return {"node": old, "replaced_by": new, **answer, "done": wait and not dry_run}
 
-    _tell(run(work()), as_json, f"{new} has taken over, and {old} is removed")
+    again = f"{old} is removed; start it again with an empty data directory: it joins by itself"
+    _tell(run(work()), as_json, f"{new} has taken over, and {old} is removed" if new else again)
 
 
 async def _wait_until_removed(region: Region, name: str, timeout_s: float) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -83,6 +84,14 @@ Answer: TypeAlias = dict[str, Any]
 Verb: TypeAlias = Callable[["Administration", Request], Coroutine[Any, Any, Answer]]
 _decode = msgspec.json.Decoder(Request).decode
 _encode = msgspec.json.Encoder().encode
+
+
+class Standing(Enum):
+    """What a name is to a region."""
+
+    FIRST = "first"  # one of those that make it, or nobody could say
+    NEW = "new"  # not in it
+    LOST = "lost"  # in it, with other data
 
 
 def ask(do: str, **fields: Any) -> bytes:
@@ -243,10 +252,26 @@ class Administration:
         """Another node takes over what a node holds; that goes for ever."""
 
         def plan(table: Table) -> Plan | Refusal:
-            old, new = self._find(table, request.node), self._find(table, request.to)
+            old = self._find(table, request.node)
+            if not request.to:
+                return self._plan_lost(table, old)
+            new = self._find(table, request.to)
             return plan_replace(table, old, new, force=request.force, down=self._down())
 
         return await self._planned(request, plan)
+
+    def _plan_lost(self, table: Table, node_id: int) -> Plan | Refusal:
+        """A node's data is gone, and its machine comes again without: it goes, and its name is free."""
+        node = table.nodes[node_id]
+        if node.state is NodeState.REMOVED:
+            return Plan([], [], f"{node.name} is removed")
+        if node_id not in self._down():
+            return Refusal(
+                f"{node.name} is up",
+                f"name the node that is to take over: `holdfast node replace {node.name} NEW`; "
+                "or stop it first, if its data is to be thrown away",
+            )
+        return plan_remove(table, node_id, force=True, down=self._down())
 
     async def move(self, request: Request) -> Answer:
         """One replica goes elsewhere."""
@@ -496,6 +521,13 @@ class Administration:
             "peers": {str(one.id): one.peers_address for one in table.present()},
         }
 
+    async def stands(self, request: Request) -> Answer:
+        """What a first member without data is to the region, as far as this node knows."""
+        known = self._table.node_named(request.node)
+        if self._table.region is None or (known is not None and not known.disk):
+            return {"stands": Standing.FIRST.value}  # it is late, and nobody has seen its data
+        return {"stands": (Standing.NEW if known is None else Standing.LOST).value}
+
     async def announce(self, request: Request) -> Answer:
         """A node says what it is now."""
         record = _its_record(request)
@@ -538,4 +570,8 @@ VERBS: dict[str, Verb] = {
     "health": Administration.health,
     "locate": Administration.locate,
 }
-INTERNAL_VERBS: dict[str, Verb] = {"join": Administration.join, "announce": Administration.announce}
+INTERNAL_VERBS: dict[str, Verb] = {
+    "join": Administration.join,
+    "announce": Administration.announce,
+    "stands": Administration.stands,
+}

@@ -305,6 +305,12 @@ class Committer:
             notify(waiter, self.refusal)
         self._on_broken(error)
 
+    def abandon(self) -> None:
+        """Write what is being written, and no more: a start that comes to nothing."""
+        self.halt()
+        self.folder.stop()
+        self._lane.stop()
+
     def halt(self) -> None:
         """Write nothing more: for one that plays a crash."""
         self.stopped = True

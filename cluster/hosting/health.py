@@ -142,7 +142,10 @@ def _leaving(known: Known, node: NodeRecord, health: NodeHealth) -> Iterator[Pro
 def _revive(node: NodeRecord) -> str:
     if node.state is NodeState.LEAVING:
         return "wait until it is removed; `holdfast shard list` shows how far it is"
-    return f"start it; if it is lost for good, `holdfast node remove {node.name}`"
+    return (
+        f"start it; if its data is lost, `holdfast node replace {node.name}`, and start it with an empty "
+        f"data directory; if the machine is lost, `holdfast node replace {node.name} NEW`, or `node remove`"
+    )
 
 
 def _replicas(known: Known) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from cluster.hosting.addresses import split_address
-from cluster.hosting.administration import INTERNAL_METHOD, ask
+from cluster.hosting.administration import INTERNAL_METHOD, Standing, ask
 from cluster.peers.contract import PeerError, Refused
 from cluster.peers.strangers import ask_stranger
 from history_store.engine.errors import Code
@@ -219,6 +219,42 @@ def _place(body: bytes) -> Place:
     found: dict[str, Any] = msgspec.json.decode(body)
     peers = {int(node_id): split_address(address) for node_id, address in found["peers"].items()}
     return Place(found["cluster_id"], found["node_id"], peers)
+
+
+async def stands(asker: Asker, others: Sequence[Address], name: str) -> Standing:
+    """What a first member without data is to the others: the region may have been made long ago."""
+    request = ask("stands", node=name)
+    told = await asyncio.gather(*(asker.ask(one, request) for one in others), return_exceptions=True)
+    found = set()
+    for answer in told:
+        if isinstance(answer, BaseException):
+            if not isinstance(answer, PeerError):
+                raise answer
+        elif answer.code == Code.OK:
+            found.add(Standing(msgspec.json.decode(answer.body)["stands"]))
+    # Who has not heard of its removal is asked again at the next start; who knows of no region says FIRST.
+    return next((one for one in (Standing.LOST, Standing.NEW) if one in found), Standing.FIRST)
+
+
+def lost_data(name: str) -> str:
+    """What the operator of a node without its data is told."""
+    return (
+        f"{name} has lost its data, or was given another data directory: give it back its own; or, if that "
+        f"is gone, `holdfast node replace {name}` on another node, and start this one again: it joins anew"
+    )
+
+
+JOINED_FILE = "joined"
+
+
+def has_joined(directory: Path) -> bool:
+    """Whether a first member has come again as another node: its list of first members counts no more."""
+    return (directory / JOINED_FILE).exists()
+
+
+def mark_joined(directory: Path) -> None:
+    """Note it, before there is data under another id. OSError."""
+    (directory / JOINED_FILE).write_text("this node was replaced, and has joined its region again\n")
 
 
 def draw_key(directory: Path, draw: Callable[[], str]) -> str:

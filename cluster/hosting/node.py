@@ -182,6 +182,12 @@ class Node:
         _, conf = snapshot.unwrap_conf(number, found.conf)
         return not conf or bool(decode_configuration(conf).members)
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the data is as it was made: no vote, no entry, nothing that anybody may count on."""
+        raft = self.meta.group.raft
+        return not (self._found or raft.term or raft.last_index)
+
     def own_slots(self, groups: list[int]) -> None:
         """Which group each slot belongs to."""
         assert len(groups) == SLOTS, "every slot has an owner"

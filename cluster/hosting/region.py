@@ -17,8 +17,20 @@ import structlog
 
 from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.addresses import join_address
+from cluster.hosting.administration import Standing
 from cluster.hosting.clock import Clock
-from cluster.hosting.joining import Asker, Place, draw_key, forget_key, join
+from cluster.hosting.joining import (
+    Asker,
+    NotAdmitted,
+    Place,
+    draw_key,
+    forget_key,
+    has_joined,
+    join,
+    lost_data,
+    mark_joined,
+    stands,
+)
 from cluster.hosting.member import Founding, Member, Surroundings
 from cluster.hosting.options import ServerOptions
 from cluster.hosting.server import Server, run
@@ -26,12 +38,15 @@ from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, initial_i
 from cluster.peers.contract import Identity
 from cluster.peers.tcp import TcpNetwork
 from cluster.peers.tls import load_tls
+from history_store.storage.contract import StorageCorrupt
+from history_store.storage.files import remove_data
 from history_store.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Handler
     from cluster.hosting.config import NodeConfig
     from cluster.hosting.node import Node
+    from cluster.peers.contract import Address
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
 
@@ -79,21 +94,66 @@ class RegionServer(Server):
         self.member: Member
         self._rng = random.Random(secrets.randbits(64))
         self._place: Place | None = None  # of a node that joins
+        self._blank = False  # a first member's data was made by this start, and nobody has heard of it
 
     # ---- who we are
 
     async def start(self, on_broken: Any) -> None:
         """Open, recover, listen. OSError, StorageError, NotAdmitted."""
-        key = self._key()
-        if key:
-            await self._join("", key)
-        await super().start(on_broken)
+        directory = self._directory()
+        if not (directory / DATA_FILE).exists():
+            if not self._seeds and await self._comes_again():
+                mark_joined(directory)
+            key = self._key()
+            if key:
+                await self._join("", key)
+        try:
+            await super().start(on_broken)
+        except StorageCorrupt as error:
+            raise self._told_what_to_do(error) from error
+        except NotAdmitted:
+            if self._blank:  # it was made by this very start, and is in the way of the next
+                remove_data(directory / DATA_FILE)
+            raise
+
+    def _directory(self) -> Path:
+        directory = Path(self.config.node.data_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    async def _comes_again(self) -> bool:
+        """Whether the region is made, and this first member is in it no more: then it joins. NotAdmitted."""
+        config = self.config
+        others = [(one.host, one.port) for one in config.members if one.name != config.node.name]
+        asker = Asker(self._network(), cluster_id="", region=config.region.name, name=config.node.name)
+        standing = await stands(asker, others, config.node.name)
+        if standing is Standing.LOST:
+            raise NotAdmitted(lost_data(config.node.name))
+        return standing is Standing.NEW
+
+    @property
+    def _seeds(self) -> list[Address]:
+        """Whom to ask to join, of a node that is no first member, or is none any more."""
+        config = self.config
+        if config.seeds or not has_joined(Path(config.node.data_dir)):
+            return list(config.seeds)
+        return [(one.host, one.port) for one in config.members if one.name != config.node.name]
+
+    def _told_what_to_do(self, error: StorageCorrupt) -> StorageCorrupt:
+        """A backup is no help in a region: it has forgotten what the others count on."""
+        what, _, do = str(error).partition(". ")
+        if "backup" not in do:
+            return error  # another node's file, or one of a newer version
+        return StorageCorrupt(
+            f"{what}. Do not restore a backup: the other nodes count on what this one has promised since. "
+            f"They have what it had: on one of them `holdfast node replace {self.config.node.name}`; then "
+            f"move {self.config.node.data_dir} away, and start this node again: it joins by itself"
+        )
 
     def _key(self) -> str:
         """What a process that has no data yet, and is no first member, asks to join with; or ""."""
         directory = Path(self.config.node.data_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        if not self.config.seeds or (directory / DATA_FILE).exists():
+        if not self._seeds or (directory / DATA_FILE).exists():
             return ""
         return draw_key(directory, lambda: secrets.token_hex(8))
 
@@ -103,8 +163,8 @@ class RegionServer(Server):
         asker = Asker(
             self._network(), cluster_id=cluster_id, region=config.region.name, name=config.node.name
         )
-        log.info("asking to join the region", nodes=list(config.region.join))
-        self._place = await join(asker, config.seeds, self._record(0, disk), self._rng)
+        log.info("asking to join the region", nodes=[join_address(*seed) for seed in self._seeds])
+        self._place = await join(asker, self._seeds, self._record(0, disk), self._rng)
         log.info("this node has a place in the region", node=self._place.node_id)
 
     def _record(self, node_id: int, disk: str) -> NodeRecord:
@@ -131,7 +191,7 @@ class RegionServer(Server):
     def _open_storage(self) -> Storage:
         directory = Path(self.config.node.data_dir)
         path = directory / DATA_FILE
-        if not self.config.seeds:
+        if not self._seeds:
             cluster_id, node_id = self._founding()
             return SqliteStorage(path, cluster_id=cluster_id, node_id=node_id)
         if self._place is None:
@@ -159,7 +219,8 @@ class RegionServer(Server):
             config.raft,
             on_broken,
         )
-        members = {member.name: (member.host, member.port) for member in config.members}
+        seeds = self._seeds
+        members = {member.name: (member.host, member.port) for member in config.members if not seeds}
         incarnation = secrets.token_hex(8)
         self.member = Member(
             Identity(
@@ -168,15 +229,16 @@ class RegionServer(Server):
             Founding(members, config.region.shards, config.region.replicas),
             around,
             self._record(who.node_id, who.disk),
-            config.seeds,
+            seeds,
         )  # fmt: skip
+        self._blank = self.member.node.is_blank and not seeds
         self.member.node.scrub.bytes_per_s = config.node.scrub_kib_s << 10
         return self.member.node
 
     async def _become_ready(self) -> None:
         listen = self.config.listen
         self.node.meta.on_change.append(self.services.part(Deletions).resume)
-        if self.config.seeds and self._place is None and self.member.replicas.table.region is None:
+        if self._seeds and self._place is None and self.member.replicas.table.region is None:
             # It ended after it had a place, and before it heard of the region.
             identity = self.member.identity
             await self._join(identity.cluster_id, identity.disk)

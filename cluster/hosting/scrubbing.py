@@ -36,6 +36,7 @@ class Scrub:
         self._node = node
         self._damages = damages
         self._place = b""
+        self._told = ""  # why it cannot read
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -82,6 +83,7 @@ class Scrub:
                 raise error
             self._failed(error)
             return
+        self._told = ""
         checked = work.result()
         self._place = checked.place
         self.read_bytes += checked.read_bytes
@@ -95,7 +97,9 @@ class Scrub:
 
     def _failed(self, error: StorageError) -> None:
         if not isinstance(error, StorageCorrupt):
-            log.info("the data could not be checked", why=str(error))
+            if str(error) != self._told:
+                log.warning("the data cannot be checked; trying on", why=str(error))
+            self._told = str(error)
             self._arm()  # busy, or no more files: later
             return
         log.error("the data file is damaged", why=str(error))

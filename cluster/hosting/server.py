@@ -120,6 +120,8 @@ class Server:
             self.services.part(Deletions).resume()
             announce(self.health, True)
         except BaseException:
+            if hasattr(self, "node"):
+                self.node.committer.abandon()
             storage.close()
             raise
 

@@ -147,7 +147,8 @@ def plan_announce(table: Table, node: NodeRecord, *, down: Collection[int] = ())
     if known.disk not in ("", node.disk):
         return Refusal(
             f"node {node.id} ({node.name}) has lost its data, or was given another data directory",
-            f"give it back its own; or `holdfast node remove {node.name}`, and let it join as a new one",
+            f"give it back its own; or `holdfast node replace {known.name}` on another node, and start this "
+            "one again with an empty data directory: it joins anew",
         )
     old = _too_old(table, node)
     if old is not None:

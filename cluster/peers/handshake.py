@@ -128,8 +128,8 @@ def other_data(name: str, node_id: int) -> str:
     """Of a node that comes without the data that it has voted with."""
     return (
         f"node {name!r} (id {node_id}) has lost its data, or was given another data directory: give it "
-        f"back its own; or remove the node (`holdfast node remove {name}`) and let it join as a new one, "
-        "with region.join and an empty data directory"
+        f"back its own; or `holdfast node replace {name}`, and start it again with an empty data directory: "
+        "it joins anew"
     )
 
 

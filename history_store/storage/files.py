@@ -180,7 +180,7 @@ def condemn(path: Path, why: str) -> None:
     note = path.with_name(path.name + CONDEMNED_SUFFIX)
     with suppress(OSError):  # a disk that takes nothing more: it will be met again
         with note.open("w") as file:
-            file.write(why)
+            file.write(why.removesuffix(RESTORE).rstrip(" ."))
             file.flush()
             os.fsync(file.fileno())
         sync_directory(path.parent)
@@ -189,10 +189,14 @@ def condemn(path: Path, why: str) -> None:
 def _check_condemned(path: Path) -> None:
     note = path.with_name(path.name + CONDEMNED_SUFFIX)
     if note.exists():
-        raise StorageCorrupt(
-            f"{path} was found damaged while it was in use, as {note} says: "
-            f"{note.read_text(errors='replace').strip() or 'no reason was noted'}"
-        )
+        why = note.read_text(errors="replace").strip() or "no reason was noted"
+        raise StorageCorrupt(f"{path} was found damaged while it was in use ({note}): {why}. {RESTORE}")
+
+
+def remove_data(path: Path) -> None:
+    """Remove a file that is not open, and all that belongs to it."""
+    for suffix in (*DATA_SUFFIXES, "-shm", "-lock", CONDEMNED_SUFFIX):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _scan_wal(path: Path) -> _WalScan:

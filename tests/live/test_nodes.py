@@ -194,14 +194,15 @@ async def come_and_go(nodes: Nodes) -> None:
     assert await nodes.ended("a/2") == 1
     assert "has lost its data" in nodes.log("a/2")
 
-    # It joins anew, under its old name and another id.
-    await nodes.run("node", "remove", "a/2", "--force")
-    nodes.file("a/2").unlink()
-    await nodes.run(
-        "node", "add", "a/2", "--peers", nodes.peers["a/2"], "--grpc", nodes.grpc["a/2"], "--machine", "m2",
-        "--data-dir", "data2", "--config-out", str(nodes.file("a/2")),
-    )  # fmt: skip
-    shutil.rmtree(nodes.directory / "data2", ignore_errors=True)
+    assert "holdfast node replace a/2" in nodes.log("a/2")
+
+    # It joins anew, with the same file, under its old name and another id.
+    async with asyncio.timeout(PATIENCE_S):
+        while next(
+            one["up"] for one in (await nodes.run("cluster", "nodes"))["nodes"] if one["name"] == "a/2"
+        ):
+            await asyncio.sleep(0.2)
+    await nodes.run("node", "replace", "a/2")
     nodes.start("a/2")
     async with asyncio.timeout(PATIENCE_S):
         while len((await nodes.run("cluster", "nodes"))["nodes"]) < 3:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from cluster.hosting.joining import NotAdmitted
+from cluster.hosting.administration import Standing
+from cluster.hosting.joining import Asker, NotAdmitted, stands
 from cluster.membership import META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code
 from history_store.engine.keys import slot_of
-from tests.cluster.hosting.settlement import SHARDS, Settlement
+from tests.cluster.hosting.settlement import PORT, SHARDS, Settlement
 
 Scene = Callable[[Settlement], Coroutine[Any, Any, None]]
 Play = Callable[..., None]
@@ -283,6 +284,58 @@ def test_a_dead_node_is_replaced(play: Play) -> None:
         assert (await world.nodes())["a/4"]["replicas"] == SHARDS
 
     play(scene)
+
+
+def test_a_node_whose_data_is_lost_comes_again_under_its_name(play: Play) -> None:
+    """The one command, and a start without data, in a region that has no other node to spare."""
+
+    async def scene(world: Settlement) -> None:
+        refused = await world.told("a/1", "replace", node="a/2")
+        assert "a/2 is up: name the node that is to take over" in refused.message
+        lost = world["a/2"]
+        assert await standing(world, "a/2") is Standing.LOST, "without its data"
+        assert await standing(world, "a/9") is Standing.NEW
+        lost.kill()
+        lost.lose_disk()
+        await world.until(lambda: told(world, "a/2 is down"))
+        (problem,) = (await world.do("a/1", "health"))["problems"]
+        assert "`holdfast node replace a/2`, and start it with an empty data directory" in problem["do"]
+        await world.do("a/1", "replace", node="a/2")
+        await world.until(partial(is_new, world, "a/2"))
+        assert (await world.do("a/3", "replace", node="2"))["changed"] is False, "asked again"
+        world.founders.remove("a/2")
+        assert (await lost.join()).node_id == 4
+        lost.boot()
+        await world.until(world.is_well)
+        assert (await world.nodes())["a/2"]["replicas"] == SHARDS
+
+    play(scene)
+
+
+async def standing(world: Settlement, name: str) -> Standing:
+    """What the region says that a first member without data is."""
+    network = world.network.host("somewhere", world.loop.process(f"{name} asks"))
+    others = [(settler.host, PORT) for settler in world.running() if settler.name != name]
+    return await stands(Asker(network, cluster_id="", region="a", name=name), others, name)
+
+
+async def is_new(world: Settlement, name: str) -> bool:
+    return await standing(world, name) is Standing.NEW
+
+
+def test_a_first_member_that_is_late_makes_the_region_with_the_others(play: Play) -> None:
+    async def scene(world: Settlement) -> None:
+        assert await standing(world, "a/1") is Standing.FIRST, "nobody is there"
+        world["a/1"].boot()
+        await asyncio.sleep(1.0)
+        assert await standing(world, "a/2") is Standing.FIRST, "there is no region yet"
+        world["a/2"].boot()
+        await world.until(lambda: world["a/1"].table.region is not None)
+        assert await standing(world, "a/3") is Standing.FIRST, "nobody has ever seen its data"
+        world["a/3"].boot()
+        await world.until(world.is_well)
+
+    play(scene, found=False)
 
 
 def test_a_replica_moves(play: Play) -> None:

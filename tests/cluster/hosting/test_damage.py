@@ -14,9 +14,11 @@ import pytest
 
 from cluster.hosting import generations
 from cluster.hosting.clock import Clock, Identifiers
+from cluster.hosting.config import load
 from cluster.hosting.damage import noted
 from cluster.hosting.group import Group, NotLeading
 from cluster.hosting.node import Barrier, Node
+from cluster.hosting.region import DATA_FILE, RegionServer
 from cluster.peers import virtual_time
 from history_store.engine.environment import EngineLimits
 from history_store.engine.errors import Code, ServiceError
@@ -275,6 +277,24 @@ def test_what_is_read_is_checked_a_piece_at_a_time(tmp_path: Path, rng: random.R
     connection.close()
     with pytest.raises(StorageCorrupt, match="log row"):
         SqliteStorage(path).load()
+
+
+def test_in_a_region_nobody_is_told_to_restore_a_backup(tmp_path: Path) -> None:
+    """What the file of then has forgotten, others count on."""
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nname = "a/1"\ndata_dir = "data"\n[region]\nname = "a"\nreplicas = 1\n'
+                    'nodes = ["a/1=127.0.0.1:7301"]\n')  # fmt: skip
+    config = load(file)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / DATA_FILE
+    SqliteStorage(path, cluster_id="c", node_id=1).close()
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(StorageCorrupt) as caught:
+        asyncio.run(RegionServer(config).start(lambda error: None))
+    told = str(caught.value)
+    assert told.startswith(f"{path} is truncated")
+    assert "Do not restore a backup" in told
+    assert f"`holdfast node replace a/1`; then move {tmp_path / 'data'} away" in told
 
 
 def test_a_condemned_file_is_not_opened_again(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_node_that_lost_its_data_is_not_who_it_was(three: Region) -> None:
     assert three.take(plan_announce(three.table, known)).rows == []
     refused = str(plan_announce(three.table, replace(known, disk="second")))
     assert refused.startswith("node 2 (n2) has lost its data")
-    assert "node remove n2" in refused
+    assert "node replace n2" in refused
 
 
 def test_five_replicas_for_those_who_want_them() -> None:
