@@ -231,7 +231,10 @@ class _Plan:
         ]
 
     def _even(self) -> Iterator[Transfer]:
-        """Until no node leads two more than another that could take one."""
+        """Until no node leads two more than another that could take one.
+
+        The meta group stays: its leader decides all this, and another one has to learn first how things are.
+        """
         allowed: dict[int, list[int]] | None = None
         while self.able:
             # The usual case, and cheap: this is asked every second or so, for a thousand groups.

@@ -96,6 +96,13 @@ def test_a_slow_node_leads_nothing_if_others_are_better() -> None:
     assert leader_moves(region.table, region.reports(spread(3, 0, 0)), all_slow) == []
 
 
+def test_the_meta_group_is_not_moved_for_evenness() -> None:
+    region = Region(3, shards=8)
+    moves = leader_moves(region.table, region.reports(spread(9, 0, 0)), FINE)
+    assert len(moves) == 4
+    assert 0 not in {move.group for move in moves}
+
+
 def test_who_cannot_talk_to_all_leads_nothing_if_somebody_can() -> None:
     """The first and the third are cut off from each other; the second talks to both."""
     region = Region(3, shards=5)
