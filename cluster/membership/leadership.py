@@ -240,13 +240,10 @@ class _Plan:
             # The usual case, and cheap: this is asked every second or so, for a thousand groups.
             if max(self.leads.values()) - min(self.leads[i] for i in self.able) < GAP:
                 return
+            free = [group for group in self.movable if group not in self.chosen and group != META_GROUP]
             if allowed is None:
-                allowed = {
-                    group: self._takers(group, report)
-                    for group, report in self.movable.items()
-                    if group not in self.chosen
-                }
-            owners = {group: self.leaders[group] for group in self.movable if group not in self.chosen}
+                allowed = {group: self._takers(group, self.movable[group]) for group in free}
+            owners = {group: self.leaders[group] for group in free}
             hops = relief(owners, allowed, self.leads)
             if not hops:
                 return
