@@ -169,7 +169,14 @@ class Group:
             raise self.committer.refusal.with_traceback(None)  # one object is raised again and again
         if not self.leading:
             raise NotLeading(self.raft.leader, self.id)
-        index = self.raft.propose(data)
+        try:
+            index = self.raft.propose(data)
+        except NotLeader as error:  # noticed by the core, not yet by us
+            raise NotLeading(error.leader_hint, self.id) from error
+        except RaftError as error:
+            if self.raft.transferee:  # another node leads in a moment: the front asks there
+                raise NotLeading(0, self.id) from error
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
         self.proposed = index
         self.rows.propose(index, rows)
         self._written[index] = (rows, visibility)

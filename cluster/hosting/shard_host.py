@@ -17,10 +17,9 @@ import structlog
 
 from cluster.hosting.group import NotLeading, nobody
 from history_store.engine import close, deadlines, keys
-from history_store.engine.errors import Code, ServiceError
+from history_store.engine.errors import ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
 from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
-from history_store.raft import NotLeader, RaftError
 from history_store.shard import image, runs
 from history_store.storage.contract import StorageError
 
@@ -275,14 +274,6 @@ class ShardHost:
                     close.enforce_history_limits(tx, run)
             tx.seal()
             index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
-        except NotLeader as error:  # noticed by the core, not yet by us
-            self.abort(tx)
-            raise NotLeading(error.leader_hint, self.group.id) from error
-        except RaftError as error:
-            self.abort(tx)
-            if self.group.raft.transferee:  # another node leads in a moment: the front asks there
-                raise NotLeading(0, self.group.id) from error
-            raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {error}") from error
         except BaseException:
             self.abort(tx)
             raise

@@ -27,6 +27,7 @@ from cluster.membership import (
     plan_removed,
     replica_steps,
 )
+from history_store.engine.errors import ServiceError
 from history_store.raft import RaftError, decode_change, decode_configuration
 from history_store.shard import image
 
@@ -352,7 +353,11 @@ class Steward:
             return False
         if plan.rows:
             rows = list(plan.rows)
-            self._node.meta.group.propose(image.encode(rows, []), rows, [])
+            try:
+                self._node.meta.group.propose(image.encode(rows, []), rows, [])
+            except ServiceError as error:  # leadership is being handed over, or the disk is full
+                log.info("the region's table stays as it is for now", why=error.message)
+                return False
             log.info("the region changes", why=plan.why)
         return True
 

@@ -16,6 +16,7 @@ from cluster.hosting.dispatch import WORKFLOW, Orphans, ShardTask, expire_unwrit
 from cluster.hosting.replicas import Replicas
 from cluster.hosting.steward import Steward
 from cluster.matching.contract import QueueKey
+from cluster.membership import Plan
 from history_store.raft.messages import Kind, Message
 from history_store.storage.contract import Round, StorageFull
 from tests.cluster.frontend.services.conftest import Refused
@@ -142,6 +143,22 @@ async def test_a_node_whose_disk_is_full_leads_nothing(
     await region.until(lambda: leader.node.committer.refusal is None)
     minder.close()
     assert (await region.table("w")).count("WorkflowExecutionSignaled signal_name=s") == 2
+    await region.close()
+
+
+async def test_the_steward_writes_nothing_while_the_registry_is_handed_over(rng: random.Random) -> None:
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    leader = next(member for member in region.members.values() if member.node.meta.group.leading)
+    replicas = Replicas(leader.number, RaftSection(), lambda _to, _message: True)
+    minder = Steward(leader.node, replicas, lambda _to, _message: True, lambda _node: True, lambda: 0.0)
+    group = leader.node.meta.group
+    region.cut_off(leader.number % 3 + 1)
+    group.raft.transfer_leader(leader.number % 3 + 1)
+    assert group.raft.transferee
+    last = group.raft.last_index
+    assert not minder.propose(Plan([(b"N", b"a row")], [], "a plan"))
+    assert group.raft.last_index == last
     await region.close()
 
 
