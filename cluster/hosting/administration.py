@@ -134,11 +134,10 @@ class Administration:
             raise ServiceError(
                 Code.UNIMPLEMENTED, f"this release cannot {request.do!r}; it can {', '.join(sorted(verbs))}"
             )
-        return self._done(verb(self, request))
+        return self._done(verb, request)
 
-    @staticmethod
-    async def _done(work: Coroutine[Any, Any, Answer]) -> bytes:
-        return _encode(await work)
+    async def _done(self, verb: Verb, request: Request) -> bytes:
+        return _encode(await verb(self, request))
 
     # ---- where the meta group is led
 

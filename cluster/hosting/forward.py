@@ -15,6 +15,7 @@ answers is ignored, and the next attempt begins.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ class Attempt:
         "_forward",
         "_handler",
         "_task",
+        "_work",
         "again",
         "call",
         "checked",
@@ -120,7 +122,8 @@ class Attempt:
         self.call = call
         self._handler = handler
         self._entered = Entered()
-        self._task: asyncio.Task[bytes | None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._work: Coroutine[Any, Any, bytes | None] | None = None  # what the task is to do
         self.deadline = call.deadline
         self.done = False
         self.again = False  # an earlier try was lost, and may have taken effect
@@ -224,6 +227,7 @@ class Attempt:
         elif isinstance(result, bytes):
             self.finish(result)
         else:
+            self._work = result
             self._task = asyncio.ensure_future(self._drive(result))
 
     async def _drive(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
@@ -263,13 +267,18 @@ class Attempt:
         self._leave()
         self._forward.ended(self)
 
+    def _stop(self) -> None:
+        if self._task is not None and self._work is not None:
+            self._task.cancel()
+            if inspect.getcoroutinestate(self._work) == inspect.CORO_CREATED:
+                self._work.close()  # it never begins, and nobody else would say so
+
     def _cancelled(self) -> None:
         """The client has gone, or its time is up."""
         if self.done:
             return
         self._end()
-        if self._task is not None:
-            self._task.cancel()
+        self._stop()
         if self.on_cancel is not None:
             self.on_cancel()
 
@@ -280,8 +289,7 @@ class Attempt:
         self.done = True
         self._leave()
         self._forward.ended(self)
-        if self._task is not None:
-            self._task.cancel()
+        self._stop()
         if self.on_cancel is not None:
             self.on_cancel()  # the handler forgets the call, as if the client had gone
         if self._entered.run_id:

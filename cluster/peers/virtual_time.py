@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import inspect
 import math
 import random
 import selectors
@@ -110,6 +111,7 @@ class _TimerHandle(asyncio.TimerHandle):
             super()._run()
 
 
+LEFT_S: Final = 60.0  # for what `run` cancels at its end
 TURNS_MAX: Final = 200_000  # of the loop without time going on: something runs in circles
 
 
@@ -204,9 +206,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def close(self) -> None:
         """The end of the world: now nobody sees what the dead still do."""
         for task in self._dead:
-            coroutine = task.get_coro()
-            with contextlib.suppress(BaseException):
-                coroutine.close()
+            _end(task.get_coro())
         super().close()
         self._ready.clear()
         self._scheduled.clear()
@@ -223,6 +223,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._ready.clear()
             self._ready.extend(batch)
         super()._run_once()  # type: ignore[misc]
+
+
+def _end(coroutine: Any) -> None:
+    """Close it; and what it was given to await, if it never began: nobody else will."""
+    frame = coroutine.cr_frame
+    given = (
+        list(frame.f_locals.values()) if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED else []
+    )
+    with contextlib.suppress(BaseException):
+        coroutine.close()
+    for one in given:
+        if inspect.iscoroutine(one):
+            _end(one)
 
 
 def _wakes_a_task(handle: Any) -> bool:
@@ -249,5 +262,5 @@ def run(main: Coroutine[Any, Any, _Result], rng: random.Random, *, limit_s: floa
             task.cancel()
         if left:
             with contextlib.suppress(Stalled):
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+                loop.run_until_complete(asyncio.wait(left, timeout=LEFT_S))
         loop.close()
