@@ -82,7 +82,7 @@ class Lacking(NamedTuple):
 
 def whole(node: Node, number: int) -> Group | None:
     """The group's replica here, if the projection has exactly its records, and it is one that others know."""
-    group = node.committer.groups.get(number)
+    group = node.committer.groups.get(number) if number != META_GROUP else None  # of slots without a shard
     if group is None or group.rows.records_wait or not group.committed:
         return None
     raft = group.raft
