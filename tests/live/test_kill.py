@@ -19,7 +19,7 @@ ACKNOWLEDGED_MIN = 200  # fewer, and the run has tested little
 pytestmark = pytest.mark.live
 
 
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(550)
 async def test_what_was_acknowledged_survives_ten_kills(request: pytest.FixtureRequest) -> None:
     given: int | None = request.config.getoption("--seed")
     seed = given if given is not None else random.Random(os.environ["SIM_BASE_SEED"]).getrandbits(32)

@@ -18,12 +18,12 @@ from chaos.live.region import CUT_OUT, FULL_DISK, KILL, PARTITION, PAUSE, RESTAR
 
 FAULTS = (KILL, PAUSE, RESTART, CUT_OUT, PARTITION, FULL_DISK)
 ACKNOWLEDGED_MIN = 500  # fewer, and the run has tested little
-RUN_S_MAX = 200.0
+RUN_S_MAX = 500.0
 
 pytestmark = pytest.mark.live
 
 
-@pytest.mark.timeout(220)
+@pytest.mark.timeout(550)
 def test_a_region_does_not_blink(request: pytest.FixtureRequest) -> None:
     given: int | None = request.config.getoption("--seed")
     seed = given if given is not None else random.Random(os.environ["SIM_BASE_SEED"]).getrandbits(32)
