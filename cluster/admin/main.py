@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "node": ("cluster.admin.node_commands:node", "Add, drain, remove and replace the nodes of a region."),
     "server": ("cluster.admin.server_commands:server", "Run a server."),
-    "shard": ("cluster.admin.shard_commands:shard", "Show the shards of a region, and move their replicas."),
+    "shard": ("cluster.admin.shard_commands:shard", "Show the shards of a region, move and split them."),
     "workflow": ("cluster.admin.workflow_commands:workflow", "Say what a workflow run is waiting for."),
 }
 

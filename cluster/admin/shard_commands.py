@@ -1,4 +1,4 @@
-"""`holdfast shard …`: where the shards of a region are, moving them, and who leads them."""
+"""`holdfast shard …`: where the shards of a region are, moving and splitting them, and who leads them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import click
 from cluster.admin.connection import Connection, connection_options, run
 from cluster.admin.output import json_option, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
+from history_store.engine.keys import SLOTS
 
 
 @click.group()
 def shard() -> None:
-    """Show the shards of a region, move their replicas, and choose their leaders.
+    """Show the shards of a region, move and split them.
 
     \b
     Example:
@@ -39,7 +40,9 @@ def list_command(connection: Connection, as_json: bool) -> None:
     for one in answer["shards"]:
         wanted = set(one["wanted"])
         state = "ok"
-        if one["leader"] is None:
+        if one["state"] == "preparing":
+            state = f"coming: {one['waits'] or 'its rows are there'}"
+        elif one["leader"] is None:
             state = "no leader"
         elif not one["settled"]:
             coming = ", ".join(name for name in one["wanted"] if name not in one["voters"])
@@ -81,6 +84,66 @@ def move(
         return {"shard": number, **answer, "done": wait}
 
     _tell(run(work()), as_json)
+
+
+@shard.command()
+@click.argument("number", type=click.IntRange(min=1), metavar="SHARD")
+@click.option(
+    "--at",
+    "slot",
+    type=click.IntRange(0, SLOTS - 1),
+    metavar="SLOT",
+    help="First slot of the new shard. [default: the middle one of those that the shard has]",
+)
+@wait_options
+@connection_options
+@json_option
+def split(
+    number: int, slot: int | None, wait: bool, timeout: float, connection: Connection, as_json: bool
+) -> None:
+    """Split a shard in two, while it serves: a new shard takes its slots from SLOT on.
+
+    The new shard begins on the same nodes, and another of them comes to lead it. A split cannot be undone.
+
+    \b
+    Example:
+      holdfast shard split 3
+    """
+
+    async def work() -> Answer:
+        region = Region(connection)
+        at = slot if slot is not None else _middle((await region.do("shards"))["shards"], number)
+        where = {} if at is None else {"slot": at}
+        answer = await region.do("split", changes=True, shard=number, **where)
+        child = answer["child"]
+
+        async def look() -> tuple[bool, str]:
+            (one,) = [one for one in (await region.do("shards"))["shards"] if one["id"] == child]
+            if one["state"] == "preparing":
+                return False, f"shard {child} is coming: {one['waits'] or 'its rows are there'}"
+            return one["leader"] is not None, f"shard {child} serves, and is about to have a leader"
+
+        if wait:
+            await region.wait(look, timeout)
+        return {**answer, "done": wait}
+
+    answer = run(work())
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer["why"] if not answer["done"] else f"done: {answer['why']}")
+
+
+def _middle(shards: list[Answer], number: int) -> int | None:
+    """The slot that divides a shard evenly. It is said with the request, so that asking again is harmless."""
+    slots = [
+        slot
+        for one in shards
+        if one["id"] == number
+        for first, last in one["slots"]
+        for slot in range(first, last + 1)
+    ]
+    return slots[len(slots) // 2] if len(slots) > 1 else None
 
 
 @shard.command()

@@ -13,7 +13,7 @@ Every verb may be asked again: what is so already is no error. Only `rebalance` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,7 +39,9 @@ from cluster.membership import (
     plan_remove,
     plan_replace,
     plan_resume,
+    plan_split,
     plan_transfer,
+    split_at,
 )
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
 from history_store.engine.keys import slot_of
@@ -70,6 +72,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     node: str = ""  # name, or id
     to: str = ""
     shard: int = -1
+    slot: int = -1
     force: bool = False
     evacuate: bool = False
     dry_run: bool = False
@@ -116,6 +119,7 @@ class Administration:
         self._steward = steward
         self._watch = Watch()
         self._own_watch = Watch()  # for what this node knows by itself
+        self.splits: Mapping[int, str] = {}  # coming shard -> what its split waits for
         self.heard: dict[str, NodeRecord] = {}  # what nodes said of themselves before there was a table
         steward.on_decided = self._keep_watch
 
@@ -290,6 +294,22 @@ class Administration:
         """Level the nodes, and fill up what lacks replicas."""
         return await self._planned(request, lambda table: plan_rebalance(table, down=self._down()))
 
+    async def split(self, request: Request) -> Answer:
+        """Another shard takes a shard's slots from `slot` on; asked again, it is the same one."""
+        number, slot = request.shard, request.slot
+
+        def plan(table: Table) -> Plan | Refusal:
+            child = split_at(table, number, slot)
+            if child:
+                return Plan([], [], f"shard {number} is split at slot {slot}, into itself and shard {child}")
+            return plan_split(table, number, slot if slot >= 0 else None)
+
+        answer = await self._planned(request, plan)
+        if slot < 0:
+            child = self._table.splitting(number)
+            slot = self._table.shards[child].ranges[0][0] if child else -1
+        return {"shard": number, "child": split_at(self._table, number, slot), "slot": slot, **answer}
+
     async def transfer(self, request: Request) -> Answer:
         """Another replica leads a shard: asked for, and seen in `shards` when it has come about."""
         found, _ = await self._told()
@@ -356,12 +376,19 @@ class Administration:
                     "joined_ns": node.joined_ns,
                 }
             )
-        return {"nodes": shown, "complete": len(reports) == len(self._table.groups())}
+        return {"nodes": shown, "complete": all(group in reports for group in self._served())}
+
+    def _served(self) -> list[int]:
+        """The groups that are to have a leader: not the coming halves of splits."""
+        shards = self._table.shards
+        coming = {one.id for one in shards.values() if one.state is ShardState.PREPARING}
+        return [group for group in self._table.groups() if group not in coming]
 
     async def shards(self, request: Request) -> Answer:  # noqa: ARG002 - as all verbs
         """The shards and their replicas; the meta group is number 0."""
         _, reports = await self._told()
         table = self._table
+        waits = {**self._steward.waits, **self.splits}
         shown = []
         for group in table.groups():
             report, shard, wanted = reports.get(group), table.shards.get(group), table.replicas_of(group)
@@ -387,7 +414,7 @@ class Administration:
                     "learners": [self._name(i) for i in report.conf.learners] if report is not None else [],
                     "behind": [self._name(i) for i in sorted(report.behind)] if report is not None else [],
                     "settled": settled,
-                    "waits": self._steward.waits.get(group, ""),
+                    "waits": waits.get(group, ""),
                 }
             )
         return {"shards": shown}
@@ -439,7 +466,7 @@ class Administration:
             self._table,
             found,
             reports,
-            [group for group in self._table.groups() if group not in reports],
+            [group for group in self._served() if group not in reports],
             self._steward.waits,
             {node_id: status.refusal for node_id, status in statuses.items() if status.refusal},
             {
@@ -562,6 +589,7 @@ VERBS: dict[str, Verb] = {
     "remove": Administration.remove,
     "replace": Administration.replace,
     "move": Administration.move,
+    "split": Administration.split,
     "transfer": Administration.transfer,
     "rebalance": Administration.rebalance,
     "nodes": Administration.nodes,

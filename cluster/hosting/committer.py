@@ -20,7 +20,7 @@ import structlog
 
 from cluster.hosting import folder, lanes
 from cluster.hosting.folder import Folder
-from cluster.hosting.group import Group, Images, Send, Waiter, notify
+from cluster.hosting.group import Group, Images, Send, Splits, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
 from history_store.rare import reached
@@ -64,6 +64,7 @@ class Committer:
         self.groups: dict[int, Group] = {}
         self.images: Images | None = None
         self.damages: Damages | None = None
+        self.splits: Splits | None = None
         self.catch_up: Callable[[], None] = _in_time  # give the groups the ticks that are due
         self.refusal: ServiceError | None = None  # why new writes are refused
         self.rounds = 0

@@ -183,6 +183,11 @@ class ShardTask:
                 return self._start_workflow_task(run, poller)
             return self._start_activity(run, poller)
         except ServiceError as error:
+            if self.shard.retired:
+                # Who leads the shard now has the task as one of its own. If that is this node again, matching
+                # has held this one, perhaps lent, in the other's place.
+                poller.node.loop.call_soon(poller.node.matching.resync, self.queue)
+                return False
             if isinstance(error, NotLeading) and not self.shard.group.raft.is_leader:
                 return False  # the next leader has the task
             # A full disk, or leadership that is being handed over, which may yet fail.

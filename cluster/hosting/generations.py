@@ -11,6 +11,8 @@ same rounds as what they speak of:
     g  group        the generation that the group's last image has
     s  group        an image that is arriving, and how far it is (`Staged`)
     d  generation   one that is to go: (group, whether its runs were shown)
+    m  shard        rows that are copied for a shard that is to come (splitting.py)
+    p  shard        that a shard's rows were given to that one, and are to be cleared away here
 
 So a restart goes on where it was; rows of a generation that the book does not know are leftovers.
 """
@@ -28,6 +30,7 @@ from cluster.hosting.meta import META_GROUP
 from history_store.engine import keys
 from history_store.shard import snapshot
 from history_store.shard.snapshot import Progress
+from history_store.shard.split import Copy, Parting
 from history_store.storage.contract import RowCorrupt
 from history_store.visibility.record import DeleteRecord
 
@@ -47,6 +50,7 @@ PAUSE_S = 0.005  # between two such rounds: this is nobody's hurry
 
 _BOOK = snapshot.prefix(0xFFFFFFFF)
 _GENERATION, _STAGED, _DROPPED = b"g", b"s", b"d"
+COPIED, PARTED = b"m", b"p"
 
 
 class Staged(msgspec.Struct, array_like=True):
@@ -59,15 +63,18 @@ class Staged(msgspec.Struct, array_like=True):
     term: int
     conf: bytes
     progress: Progress
+    local: bool = False  # not from a leader: made here
 
 
 _pack = msgspec.msgpack.Encoder().encode
 _staged = msgspec.msgpack.Decoder(Staged).decode
 _number = msgspec.msgpack.Decoder(int).decode
 _dropped = msgspec.msgpack.Decoder(tuple[int, bool]).decode
+decode_copy = msgspec.msgpack.Decoder(Copy).decode
+decode_parting = msgspec.msgpack.Decoder(Parting).decode
 
 
-class _Job(Protocol):
+class Job(Protocol):
     """Work of several rounds."""
 
     def fill(self, batch: Round) -> bool:
@@ -89,7 +96,7 @@ class Generations:
         self.shown_by_other: Callable[[int, int], bool] = lambda _slot, _group: False
         self._on_done = on_done
         self._next = snapshot.GENERATION_FIRST
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._working = False
         self._timer: asyncio.TimerHandle | None = None  # of the pause between two rounds
         self._last = False  # the round under way has the last of the first job
@@ -107,6 +114,8 @@ class Generations:
             elif kind == _STAGED:
                 staged.append(_staged(value))
                 known.add(staged[-1].generation)
+            elif kind == COPIED:
+                known.add(decode_copy(value).target)
             elif kind == _DROPPED:
                 generation = int.from_bytes(key[5:], "big")
                 drops.append(_Drop(self, generation, *_dropped(value)))
@@ -118,7 +127,7 @@ class Generations:
                 known.add(generation)
         self._next = max([self._next, *(generation + 1 for generation in known)])
         for drop in drops:
-            self._begin(drop)
+            self.begin(drop)
         return staged
 
     def _on_disk(self) -> list[int]:
@@ -153,7 +162,7 @@ class Generations:
     def begun(self, group: Group, old: int) -> None:
         """That write is durable: show what came, and take away what was."""
         self.show(group)
-        self._begin(_Drop(self, old, group.id, shown=True))
+        self.begin(_Drop(self, old, group.id, shown=True))
 
     @staticmethod
     def left(group: int, generation: int, old: int) -> RowList:
@@ -165,22 +174,35 @@ class Generations:
 
     def cleared(self, group: int, old: int) -> None:
         """That write is durable: take away what was."""
-        self._begin(_Drop(self, old, group, shown=True))
+        self.begin(_Drop(self, old, group, shown=True))
 
     def show(self, group: Group) -> None:
         """Show the records that came with the group's image."""
-        self._begin(_Show(self, group))
+        self.begin(_Show(self, group))
 
     def forget(self, image: Staged) -> None:
         """An image will not be needed: its rows go."""
-        key = _BOOK + _DROPPED + snapshot.prefix(image.generation)
-        rows: RowList = [(key, _pack((image.group, False))), (self.staged(image)[0], None)]
-        drop = _Drop(self, image.generation, image.group, shown=False)
-        self.committer.store(lambda batch: batch.rows.extend(rows), lambda: self._begin(drop))
+        self.drop(image.generation, image.group, [(self.staged(image)[0], None)])
+
+    def book(self, kind: bytes) -> list[bytes]:
+        """The values of all rows of a kind."""
+        return [value for _, value in self.storage.scan(_BOOK + kind, _BOOK + kind + b"\xff" * 5)]
+
+    @staticmethod
+    def key(kind: bytes, number: int) -> bytes:
+        """The key of a row of the book."""
+        return _BOOK + kind + snapshot.prefix(number)
+
+    def drop(self, generation: int, group: int, keys_too: RowList) -> None:
+        """Rows that were never shown are not needed; these rows of the book go with the first of them."""
+        rows: RowList = [(self.key(_DROPPED, generation), _pack((group, False))), *keys_too]
+        drop = _Drop(self, generation, group, shown=False)
+        self.committer.store(lambda batch: batch.rows.extend(rows), lambda: self.begin(drop))
 
     # ---- the work
 
-    def _begin(self, job: _Job) -> None:
+    def begin(self, job: Job) -> None:
+        """Do it when those before it are done."""
         self._jobs.append(job)
         if not self._working:
             self._working = True

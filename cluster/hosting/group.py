@@ -20,18 +20,20 @@ from cluster.hosting.damage import Reads, data_loss, noted
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import DATA, Kind, NotLeader, RaftError, RawNode
 from history_store.rare import reached
-from history_store.shard import image, snapshot
+from history_store.shard import image, snapshot, split
 from history_store.shard.rows import Rows
 
 if TYPE_CHECKING:
     from cluster.hosting.committer import Committer
     from history_store.raft import Config, Dice, Message, Ready, SnapshotMeta
+    from history_store.shard.split import Ranges, Slots, Split
     from history_store.storage.contract import Entry, GroupLog, Round, Storage, StorageCorrupt
     from history_store.visibility.record import VisibilityOp
 
 log = structlog.get_logger("raft")
 
-LOG_BYTES_HELD_MAX = 64 << 20  # while an image is on its way: what the image lacks, or it would come in vain
+# While an image is on its way: what the image lacks, or it would come in vain. After a split: the entry.
+LOG_BYTES_HELD_MAX = 64 << 20
 
 Waiter = Callable[[ServiceError | None], None]
 Send = Callable[[int, "Message"], None]  # (group, message)
@@ -93,6 +95,28 @@ class Images(Protocol):
         """Whether List still shows what the group (None: any) had before, and has no more."""
 
 
+class Splits(Protocol):
+    """Who brings rows over to the other half of a shard (splitting.py)."""
+
+    def opening(self, group: Group) -> None:
+        """The node is making this replica; nothing was applied yet."""
+
+    def applied(self, group: Group, split: Split) -> None:
+        """An entry that splits the group is committed, and its rows have been taken."""
+
+    def parent_of(self, child: int) -> Group | None:
+        """The replica here of the shard that this one was split from a moment ago."""
+
+    def gone_from(self, group: Group, index: int) -> Ranges:
+        """Slots whose rows storage has of the group, at that entry, although they are not its any more."""
+
+    def replaced(self, group: Group) -> None:
+        """An image takes the place of all rows in the round that is being formed."""
+
+    def installed(self, group: Group) -> None:
+        """That round is durable."""
+
+
 class Group:
     """The replica of one group."""
 
@@ -129,6 +153,9 @@ class Group:
         self.on_rows: Callable[[RowList, bool], None] | None = None
         self.on_image: Callable[[], None] = _nothing  # all rows may have changed, without entries
         self.holds: dict[int, int] = {}  # by peer: the index of the image that is on its way there
+        self.hold_from = 0  # the log keeps this entry and what is behind it; 0 = whatever it needs
+        self.given: Slots | None = None  # that another shard has by now: nothing of them is to be found here
+        self.frozen = False  # the last entry splits the shard: nothing comes behind it before it is applied
         self._send = send
         self._leads_from = 0  # index of the first entry of our term; 0 = we are not elected
         self._leads_term = 0
@@ -142,6 +169,8 @@ class Group:
         if found is not None:
             self.proposed = self.committed = found.applied
         self.rows.follow()
+        if committer.splits is not None:
+            committer.splits.opening(self)
 
     def recover(self) -> None:
         """A replica without others leads at once if it may; others wait for an election."""
@@ -169,6 +198,8 @@ class Group:
             raise self.committer.refusal.with_traceback(None)  # one object is raised again and again
         if not self.leading:
             raise NotLeading(self.raft.leader, self.id)
+        if self.frozen:
+            raise NotLeading(0, self.id)  # for some milliseconds
         try:
             index = self.raft.propose(data)
         except NotLeader as error:  # noticed by the core, not yet by us
@@ -182,6 +213,18 @@ class Group:
         self._written[index] = (rows, visibility)
         self.committer.mark(self)
         return index
+
+    def propose_split(self, data: bytes, rows: RowList) -> None:
+        """As `propose`; nothing more is taken until it is applied, or another leads."""
+        self.propose(data, rows, [])
+        self.frozen = True
+
+    def lead_anew(self) -> None:
+        """Part of what the leader remembers is of rows that are gone: as if another had led meanwhile."""
+        self.frozen = False
+        if self.leading:
+            self.on_lose()
+            self.on_lead()
 
     def when_committed(self, waiter: Waiter, *, patient: bool = False, index: int | None = None) -> None:
         """Call back when everything proposed so far is committed (at once if it is, or if `index` is).
@@ -263,6 +306,8 @@ class Group:
         if raft.log_bytes > self.log_bytes_max:
             held = self.holds and raft.log_bytes <= LOG_BYTES_HELD_MAX
             low = min(index, *self.holds.values()) if held else index
+        if self.hold_from and raft.log_bytes <= LOG_BYTES_HELD_MAX:
+            low = min(low, self.hold_from - 1)
         if low <= raft.compacted:
             return None
         return low, raft.term_of(low)
@@ -324,6 +369,7 @@ class Group:
         """These entries are committed: rows may be stored; waiters hear of it in `tell`."""
         written = self._written
         rows = self.rows
+        splits = self.committer.splits
         for entry in entries:
             known = written.pop(entry.index, None)
             if known is not None:
@@ -333,6 +379,9 @@ class Group:
             else:
                 rows.commit(entry.index, entry.term, [], [], 0)
             self.committed = entry.index
+            if splits is not None and entry.kind == DATA and image.is_split(entry.data):
+                for found in split.splits_in(image.decode(entry.data).rows):
+                    splits.applied(self, found)
             if self.on_rows is not None and entry.kind == DATA:
                 if known is not None:
                     self.on_rows(known[0], True)
@@ -417,6 +466,7 @@ class Group:
     def _lose(self) -> None:
         self._leads_from = 0
         led, self.leading = self.leading, False
+        self.frozen = False
         waiters, self._waiters = self._waiters, deque()
         reads, self._reads = self._reads, {}
         self._written.clear()

@@ -29,6 +29,8 @@ from cluster.hosting.remote import KINDS as CALLS
 from cluster.hosting.replicas import RAFT, Replicas
 from cluster.hosting.snapshots import KINDS as IMAGES
 from cluster.hosting.snapshots import Snapshots
+from cluster.hosting.split_steps import SPLIT_NOW, SPLITS, SplitSteps
+from cluster.hosting.splitting import Splitting
 from cluster.hosting.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
@@ -138,6 +140,12 @@ class Member:
         self.departures = Departures(node, replicas, self.snapshots, self.send)
         node.damages.images, node.damages.send = self.snapshots, self.send
         node.damages.is_up = self.peers.is_up
+        splitting = Splitting(
+            node.committer, self.snapshots, node.open_shard, self._had, lambda: self.splits.news()
+        )
+        self.splits = SplitSteps(node, replicas, self.steward, splitting, self.send)
+        replicas.may_open = self.splits.may_open
+        self.administration.splits = self.splits.waits
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
         replicas.take(node)
@@ -171,6 +179,7 @@ class Member:
         self.node.meta.on_change.append(self._look_ready)
         self.replicas.start()
         self.steward.start()
+        self.splits.start()
         self.departures.start()
         self._look_ready()
         if self._announcer is not None:
@@ -190,6 +199,7 @@ class Member:
         if self._announcer is not None:
             self._announcer.close()
         self.steward.close()
+        self.splits.close()
         self.departures.close()
         self.node.damages.close()
         self.node.scrub.close()
@@ -201,6 +211,10 @@ class Member:
     def send(self, node_id: int, message: list[Any]) -> bool:
         """A message leaves with this turn's frame. False: it does not."""
         return self.peers.send(node_id, message)
+
+    def _had(self, number: int) -> bool:
+        """Whether this node has a replica of a shard, or has had one."""
+        return number in self.node.committer.groups or self.node.holds(number) is not None
 
     def peers_up(self) -> list[int]:
         """Nodes that can be reached now."""
@@ -303,6 +317,8 @@ class Member:
             self.takeovers.received(node_id, message)
         elif kind in (ASK_MEMBER, NO_MEMBER):
             self.departures.received(node_id, message)
+        elif kind in (SPLITS, SPLIT_NOW):
+            self.splits.received(node_id, message)
         elif kind == WANT_ROWS:
             self.node.damages.received(node_id, message)
         elif kind in IMAGES:

@@ -276,7 +276,8 @@ class Node:
 
     def shard_of(self, namespace_id: str, workflow_id: str) -> ShardHost:
         """The shard that owns the workflow id, if it is led here. NotLeading, NotReadable."""
-        number = self._groups_of_slots[slot_of(namespace_id, workflow_id)]
+        slot = slot_of(namespace_id, workflow_id)
+        number = self._groups_of_slots[slot]
         shard = self.led.get(number)
         if shard is None:
             if number == META_GROUP:
@@ -285,6 +286,9 @@ class Node:
             if here is not None and here.damage and not here.has_others:
                 raise data_loss(here)
             raise NotLeading(self.leader_of(number), number)
+        given = shard.group.given
+        if given is not None and slot in given:
+            raise NotLeading(0, number)  # the shard was split, which our table does not show yet
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.shards.append(shard)
             # A quorum's word is enough, once: a lease may be out of reach, where the network is slower than

@@ -41,6 +41,7 @@ class Replicas:
         self.founders: tuple[int, ...] = ()  # voters that the meta group begins with
         self.onlookers: tuple[int, ...] = ()  # and its learners
         self.on_table: list[Callable[[], None]] = []
+        self.may_open: Callable[[ShardRecord], bool] = lambda _shard: True  # or its rows are to come first
         self.leaving: set[int] = set()  # shards whose replica here is being closed (departures.py)
         self._raft = raft
         self._send = send
@@ -142,7 +143,7 @@ class Replicas:
 
     def _is_here(self, shard: ShardRecord) -> bool:
         """Whether the node is to have a replica, or has one that others still count on."""
-        if shard.state is ShardState.RETIRED or shard.id in self.leaving:
+        if shard.state is ShardState.RETIRED or shard.id in self.leaving or not self.may_open(shard):
             return False
         if self.node_id in shard.replicas:
             return True

@@ -139,9 +139,13 @@ class Incoming:
         if raft.is_leader or staged.index <= raft.committed:
             self.abandon("the log was faster", installed=True)
             return
+        meta = SnapshotMeta(staged.index, staged.term, staged.conf)
+        if staged.local and not raft.conf.voters:
+            raft.begin_with(meta)
+            self._taken(group)
+            return
         if raft.leader == 0:
             return  # `check` tries again
-        meta = SnapshotMeta(staged.index, staged.term, staged.conf)
         raft.step(Message(Kind.SNAPSHOT, raft_id(group), raft.leader, raft.term, snapshot=meta))
         self._room.committer.mark(group)
         if raft.compacted < staged.index and group.damage:
@@ -149,6 +153,11 @@ class Incoming:
         if raft.compacted < staged.index:
             self.abandon("the log had it all", installed=True)  # and knows now that it is committed
             return
+        self._taken(group)
+
+    def _taken(self, group: Group) -> None:
+        """The core took it: the next round puts it in place."""
+        self._room.committer.mark(group)
         self.installing = True
         group.rows.discard()
 

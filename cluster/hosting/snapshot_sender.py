@@ -18,7 +18,7 @@ import structlog
 
 from cluster.hosting.meta import META_GROUP
 from history_store.rare import reached
-from history_store.shard import snapshot
+from history_store.shard import snapshot, split
 from history_store.storage.contract import StorageCorrupt, StorageError
 from history_store.visibility.search import find_records
 
@@ -98,6 +98,10 @@ class Outgoing:
         self._rows = storage.scan(start, end)
         first = next(self._rows, None)  # from here on the scan sees this moment, whenever it goes on
         rows = ((key[4:], value) for key, value in chain(() if first is None else (first,), self._rows))
+        splits = self._room.committer.splits
+        gone = splits.gone_from(self.group, self.group.stored.index) if splits is not None else ()
+        if gone:
+            rows = split.without(rows, gone)
         lookup = None
         if self.group.id != META_GROUP:
             connection = self._projection = storage.visibility_connection()

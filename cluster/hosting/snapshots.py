@@ -130,6 +130,8 @@ class Snapshots:
         )
         batch.compact.append((group.id, meta.index, meta.term))
         batch.rows.extend(self.generations.switched(staged, incoming.replaced))
+        if self.committer.splits is not None:
+            self.committer.splits.replaced(group)
         if group.damage:
             batch.rows.append((note_key(group.id), None))
         group.rows.replace(staged.generation)
@@ -145,6 +147,8 @@ class Snapshots:
             self._mended(group, stored)
         self.generations.begun(group, incoming.replaced)
         incoming.installed()
+        if self.committer.splits is not None:
+            self.committer.splits.installed(group)
 
     def closed(self, group: Group) -> None:
         """The node has this replica no more: nothing comes for it, and nothing goes."""
@@ -164,6 +168,24 @@ class Snapshots:
         """Whether the round under way puts an image in the group's place, or the next one will."""
         incoming = self._incoming.get(group.id)
         return incoming is not None and incoming.installing
+
+    # ---- images that this node made itself (splitting.py)
+
+    def take(self, staged: Staged) -> None:
+        """It is complete, and the group is open: put it in place unless there is something newer."""
+        other = self._incoming.get(staged.group)
+        if other is not None:
+            other.abandon("this node has made one itself")
+        incoming = Incoming(self, staged, 0)
+        if staged.group in self._incoming:
+            self.generations.forget(staged)  # the other one is being put in place
+        else:
+            self._incoming[staged.group] = incoming
+            incoming.install()
+
+    def made_here(self) -> list[Staged]:
+        """Those that wait for their group."""
+        return [incoming.staged for incoming in self._incoming.values() if incoming.staged.local]
 
     # ---- rows alone, where they are damaged (damage.py)
 
@@ -200,6 +222,8 @@ class Snapshots:
         batch.rows.append((note_key(group.id), None))
         first = raft.compacted
         entries = raft.kept_entries()[staged.index - first : raft.handed - first]
+        if self.committer.splits is not None:
+            self.committer.splits.replaced(group)
         group.rows.rebase(staged.generation, entries)
         return partial(self._repaired, group, incoming)
 
@@ -207,6 +231,8 @@ class Snapshots:
         staged = incoming.staged
         del self._incoming[group.id]
         self._mended(group, Stored(staged.index, staged.term, staged.conf))
+        if self.committer.splits is not None:
+            self.committer.splits.installed(group)
         self.generations.begun(group, incoming.replaced)
         incoming.installed()
 

@@ -144,7 +144,12 @@ class Takeovers:
     def _recent_runs(self, shard: ShardHost) -> Iterator[Run]:
         """The runs that the newest entries of the log changed: the log keeps some seconds of them."""
         seen: set[bytes] = set()
-        for entry in shard.group.raft.kept_entries():
+        entries = list(shard.group.raft.kept_entries())
+        splits = self._node.committer.splits
+        before = splits.parent_of(shard.group.id) if splits is not None else None
+        if before is not None:  # it began a moment ago, and its runs were that one's
+            entries += before.raft.kept_entries()
+        for entry in entries:
             if entry.kind == DATA:
                 seen.update(
                     key for key, value in image.decode(entry.data).rows if key[:1] == keys.RUN and value

@@ -28,7 +28,14 @@ from cluster.membership.records import (
     TableError,
 )
 from cluster.membership.reports import GroupReport, NodeHealth
-from cluster.membership.reshaping import plan_rebalance, plan_split, plan_split_abandoned, plan_split_done
+from cluster.membership.reshaping import (
+    plan_rebalance,
+    plan_split,
+    plan_split_abandoned,
+    plan_split_done,
+    split_at,
+)
+from cluster.membership.splitting import SplitWork, split_steps
 from cluster.membership.steps import Step, StepKind, Work, emptied, replica_steps
 from cluster.membership.table import NO_SHARD, Table
 
@@ -47,6 +54,7 @@ __all__ = [
     "RegionRecord",
     "ShardRecord",
     "ShardState",
+    "SplitWork",
     "Step",
     "StepKind",
     "Table",
@@ -74,4 +82,6 @@ __all__ = [
     "plan_transfer",
     "preferred_leader",
     "replica_steps",
+    "split_at",
+    "split_steps",
 ]

@@ -58,6 +58,14 @@ def plan_split(table: Table, group: int, at: int | None = None) -> Plan | Refusa
     return draft.plan(f"shard {group} is split at slot {at} into itself and shard {child}")
 
 
+def split_at(table: Table, group: int, at: int) -> int:
+    """The shard that has, or is getting, the slots from `at` on that were this one's; 0 if there is none."""
+    for shard in table.shards.values():
+        if shard.parent == group and shard.ranges and shard.ranges[0][0] == at:
+            return shard.id
+    return 0
+
+
 def plan_split_done(table: Table, child: int) -> Plan | Refusal:
     """The parent's log says so: the new shard has its rows. It serves from here on."""
     shard = table.shards.get(child)

@@ -7,6 +7,7 @@
     q  namespace  type  queue ff priority sequence a task that waits for a poller, in order
     t  due  run                                    when a run wants to be looked at
     x  sequence                                    an action on another run, not yet done
+    s  shard                                       which slots were given to another shard (shard/split.py)
 
 The slot (two bytes) leads wherever a kind has no order of its own, so that a shard can be split by ranges;
 q, t and x are ordered by what they are read by, and carry the workflow id in their values.
@@ -26,6 +27,7 @@ HISTORY = b"h"
 TASK = b"q"
 WAKE = b"t"
 ACTION = b"x"
+SPLIT = b"s"
 
 ITEM_ACTIVITY = b"a"
 ITEM_TIMER = b"t"

@@ -178,6 +178,18 @@ class RawNode:
         candidate.campaign(core)
         return True
 
+    def begin_with(self, meta: SnapshotMeta) -> None:
+        """A state that our own node has made, whole: where a group begins as the half of another.
+
+        Only for a replica that has nothing yet. It comes out with the next Ready, as an image does.
+        """
+        core = self._core
+        assert not core.conf.voters, "a replica that has members has a beginning"
+        if meta.term > core.term:
+            core.become_follower(meta.term, NOBODY)
+        core.log.restore(meta)
+        core.restore_conf(meta.conf)
+
     def transfer_leader(self, to: int) -> None:
         """Hand leadership to a voter; after an election timeout without success, we go on."""
         core = self._core
@@ -370,6 +382,12 @@ class RawNode:
     def conf(self) -> Configuration:
         """The members as of `handed`."""
         return self._core.conf
+
+    @property
+    def conf_changes(self) -> bool:
+        """At the leader: whether a change of members is under way."""
+        core = self._core
+        return bool(core.conf.outgoing) or core.pending_conf_index > core.log.handed
 
     @property
     def conf_bytes(self) -> bytes:

@@ -2,6 +2,9 @@
 
 Followers apply it without an engine (proposer-evaluated replication), so nodes of different versions cannot
 diverge. Format: one msgpack array, its first element the version. Readers accept every version up to theirs.
+
+Version 1 is a transaction; version 2 has the same fields and is the entry that splits a shard (split.py): a
+program that does not know what that means must not take it for rows.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ import msgspec
 
 from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
 
-FORMAT_VERSION = 1
+TRANSACTION = 1
+SPLIT = 2
+FORMAT_VERSION = SPLIT  # what this version reads
 
 
 class Image(msgspec.Struct, array_like=True, gc=False):
@@ -29,10 +34,20 @@ _decode = msgspec.msgpack.Decoder(Image).decode
 def encode(rows: list[tuple[bytes, bytes | None]], visibility: list[VisibilityOp]) -> bytes:
     """The entry's bytes."""
     if not visibility:
-        return _encode((FORMAT_VERSION, rows))
+        return _encode((TRANSACTION, rows))
     shown = [op for op in visibility if isinstance(op, ExecutionRecord)]
     hidden = [op for op in visibility if isinstance(op, DeleteRecord)]
-    return _encode((FORMAT_VERSION, rows, shown, hidden))
+    return _encode((TRANSACTION, rows, shown, hidden))
+
+
+def encode_split(rows: list[tuple[bytes, bytes | None]]) -> bytes:
+    """The bytes of an entry that splits a shard."""
+    return _encode((SPLIT, rows))
+
+
+def is_split(data: bytes) -> bool:
+    """Whether a data entry splits its shard. Cheap: it is asked of each one that is committed."""
+    return data[1:2] == b"\x02"  # behind the array's head, which is one byte
 
 
 def decode(data: bytes) -> Image:

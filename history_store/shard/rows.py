@@ -7,12 +7,16 @@ that is gone a millisecond later) be written once or never.
 
 A follower reads no rows, so it keeps no overlay: committed entries wait as they came, and are decoded when
 they are stored. `lead` builds the overlay, `follow` drops it with all that was proposed in vain.
+
+While a shard is being split (split.py), what belongs to the coming half is stored twice; afterwards it is not
+seen any more, until it is deleted.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from history_store.engine.keys import HISTORY, ITEM
@@ -20,6 +24,7 @@ from history_store.raft import DATA
 from history_store.shard import image, snapshot
 
 if TYPE_CHECKING:
+    from history_store.shard.split import Mirror, Slots
     from history_store.storage.contract import Entry, Storage
     from history_store.visibility.record import VisibilityOp
 
@@ -66,6 +71,7 @@ class Rows:
     """Reads through the overlay; collects what a flush has to write."""
 
     __slots__ = (
+        "_along",
         "_buckets",
         "_committed",
         "_flushing",
@@ -74,7 +80,9 @@ class Rows:
         "_storage",
         "committed_bytes",
         "generation",
+        "gone",
         "group",
+        "mirrors",
         "records_wait",
         "visibility_pending",
     )
@@ -91,6 +99,9 @@ class Rows:
         self._leads = True
         self.committed_bytes = 0
         self.visibility_pending = 0
+        self.gone: Slots | None = None  # given up, and their rows not deleted yet: they are not seen
+        self.mirrors: list[Mirror] = []
+        self._along: list[tuple[int, tuple[bytes, bytes]]] = []
 
     def propose(self, index: int, rows: list[tuple[bytes, bytes | None]]) -> None:
         """The entry at `index` carries these rows: reads see them from now on."""
@@ -145,7 +156,12 @@ class Rows:
         """An image will take the place of all this: nothing of it is to be stored any more."""
         assert not self._leads, "a leader has everything that is committed"
         self._committed.clear()
+        self._along.clear()
         self.committed_bytes = self.visibility_pending = 0
+
+    def store_along(self, index: int, key: bytes, value: bytes) -> None:
+        """A row of the node's own, which storage is to have if and only if it has entry `index`."""
+        self._along.append((index, (key, value)))
 
     def replace(self, generation: int) -> None:
         """These are the rows from now on: an image, and records that are to be shown."""
@@ -190,6 +206,12 @@ class Rows:
             latest.update(item.rows)
             visibility.extend(item.visibility)
         index, term = self._committed[-1].index, self._committed[-1].term
+        besides: list[tuple[bytes, bytes | None]] = []
+        for mirror in self.mirrors:
+            besides += mirror.rows((item.index, item.rows or []) for item in self._committed)
+        if self._along:
+            besides += [row for at, row in self._along if at <= index]
+            self._along = [item for item in self._along if item[0] > index]
         self._flushing.extend(self._committed)
         self._committed.clear()
         self.committed_bytes = 0
@@ -199,6 +221,7 @@ class Rows:
         for op in visibility:
             last[op.namespace_id, op.run_id] = op
         rows = [(prefix + key, value) for key, value in latest.items()]
+        rows += besides
         if self.records_wait:  # these are newer than what the image brought
             rows += [(prefix + snapshot.record_key(*name), None) for name in last]
         return rows, list(last.values()), index, term
@@ -222,16 +245,23 @@ class Rows:
     def get(self, key: bytes) -> bytes | None:
         """The value of a row."""
         bucket = self._buckets.get(_bucket(key))
-        if bucket is not None:
-            held = bucket.get(key)
-            if held is not None:
-                return held[1]
-        return self._storage.get(self._prefix + key)
+        held = bucket.get(key) if bucket is not None else None
+        value = held[1] if held is not None else self._storage.get(self._prefix + key)
+        if self.gone is not None and value is not None and self.gone.have(key, value):
+            return None
+        return value
 
     def scan(
         self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order. All of the range lies in one kind."""
+        if self.gone is None:
+            return self._scan(start, end, limit, reverse)
+        have = self.gone.have
+        kept = (row for row in self._scan(start, end, 0, reverse) if not have(*row))
+        return islice(kept, limit) if limit else kept
+
+    def _scan(self, start: bytes, end: bytes, limit: int, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         assert start[:1] == end[:1] or end == bytes((start[0] + 1,)), "a scan stays within one kind"
         bucket = self._buckets.get(_bucket(start), {})
         over = sorted(((k, v[1]) for k, v in bucket.items() if start <= k < end), reverse=reverse)

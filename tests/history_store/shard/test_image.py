@@ -32,7 +32,7 @@ def test_round_trip(rng: random.Random) -> None:
         assert found.rows == rows
         assert found.shown == shown
         assert found.hidden == hidden
-        assert found.version == image.FORMAT_VERSION
+        assert found.version == image.TRANSACTION
 
 
 def test_a_newer_version_is_refused_by_number() -> None:

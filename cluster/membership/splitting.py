@@ -1,0 +1,61 @@
+"""What splits that are under way wait for, and which can take their next step. Pure; nothing is remembered.
+
+A split is proposed when its parent's leader and a majority of the voters have the rows of the coming shard,
+and every other voter that is up has them as well: who has not would do without its replica of the new shard
+until it has copied them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from cluster.membership.records import ShardState
+from cluster.membership.reports import Health, Reports, is_up
+from cluster.membership.steps import majority
+from cluster.membership.table import Table
+
+
+class SplitWork(NamedTuple):
+    """What to do now, and what cannot be done yet: child -> why, for the operator."""
+
+    now: list[tuple[int, int]]  # (child, the node that leads its parent): the rows are there
+    done: list[int]  # children that the parent's log has split off: the table may say so
+    waits: dict[int, str]
+
+
+def split_steps(
+    table: Table,
+    reports: Reports,
+    health: Health,
+    ready: Mapping[int, Collection[int]],
+    parted: Collection[int],
+) -> SplitWork:
+    """`ready`: node -> children whose rows it has; `parted`: children that their parents have split off."""
+    work = SplitWork([], [], {})
+    for child, shard in sorted(table.shards.items()):
+        if shard.state is not ShardState.PREPARING:
+            continue
+        if child in parted:
+            work.done.append(child)
+            continue
+        report = reports.get(shard.parent)
+        if report is None:
+            work.waits[child] = f"shard {shard.parent} has no leader"
+            continue
+        voters = report.conf.voters
+        has = [node_id for node_id in voters if child in ready.get(node_id, ())]
+        late = [node_id for node_id in voters if node_id not in has and is_up(health, node_id)]
+        if report.conf.outgoing:
+            work.waits[child] = f"the replicas of shard {shard.parent} are moving"
+        elif late or len(has) < majority(len(voters)):
+            names = ", ".join(_name(table, node_id) for node_id in late) or "a majority"
+            work.waits[child] = f"its rows are being copied on {names}"
+        else:
+            work.now.append((child, report.leader))
+    return work
+
+
+def _name(table: Table, node_id: int) -> str:
+    node = table.nodes.get(node_id)
+    return node.name if node is not None else f"node {node_id}"
