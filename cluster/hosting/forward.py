@@ -57,6 +57,7 @@ log = structlog.get_logger("forward")
 RETRY_S = 0.03  # between tries while a shard has no leader that we know of
 PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
 RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
+NO_GROUP = -1  # of a call that is not for some shard's leader
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 
@@ -365,6 +366,13 @@ class Forward:
             if others and self._pass_on(attempt, self.node.choose(others), group, hops=1):
                 return
         self.later(attempt)
+
+    def relay(self, call: Call) -> bool:
+        """Let some other node answer a client's call in our place: it may reach whom we cannot."""
+        if not isinstance(call, Attempt) or isinstance(call.call, RemoteCall):
+            return False
+        others = self.node.peers()
+        return bool(others) and self._pass_on(call, self.node.choose(others), NO_GROUP)
 
     def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0) -> bool:
         """Give the call to another node. False: it cannot be reached."""

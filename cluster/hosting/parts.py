@@ -11,8 +11,9 @@ counted twice. A node answers for a slot only if
 * that replica has applied all that was committed when the question came,
 * and none of its replicas came or went while it read.
 
-What a node cannot answer for, or does not because it died, another is asked for, until nobody is left; after
-`PATIENCE_S` the question fails, and says which shard is missing. What is read is not one moment of all
+What a node cannot answer for, or does not because it died, another is asked for. If nobody is left for
+`RELAY_S`, the client's call goes to some other node, which may reach more than this one; there, after
+`PATIENCE_S`, the question fails, and says which shard is missing. What is read is not one moment of all
 shards, but later than the question everywhere.
 """
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 CONFIRM_S = 2.0  # what a node's replicas get to become current, before another node is asked
 PATIENCE_S = 5.0  # for finding a node for every shard: leaders may be elected meanwhile
+RELAY_S = 1.5  # then another node is asked for all of it: it may reach nodes that this one cannot
 RETRY_S = 0.05  # between tries while nobody answers for some shard
 
 ALL_SLOTS: Slots = ((0, SLOTS - 1),)
@@ -251,12 +253,23 @@ class Answer:
         self._left = joined((self._left, slots))
         if self._waits:
             return
-        if self._loop.time() >= self._until:
+        now = self._loop.time()
+        if now >= self._until:
             self._fail()
+            return
+        if now >= self._until - PATIENCE_S + RELAY_S and self._relay():
             return
         self._waits = True
         self._tried.clear()
         self._loop.call_later(RETRY_S, self._ask)
+
+    def _relay(self) -> bool:
+        forward = self._node.forward
+        if forward is None or not forward.relay(self._call):
+            return False
+        self._over = True
+        self._stop_asking()
+        return True
 
     def _fail(self) -> None:
         missing = sorted(within(self._node.ranges, self._left))

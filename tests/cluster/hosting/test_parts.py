@@ -237,6 +237,27 @@ async def _later(region: Region, node: Node, wait_s: float) -> int:
     return (await region.count("", node))[0]
 
 
+def test_a_node_that_reaches_one_other_only_lets_that_one_answer(play: Play) -> None:
+    async def scene(region: Region) -> None:
+        world = region.world
+        for number in range(10):
+            await region.start(f"w{number}")
+        names = [node.name for node in region.nodes]
+        region.rng.shuffle(names)
+        alone, friend, *others = names
+        for other in others:
+            world.network.cut(alone, other)
+            world.network.cut(other, alone)
+        for _ in range(3):
+            assert (await region.count("", world.nodes[alone]))[0] == 10
+        found = await region.pages("", 3, world.nodes[alone])
+        assert found == await region.pages("", 100, world.nodes[friend])
+        world.network.heal_all()
+        await region.agree()
+
+    play(scene)
+
+
 def test_without_a_quorum_of_some_shard_the_answer_says_which(play: Play) -> None:
     async def scene(region: Region) -> None:
         world = region.world
