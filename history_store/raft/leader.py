@@ -468,6 +468,9 @@ def transfer(core: Core, to: int) -> None:
         raise ProposalDropped(f"node {to} is no voter of the group; leadership cannot go there")
     if to in (core.id, core.transferee):
         return
+    if lacks_image(core, core.progress[to]):
+        # Nothing could be proposed for an election timeout, and then we would lead on.
+        raise ProposalDropped(f"node {to} needs an image of the group first; leadership cannot go there")
     if core.quiet:
         core.wake()
     core.idle_ticks = 0
@@ -478,6 +481,11 @@ def transfer(core: Core, to: int) -> None:
         _send_timeout_now(core)
     else:
         send_appends(core, to, progress, probe=True)
+
+
+def lacks_image(core: Core, progress: Progress) -> bool:
+    """Whether the member is known to lack entries that our log no longer has."""
+    return progress.flow is Flow.SNAPSHOT or 0 < progress.match < core.log.compacted
 
 
 def _send_timeout_now(core: Core) -> None:

@@ -422,7 +422,8 @@ class RawNode:
     def lagging(self, entries: int) -> list[int]:
         """At the leader: members whose log is known to end more than so many entries before ours.
 
-        And learners that have nothing yet: a vote that cannot be given is worse than none.
+        And who needs an image, and learners that have nothing yet: a vote that cannot be given is worse than
+        none.
         """
         core = self._core
         if core.role is not _LEADER:
@@ -431,7 +432,9 @@ class RawNode:
         return [
             member
             for member, progress in core.progress.items()
-            if progress.match < low or (progress.match == 0 and member in learners)
+            if progress.match < low
+            or (progress.match == 0 and member in learners)
+            or leader.lacks_image(core, progress)
         ]
 
     def heir(self, able: Callable[[int], bool]) -> int:

@@ -137,6 +137,27 @@ def test_leadership_goes_to_voters_only() -> None:
     assert node.transferee == 0, "we have it already"
 
 
+def test_who_needs_an_image_does_not_get_to_lead() -> None:
+    """A hand-over to it would hold up all proposals until it is given up."""
+    node = leader_of_three()
+    for _ in range(3):
+        node.propose(b"x")
+    settle(node)
+    node.step(Message(Kind.APPEND_RESPONSE, 1, 2, 1, 4))
+    settle(node)
+    assert node.lagging(10) == []
+    node.compact(3, 1)
+    assert node.lagging(10) == [3]
+    with pytest.raises(ProposalDropped, match="node 3 needs an image"):
+        node.transfer_leader(3)
+    assert node.transferee == 0
+    node.propose(b"y")
+    node.step(Message(Kind.APPEND_RESPONSE, 1, 3, 1, 4))
+    assert node.lagging(10) == []
+    node.transfer_leader(3)
+    assert node.transferee == 3
+
+
 def test_a_follower_that_hears_its_leader_does_not_stand_when_asked_to() -> None:
     node = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
     node.step(Message(Kind.HEARTBEAT, 1, 2, 1))
