@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("snapshots")
 
 FORGET_CHECKS = 120  # of nothing new until what came is thrown away; longer than a sender's patience
+STALLED_CHECKS = 2  # of nothing new until one that was asked for is asked for again
 DAMAGED_MAX = 8  # chunks, until we ask for another image
 
 
@@ -59,6 +60,11 @@ class Incoming:
     def complete(self) -> bool:
         """Whether all of it is on disk."""
         return self.staged.progress.complete
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing came of it for a while, although something is lacking."""
+        return not self.complete and self._idle_checks > STALLED_CHECKS
 
     def accept(self) -> None:
         """Tell the sender from where on it is wanted."""

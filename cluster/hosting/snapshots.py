@@ -190,8 +190,9 @@ class Snapshots:
     # ---- rows alone, where they are damaged (damage.py)
 
     def comes(self, group: Group) -> bool:
-        """Whether an image is on its way here."""
-        return group.id in self._incoming
+        """Whether an image is on its way here, and moves: its sender may be gone."""
+        incoming = self._incoming.get(group.id)
+        return incoming is not None and not incoming.stalled
 
     def asked(self, group: Group, node_id: int, index: int) -> None:
         """A replica wants our rows, as of that entry or later, although it lacks nothing of the log."""

@@ -99,6 +99,8 @@ class Runs:
 
         def settled() -> bool:
             nonlocal told
+            if not all(hasattr(settler, "member") for settler in self.world.running()):
+                return False
             for settler in self.world.running():
                 settler.process.call(settler.member.node.committer.flush, nobody)
             open_ = {

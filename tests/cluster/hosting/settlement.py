@@ -70,6 +70,7 @@ class Settler:
     def boot(self) -> None:
         """A new process; the node's identity is known."""
         world = self.world
+        self.__dict__.pop("member", None)  # until the new one is there, nobody is to talk to the old one
         self.process = world.loop.process(self.name)
         self.process.spawn(self._run(self.process))
 

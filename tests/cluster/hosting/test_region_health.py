@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.hosting.damage import LOG
 from cluster.hosting.health import Known, Problem, Watch, find, named
 from cluster.membership import (
     FORMAT,
@@ -34,6 +35,7 @@ class Scene:
     leaderless: list[int] = field(default_factory=list)
     waits: dict[int, str] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, dict[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         records = [
@@ -53,8 +55,11 @@ class Scene:
 
     def find(self) -> list[str]:
         found = find(
-            Known(self.table, self.health, self.reports, self.leaderless, self.waits, self.refusals, {})
-        )
+            Known(
+                self.table, self.health, self.reports, self.leaderless, self.waits, self.refusals, {},
+                self.damaged,
+            )
+        )  # fmt: skip
         assert all(problem.do and problem.where for problem in found)
         assert len({problem.key for problem in found}) == len(found)
         return [problem.what for problem in found]
@@ -150,3 +155,14 @@ def test_since_when() -> None:
     assert [p.since_ns for p in watch.look([slow, down._replace(since_ns=9)], 20)] == [10, 7]
     assert watch.look([down], 30)[0].since_ns == 7
     assert [p.since_ns for p in watch.look([slow], 40)] == [40], "it was over, and began again"
+
+
+def test_damage_is_told_with_what_is_done_about_it() -> None:
+    """A damaged replica counts as behind, since it cannot lead, and that is not told twice."""
+    scene = Scene()
+    scene.damaged = {2: {1: "row 01 is not what was written", LOG: "log row 7 is not what it was"}}
+    scene.reports[1] = scene.reports[1]._replace(behind=frozenset((2,)))
+    assert scene.find() == [
+        "a/2: rows of shard 1 are damaged on its disk: row 01 is not what was written",
+        "a/2: the log on its disk is damaged, and it would not start again: log row 7 is not what it was",
+    ]
