@@ -174,6 +174,9 @@ class Snapshots:
     def take(self, staged: Staged) -> None:
         """It is complete, and the group is open: put it in place unless there is something newer."""
         other = self._incoming.get(staged.group)
+        if other is not None and other.staged.generation == staged.generation:
+            other.install()  # it has waited since a restart
+            return
         if other is not None:
             other.abandon("this node has made one itself")
         incoming = Incoming(self, staged, 0)
