@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.message import Message
 from temporalio.api.common.v1.message_pb2 import WorkflowExecution, WorkflowType
@@ -18,7 +19,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from chaos.sim.calls import Refused
 from chaos.sim.trace import Trace
 from chaos.sim.world import Node, Shape, World
-from cluster.hosting import coverage, parts
+from cluster.hosting import coverage, generations, parts
+from cluster.hosting.administration import METHOD
+from cluster.hosting.config import RaftSection
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code
 from history_store.engine.keys import SLOTS, slot_of
@@ -26,6 +29,7 @@ from history_store.engine.keys import SLOTS, slot_of
 SERVICE = "/temporal.api.workflowservice.v1.WorkflowService/"
 PATIENCE_S = 60.0  # virtual
 SHARDS = 8
+RAFT = RaftSection(log_bytes_max=1 << 10)  # so that a replica that comes gets an image
 COUNTS = ("", "GROUP BY ExecutionStatus", "ExecutionStatus = 'Running' GROUP BY WorkflowType")
 
 Scene = Callable[["Region"], Coroutine[Any, Any, None]]
@@ -121,8 +125,11 @@ class Region:
 
 
 @pytest.fixture
-def play(seed: int) -> Play:
-    """Play a scene in virtual time."""
+def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """Play a scene in virtual time. What follows an image is done slowly."""
+    monkeypatch.setattr(generations, "SHOWN_AT_ONCE", 1)
+    monkeypatch.setattr(generations, "DELETED_AT_ONCE", 4)
+    monkeypatch.setattr(generations, "PAUSE_S", 0.1)
 
     def run(scene: Scene) -> None:
         rng = random.Random(seed)
@@ -131,7 +138,7 @@ def play(seed: int) -> Play:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, virtual_time.VirtualLoop)
             with Trace(loop.time) as trace:
-                world = World(loop, seed, trace, Shape(nodes=5, shards=SHARDS))
+                world = World(loop, seed, trace, Shape(nodes=5, shards=SHARDS, raft=RAFT))
                 try:
                     world.start()
                     assert await world.until_whole(PATIENCE_S)
@@ -186,6 +193,51 @@ def test_pages_go_on_at_other_nodes_and_after_a_node_died(play: Play) -> None:
         await region.agree()
 
     play(scene)
+
+
+def test_pages_go_on_while_replicas_move(play: Play) -> None:
+    """No record of a replica that comes counts before all are there, and none that one leaves behind."""
+
+    async def scene(region: Region) -> None:
+        rng, world = region.rng, region.world
+        for number in range(30):
+            await region.start(f"w{number}")
+        whole = await region.pages("", 100)
+        shards = rng.sample(range(1, SHARDS + 1), 3)
+        moved = asyncio.ensure_future(_move(region, shards))
+        while not moved.done():
+            assert await region.pages("", rng.randint(1, 9)) == whole
+            assert (await region.count())[0] == len(whole)
+            await asyncio.sleep(0.05)
+        assert moved.result() == len(shards), "every move came to its end"
+        for number in range(30, 40):
+            await region.start(f"w{number}")
+            assert (await region.count())[0] == len(region.ids)
+        await region.agree()
+        assert await world.until_whole(PATIENCE_S)
+
+    play(scene)
+
+
+async def _move(region: Region, shards: list[int]) -> int:
+    """A replica of each of these shards goes to a node that had none."""
+    world, rng = region.world, region.rng
+    names = {number: name for name, number in world.ids.items()}
+    done = 0
+    for shard in shards:
+        has = region.nodes[0].member.replicas.replicas_of(shard)
+        source = names[rng.choice(has)]
+        target = names[rng.choice([number for number in names if number not in has])]
+        order = {"do": "move", "shard": shard, "node": source, "to": target}
+        channel = world.connect(rng, "operator", to=region.nodes[0])
+        await channel.call(METHOD, msgspec.json.encode(order), PATIENCE_S)
+        channel.close()
+        until = world.loop.time() + 10 * PATIENCE_S
+        while shard in world.nodes[source].groups() or shard not in world.nodes[target].groups():
+            assert world.loop.time() < until, f"shard {shard} does not get from {source} to {target}"
+            await asyncio.sleep(0.2)
+        done += 1
+    return done
 
 
 def test_a_node_that_was_started_again_answers_where_all_is_quiet(play: Play) -> None:

@@ -6,6 +6,7 @@ it, as they were then.
 
 from __future__ import annotations
 
+import pathlib
 import random
 import sqlite3
 from typing import Any
@@ -14,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from history_store.engine.keys import SLOTS, slot_of
+from history_store.storage import files
+from history_store.storage.contract import Round
+from history_store.storage.sqlite import SqliteStorage
 from history_store.visibility import pages, projection, search
-from history_store.visibility.record import DeleteRecord
+from history_store.visibility.record import DeleteRecord, ExecutionRecord
 from tests.history_store.visibility.test_search_property import (
     built,
     histories,
@@ -149,6 +153,44 @@ def test_a_part_that_was_cut_short_shortens_the_page() -> None:
     assert pages.merge([other], [False], 5) == (["b", "d", "e"], None)
 
 
+def without_slots(connection: sqlite3.Connection) -> None:
+    """Make the tables what they were."""
+    connection.execute("DROP INDEX visibility_by_order")
+    connection.execute("ALTER TABLE visibility_executions DROP COLUMN slot")
+    connection.execute(
+        "CREATE INDEX visibility_by_order"
+        " ON visibility_executions (scope, order_key, start_time, status, workflow_type)"
+    )
+
+
+def test_a_file_of_before_there_were_slots_is_brought_to_this_version(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.db"
+    records = [
+        ExecutionRecord("ns1", f"w{n}", f"run{n:03d}", "t", 1, n + 1, 0, 0, "q", 1, 1, 1, 0, b"", b"")
+        for n in range(200)
+    ]
+    storage = SqliteStorage(path)
+    storage.load()
+    storage.write(Round(visibility=list(records)))
+    storage.close()
+    with sqlite3.connect(path) as connection:
+        without_slots(connection)
+        connection.execute("PRAGMA user_version=2")
+    connection.close()
+    for _ in range(2):
+        storage = SqliteStorage(path)
+        assert pathlib.Path(f"{path}-wal").stat().st_size < 40_000, "what was rewritten is in the file"
+        storage.load()
+        reader = storage.visibility_connection()
+        half = ((0, SLOTS // 2),)
+        found = search.list_part(reader, "ns1", "", {}, 1000, b"", half).items
+        wanted = [record for record in records if slot_of("ns1", record.workflow_id) <= SLOTS // 2]
+        assert found == wanted[::-1]
+        assert reader.execute("PRAGMA user_version").fetchone() == (files.FORMAT_VERSION,)
+        reader.close()
+        storage.close()
+
+
 def test_tables_of_before_there_were_slots_get_them() -> None:
     """And answer as those that were made with them."""
     rows = [
@@ -165,12 +207,7 @@ def test_tables_of_before_there_were_slots_get_them() -> None:
     slots = "SELECT run_id, scope, slot FROM visibility_executions ORDER BY run_id, scope"
     expected = fresh.execute(slots).fetchall()
     assert len({slot for *_, slot in expected}) > 30
-    old.execute("DROP INDEX visibility_by_order")
-    old.execute("ALTER TABLE visibility_executions DROP COLUMN slot")
-    old.execute(
-        "CREATE INDEX visibility_by_order"
-        " ON visibility_executions (scope, order_key, start_time, status, workflow_type)"
-    )
+    without_slots(old)
     projection.create(old)
     assert old.execute(slots).fetchall() == expected
     index = "SELECT sql FROM sqlite_schema WHERE name = 'visibility_by_order'"
