@@ -167,7 +167,7 @@ def test_a_file_of_before_there_were_slots_is_brought_to_this_version(tmp_path: 
     path = tmp_path / "x.db"
     records = [
         ExecutionRecord("ns1", f"w{n}", f"run{n:03d}", "t", 1, n + 1, 0, 0, "q", 1, 1, 1, 0, b"", b"")
-        for n in range(200)
+        for n in range(1_000)
     ]
     storage = SqliteStorage(path)
     storage.load()
@@ -183,7 +183,7 @@ def test_a_file_of_before_there_were_slots_is_brought_to_this_version(tmp_path: 
         storage.load()
         reader = storage.visibility_connection()
         half = ((0, SLOTS // 2),)
-        found = search.list_part(reader, "ns1", "", {}, 1000, b"", half).items
+        found = search.list_part(reader, "ns1", "", {}, 1_000, b"", half).items
         wanted = [record for record in records if slot_of("ns1", record.workflow_id) <= SLOTS // 2]
         assert found == wanted[::-1]
         assert reader.execute("PRAGMA user_version").fetchone() == (files.FORMAT_VERSION,)
