@@ -96,10 +96,18 @@ class Site:
         self.images = Snapshots(self.committer, self._send, region.rng, inline=region.inline)
         self.images.chunk_bytes = region.chunk_bytes
         self.reloads: list[int] = []
+        self.prepare(found)
         for group in region.groups_of(node_id):
             self.open(group, found.pop(group, None))
         self.images.recover()
         self.committer.start()
+        self.started()
+
+    def prepare(self, found: dict[int, Any]) -> None:
+        """What is to be there before groups are."""
+
+    def started(self) -> None:
+        """What is to be done after that."""
 
     def open(self, group: int, found: Any = None) -> Group:
         voters = self.region.voters if self.id in self.region.voters else ()
@@ -216,6 +224,8 @@ class Committed:
 class Region:
     """All nodes and what is between them."""
 
+    site_class: type[Site] = Site
+
     def __init__(
         self, kind: str, directory: Path, rng: random.Random, *, nodes: int = 3,
         groups: tuple[int, ...] = (1,), voters: tuple[int, ...] = (1, 2, 3), chunk_bytes: int = 400,
@@ -230,13 +240,13 @@ class Region:
         self.queues: dict[tuple[int, int, bool], deque[bytes]] = defaultdict(deque)
         self.cut_off: set[int] = set()
         self.refuse_bulk = False
-        self.committed = {group: Committed() for group in groups}
+        self.committed: dict[int, Committed] = defaultdict(Committed)
         self.proposals = 0
         self.sites: dict[int, Site] = {}
         self.sent: list[tuple[int, int, list[Any]]] = []  # of images
         for number in range(1, nodes + 1):
             (directory / f"node{number}").mkdir()
-            self.sites[number] = Site(self, number, Disk(kind, directory / f"node{number}"))
+            self.sites[number] = self.site_class(self, number, Disk(kind, directory / f"node{number}"))
 
     def groups_of(self, node_id: int) -> tuple[int, ...]:
         return self.groups if node_id in self.voters or node_id in self.joined else ()
@@ -315,7 +325,7 @@ class Region:
         self.cut(node_id)
         disk = self.sites[node_id].disk
         disk.kill_and_open()
-        self.sites[node_id] = Site(self, node_id, disk)
+        self.sites[node_id] = self.site_class(self, node_id, disk)
         if not was_cut:
             self.join(node_id)
         return self.sites[node_id]
