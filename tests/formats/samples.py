@@ -21,7 +21,7 @@ from cluster.membership import records
 from cluster.peers import contract, frames, handshake
 from history_store.engine import state
 from history_store.raft import configuration, messages
-from history_store.shard import image, snapshot
+from history_store.shard import image, snapshot, split
 from history_store.storage import frames as log_rows
 from history_store.storage.contract import Entry, HardState
 from history_store.visibility import record
@@ -104,6 +104,7 @@ STRUCTS: tuple[type[msgspec.Struct], ...] = (
     state.RunState, state.WorkflowTask, state.ActivityState, state.TimerState, state.ChildState,
     state.ExternalState, state.UpdateState, state.CurrentRun, state.TaskRow, state.WakeRow, state.Action,
     record.ExecutionRecord, record.DeleteRecord, meta.Namespace, meta.Settings, generations.Staged,
+    split.Split, split.Copy, split.Parting,
 )  # fmt: skip
 RECORDS = (records.RegionRecord, records.NodeRecord, records.ShardRecord)
 # What is made by functions rather than by filling a type.
@@ -131,6 +132,7 @@ def samples() -> Iterator[Sample]:
         yield _of_struct(struct)
     yield Sample("log row", _log_row, lambda data: log_rows.decode(SEQUENCE, data))
     yield Sample("transaction", _transaction, image.decode)
+    yield Sample("split", lambda: image.encode_split([(b"srow", b"slots"), (b"rgone", None)]), image.decode)
     yield from _raft()
     yield from _images()
     for one in RECORDS:

@@ -111,7 +111,7 @@ def _plain_array(sample: Sample, data: bytes) -> Any:
     """The msgpack in it, as a reader sees it that knows no field by its name."""
     if sample.name.startswith(("deed ", "outcome ")):
         return [data[0], msgspec.msgpack.decode(data[1:])]
-    if sample.name.startswith(("row ", "table ", "raft ", "transaction")):
+    if sample.name.startswith(("row ", "table ", "raft ", "transaction", "split")):
         return msgspec.msgpack.decode(data)
     return []
 

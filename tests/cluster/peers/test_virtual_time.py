@@ -137,7 +137,7 @@ def test_two_processes_with_one_seed_see_the_same() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=300,
         )
         return done.stdout
 
