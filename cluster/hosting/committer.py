@@ -24,7 +24,7 @@ from cluster.hosting.group import Group, Images, Send, Splits, Waiter, notify
 from history_store.engine.errors import Code, Indefinite, ServiceError
 from history_store.raft import Config
 from history_store.rare import reached
-from history_store.storage.contract import Round, Storage, StorageFull, StorageReadOnly
+from history_store.storage.contract import Round, Storage, StorageCorrupt, StorageFull, StorageReadOnly
 
 if TYPE_CHECKING:
     import random
@@ -299,6 +299,8 @@ class Committer:
         """The storage failed, and what it holds is unknown: stop; the log decides at the next start."""
         log.critical("the disk failed; stopping", error=str(error))
         self.stopped = True
+        if isinstance(error, StorageCorrupt) and self.images is not None:
+            self.storage.condemn(str(error))  # others have what it had; this is not to be met again
         self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
         for group in self.groups.values():
             group.fail_waiters(self.refusal)

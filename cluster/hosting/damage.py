@@ -142,7 +142,6 @@ class Damages:
 
     def condemn(self, error: StorageCorrupt) -> None:
         """The file as a whole is damaged. The others have what it had; this node is not to be one of them."""
-        self._node.storage.condemn(str(error))
         self._node.committer.stop_for(error)
 
     def log_is(self, problems: list[str], *, lap_began: bool) -> None:

@@ -9,7 +9,7 @@ Then the replica is closed, and one durable round makes it *absent*: its whole l
 none, an empty generation takes the place of its rows, and it counts as compacted at that index. The rows of
 before, and what List shows of them, are deleted a few a round (generations.py), also after a restart.
 
-Why that is safe, although acknowledged entries are forgotten (docs/decisions/0014 has all of it):
+Why that is safe, although acknowledged entries are forgotten (docs/decisions/0015 has all of it):
 
 * Absent is silent: a closed replica answers nobody, as if its node were down. So no election and no entry of
   the members before can count it again.

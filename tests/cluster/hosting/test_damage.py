@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +25,7 @@ from history_store.engine.errors import Code, ServiceError
 from history_store.engine.keys import slot_of
 from history_store.shard import image, snapshot
 from history_store.storage.contract import Entry, Round, RowCorrupt, Storage, StorageCorrupt
+from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
 from tests.cluster.hosting.runs import Runs
 from tests.cluster.hosting.settlement import SHARDS, Settlement, Settler
@@ -43,12 +44,27 @@ class FileDisk:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._disk.storage, name)
 
+    @property
+    def path(self) -> Path:
+        return self._disk.path
+
     def crash(self) -> None:
         self._disk.kill_and_open()
 
     def damage(self, key: bytes) -> None:
         """A bit of the row's value turns over."""
         flip(self._disk.path, key)
+
+
+def spoil(path: Path) -> None:
+    """The first page of a table is no page any more."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name='history'").fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
 
 
 def flip(path: Path, key: bytes) -> None:
@@ -66,10 +82,10 @@ def play(rng: random.Random, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """Play a scene in virtual time, in a region of three nodes, with files or without."""
     monkeypatch.setattr(generations, "DELETED_AT_ONCE", 7)
 
-    def run(scene: Callable[[Settlement], Coroutine[Any, Any, None]]) -> None:
+    def run(scene: Callable[[Settlement], Coroutine[Any, Any, None]], *, files: bool = False) -> None:
         async def whole() -> None:
             world = Settlement(rng)
-            if rng.random() < 0.5:
+            if files or rng.random() < 0.5:
                 for settler in world.settlers.values():
                     settler.disk.close()
                     settler.disk = FileDisk(tmp_path / settler.host)  # type: ignore[assignment]
@@ -188,6 +204,26 @@ def test_the_scrub_finds_what_nobody_reads(play: Play) -> None:
         await runs.at_rest()
 
     play(scene)
+
+
+def test_a_node_whose_file_is_malformed_ends_and_does_not_open_it_again(play: Play, tmp_path: Path) -> None:
+    async def scene(world: Settlement) -> None:
+        runs, settler = Runs(world), world.rng.choice(world.running())
+        await runs.some(list(runs.of), 3)
+        settler.kill()
+        path = cast("FileDisk", settler.disk).path
+        spoil(path)
+        settler.boot()
+        await world.until(lambda: bool(settler.broken))
+        (error,) = settler.broken
+        assert "malformed" in str(error)
+        settler.process.kill()
+        settler.disk.close()
+        with pytest.raises(StorageCorrupt, match=r"was found damaged while it was in use.*malformed"):
+            SqliteStorage(path)
+        settler.disk = MemoryStorage()
+
+    play(scene, files=True)
 
 
 # ------------------------------------------------------------------------------------------------ alone
