@@ -9,7 +9,7 @@ import structlog
 
 from cluster.hosting.actions import Actions
 from cluster.hosting.committer import Committer
-from cluster.hosting.coverage import ranges_by_group
+from cluster.hosting.coverage import ranges_by_group, within
 from cluster.hosting.damage import Damages, data_loss
 from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.group import NotLeading, NotReadable, nobody
@@ -324,8 +324,13 @@ class Node:
     def has_no_others(self, groups: Container[int]) -> bool:
         """Whether the projection has records of these shards only."""
         committer = self.committer
-        if any(number not in groups for number in committer.groups if number != META_GROUP):
-            return False
+        for number, group in committer.groups.items():
+            if number != META_GROUP and number not in groups:
+                return False
+            # Records of slots that it gave to another shard are there until that one's replica here goes.
+            given = group.given.ranges if group.given is not None else ()
+            if any(owner not in groups for owner in within(self.ranges, given)):
+                return False
         if committer.images is not None and committer.images.hiding(None):
             return False
         return all(self.holds(number) is False for number in self._found)

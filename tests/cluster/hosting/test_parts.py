@@ -203,7 +203,7 @@ def test_pages_go_on_while_replicas_move(play: Play) -> None:
         for number in range(30):
             await region.start(f"w{number}")
         whole = await region.pages("", 100)
-        shards = rng.sample(range(1, SHARDS + 1), 3)
+        shards = rng.sample(range(1, SHARDS + 1), 2)
         moved = asyncio.ensure_future(_move(region, shards))
         while not moved.done():
             assert await region.pages("", rng.randint(1, 9)) == whole
@@ -217,6 +217,45 @@ def test_pages_go_on_while_replicas_move(play: Play) -> None:
         assert await world.until_whole(PATIENCE_S)
 
     play(scene)
+
+
+def test_pages_go_on_while_shards_are_split(play: Play) -> None:
+    """The slots that go from one shard to another are somebody's at every moment, and only his."""
+
+    async def scene(region: Region) -> None:
+        rng, world = region.rng, region.world
+        for number in range(30):
+            await region.start(f"w{number}")
+        split = asyncio.ensure_future(_split(region, rng.sample(range(1, SHARDS + 1), 1)))
+        more = 30
+        while not split.done():
+            await region.start(f"w{more}")
+            more += 1
+            assert (await region.count())[0] == len(region.ids)
+            assert Counter(await region.pages("", rng.randint(3, 20))) == Counter(region.ids)
+            await asyncio.sleep(0.05)
+        await split
+        await region.agree()
+        rng.choice(region.nodes).kill()
+        await region.agree()
+        assert len(region.nodes) == 4, "that one stayed away"
+        assert world.trace.problems == []
+
+    play(scene)
+
+
+async def _split(region: Region, shards: list[int]) -> None:
+    """These shards give half of their slots to new ones."""
+    world = region.world
+    for shard in shards:
+        channel = world.connect(region.rng, "operator", to=region.nodes[0])
+        told = await channel.call(METHOD, msgspec.json.encode({"do": "split", "shard": shard}), PATIENCE_S)
+        channel.close()
+        child = msgspec.json.decode(told)["child"]
+        until = world.loop.time() + 10 * PATIENCE_S
+        while any(child not in node.member.node.ranges for node in region.nodes):
+            assert world.loop.time() < until, f"shard {shard} is not split"
+            await asyncio.sleep(0.2)
 
 
 async def _move(region: Region, shards: list[int]) -> int:
