@@ -487,3 +487,36 @@ def test_the_shards_are_shown_with_their_members(play: Play) -> None:
         assert shards[META_GROUP]["slot_count"] == 0
 
     play(scene)
+
+
+def test_a_shard_is_split_once_however_often_it_is_asked_for(play: Play) -> None:
+    async def shard(world: Settlement, number: int) -> Any:
+        return next(one for one in (await world.do("a/2", "shards"))["shards"] if one["id"] == number)
+
+    async def serves(world: Settlement, number: int) -> bool:
+        one = await shard(world, number)
+        return bool(one["state"] == "serving" and one["leader"])
+
+    async def scene(world: Settlement) -> None:
+        await world.until(world.is_well)
+        first, last = (await shard(world, 1))["slots"][0]
+        assert (await world.told("a/1", "split", shard=99)).code == Code.FAILED_PRECONDITION
+        assert (await world.told("a/1", "split", shard=1, slot=first)).code == Code.FAILED_PRECONDITION
+        told = await world.do("a/1", "split", shard=1, slot=first + 5)
+        assert (told["changed"], told["slot"]) == (True, first + 5)
+        child = told["child"]
+        again = await world.do("a/3", "split", shard=1, slot=first + 5)
+        assert (again["changed"], again["child"]) == (False, child)
+        await world.until(partial(serves, world, child))
+        again = await world.do("a/2", "split", shard=1, slot=first + 5)
+        assert (again["changed"], again["child"]) == (False, child)
+        assert (await shard(world, 1))["slots"] == [[first, first + 4]]
+        assert (await shard(world, child))["slots"] == [[first + 5, last]]
+        world["a/3"].kill()
+        world["a/3"].boot()
+        await world.until(world.is_well)
+        half = await world.do("a/1", "split", shard=child)
+        await world.until(partial(serves, world, half["child"]))
+        await world.until(world.is_well)
+
+    play(scene)
