@@ -208,7 +208,7 @@ def test_pages_go_on_while_replicas_move(play: Play) -> None:
         while not moved.done():
             assert await region.pages("", rng.randint(1, 9)) == whole
             assert (await region.count())[0] == len(whole)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.15)
         assert moved.result() == len(shards), "every move came to its end"
         for number in range(30, 40):
             await region.start(f"w{number}")
