@@ -1,6 +1,6 @@
 """Shards are split again and again while clients work and nodes die; then all that was said is read back.
 
-The seeds stay the same, as in test_simulation.py; others: `python tests/sim/test_splits.py 1 20 kill,transfer`.
+The seeds stay the same, as in test_simulation.py. Others: `python tests/sim/test_splits.py 1 20 kill,clock`.
 """
 
 from __future__ import annotations
