@@ -266,6 +266,30 @@ class TestShards:
         assert result.stdout == "w\n  shard 1: from a/1 to a/4\ndone\n"
         assert result.stderr == "0 of 1 shards are where they belong\n"
 
+    def test_a_split_says_its_slot_and_is_waited_for(self, holdfast: Run, script: Script) -> None:
+        script.answers["split"] = [
+            {"why": "w", "changed": True, "moves": [], "shard": 1, "child": 9, "slot": 1024}
+        ]
+        coming = a_shard(9, state="preparing", leader=None, settled=False, waits="its rows are being copied")
+        script.answers["shards"] = [
+            {"shards": shards}
+            for shards in (
+                [a_shard(1)],
+                [a_shard(1), coming],
+                [a_shard(1), a_shard(9, leader=None)],
+                [a_shard(1), a_shard(9)],
+            )
+        ]
+        result = holdfast("shard", "split", "1")
+        assert result.exit_code == 0
+        assert script.asked[1] == {"do": "split", "shard": 1, "slot": 1024}, "asked again, it is the same"
+        assert result.stdout == "done: w\n"
+        assert result.stderr == (
+            "shard 9 is coming: its rows are being copied\nshard 9 serves, and is about to have a leader\n"
+        )
+        script.answers["shards"] = [{"shards": [a_shard(1), coming]}]
+        assert "coming: its rows are being copied" in holdfast("shard", "list").stdout
+
     def test_a_dry_run_changes_nothing_and_waits_for_nothing(self, holdfast: Run, script: Script) -> None:
         script.answers["rebalance"] = [{"why": "level", "changed": False, "moves": []}]
         assert holdfast("shard", "rebalance", "--dry-run").stdout == "level\n"
