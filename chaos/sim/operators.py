@@ -1,4 +1,4 @@
-"""What operators do to the simulated region while clients use it: drain, move, add, remove and replace.
+"""What operators do to the simulated region while clients use it: members come and go, shards move and split.
 
 They ask as the command line does, again while nobody knows what came of it, and take a refusal for an answer.
 What they began goes on by itself; the region is whole again when all of it is done.
@@ -27,6 +27,7 @@ PATIENCE_S = 12.0
 DRAINED_S = (0.2, 3.0)
 NODES_MAX = 6
 NODES_MIN = 3
+SHARDS_MAX = 6
 LOOK_S = 0.2
 
 
@@ -44,6 +45,7 @@ class Operator:
             "drain": self._drain,
             "move": self._move,
             "rebalance": self._rebalance,
+            "split": self._split,
             "join": self._join,
             "remove": self._remove,
             "replace": self._replace,
@@ -105,6 +107,13 @@ class Operator:
     async def _rebalance(self) -> None:
         self._note("rebalance")
         await self.ask("rebalance")
+
+    async def _split(self) -> None:
+        shards = [number for number in self._world.numbers() if number]
+        if len(shards) < SHARDS_MAX:
+            shard = self._rng.choice(shards)
+            self._note(f"split shard {shard}")
+            await self.ask("split", shard=shard)
 
     async def _join(self) -> None:
         if len(self._world.nodes) < NODES_MAX:

@@ -24,7 +24,7 @@ from cluster.hosting.clock import Clock
 from cluster.hosting.config import RaftSection
 from cluster.hosting.joining import Asker, NotAdmitted, Place, join
 from cluster.hosting.member import Founding, Member, Surroundings, Virtual
-from cluster.membership import FORMAT, FORMATS, META_GROUP, NodeRecord, NodeState, initial_ids
+from cluster.membership import FORMAT, FORMATS, META_GROUP, NodeRecord, NodeState, ShardState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork
 from history_store.engine.environment import EngineLimits
@@ -270,6 +270,7 @@ class World:
         self.drained: set[str] = set()  # what operators told to lead nothing, and perhaps not to lead again
         self._made = len(names)
         self._peers = 0
+        self._numbers = list(range(shape.shards + 1))
 
     def start(self) -> None:
         """All at once."""
@@ -314,8 +315,11 @@ class World:
         return None
 
     def numbers(self) -> list[int]:
-        """All groups: that of the registry, and the shards."""
-        return list(range(self.shape.shards + 1))
+        """All groups: that of the registry, and the shards; they become more."""
+        table = self.table()
+        if table is not None and table.region is not None:
+            self._numbers = table.groups()
+        return list(self._numbers)
 
     def table(self) -> Table | None:
         """Who belongs to the region, as who leads its registry has it."""
@@ -347,6 +351,8 @@ class World:
             return False
         if {node.id for node in table.present()} != {node.node_id for node in nodes}:
             return False  # one that was removed is not empty yet
+        if any(shard.state is ShardState.PREPARING for shard in table.shards.values()):
+            return False  # a split is under way
         for number in self.numbers():
             leader = self.leader(number)
             if leader is None:
