@@ -201,17 +201,9 @@ def with_region(page_text: str, section: str) -> str:
 
 def differences(alone: dict[str, Any], region: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Tests that pass on one node and not in a region, and those of which it is the other way round."""
-    failed = {"outcome": "failed"}
-    worse = [
-        name
-        for name, result in sorted(alone.items())
-        if result["outcome"] != "failed" and region.get(name, failed)["outcome"] == "failed"
-    ]
-    better = [
-        name
-        for name, result in sorted(region.items())
-        if result["outcome"] != "failed" and alone.get(name, failed)["outcome"] == "failed"
-    ]
+    both = [(name, alone[name]["outcome"], region[name]["outcome"]) for name in sorted(alone.keys() & region)]
+    worse = [name for name, was, now in both if was != "failed" == now]
+    better = [name for name, was, now in both if was == "failed" != now]
     return worse, better
 
 

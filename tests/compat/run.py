@@ -233,14 +233,16 @@ def tell_differences(tests: dict[str, Any], alone: Path, *, whole: bool) -> bool
         print(f"no report of one node at {alone}: the list of known failures stands in for it")
         return True
     known = json.loads(alone.read_text(encoding="utf-8"))["tests"]
-    known = {name: found for name, found in known.items() if whole or name in tests}
     worse, better = report.differences(known, tests)
+    left = [name for name in known if name not in tests] if whole else []
+    for name in left:
+        print(f"ran on one node and not in the region: {name}")
     for name in worse:
         print(f"passes on one node and not in the region: {name}")
     for name in better:
         print(f"passes in the region and not on one node: {name}")
-    print(f"against one node: {len(worse)} worse, {len(better)} better")
-    return not worse
+    print(f"against one node: {len(worse)} worse, {len(better)} better, {len(left)} not run")
+    return not worse and not left
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_skipped_and_unreachable_tests_leave_the_denominator() -> None:
 def test_a_region_is_compared_by_name_and_has_its_section_of_the_page() -> None:
     alone = {"t/a.py::test_y": result("passed"), "t/a.py::test_z": result("failed"), "t/a": result("passed")}
     region = {"t/a.py::test_y": result("failed"), "t/a.py::test_z": result("passed")}
-    assert report.differences(alone, region) == (["t/a", "t/a.py::test_y"], ["t/a.py::test_z"])
+    assert report.differences(alone, region) == (["t/a.py::test_y"], ["t/a.py::test_z"])
     section = report.region_section(report.judge(region, REASONS), {"suite": "s"})
     assert "* fails there only: `t/a.py::test_y`: boom" in section
     page = report.page(report.judge(alone, REASONS), {})
