@@ -123,6 +123,8 @@ class Region:
         await asyncio.gather(*loads, return_exceptions=True)
         if self._open:
             await asyncio.wait(self._open, timeout=PATIENCE_S)
+        # An orderly end leaves no task behind.
+        await asyncio.gather(*(node.stop() for node in world.nodes.values() if node.running))
         return self.felt
 
 

@@ -6,6 +6,7 @@ limit that is missed on one machine is missed on all.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import pytest
@@ -95,3 +96,29 @@ def test_two_that_cannot_talk_are_led_by_the_third(fault: Fault, draw: int) -> N
     assert not found.errors
     assert len(set(found.leaders.values())) == 1, found.leaders
     assert found.victims.isdisjoint(found.leaders.values())
+
+
+async def leads_the_region_again(world: World, first: Node) -> None:
+    """Another node is the steward for a moment. What the first had under way is of no concern any more."""
+    second = world.nodes[one_other(world, first)]
+    steward = first.member.steward
+    idle = next(node for node in world.nodes.values() if node is not world.leader(1))
+    steward._moving[1] = (idle.node_id, world.loop.time() + 60.0)
+    for source, target in ((first, second), (second, first)):
+        source.call(source.member.steward._transfer, 0, target.node_id)
+        while world.leader(0) is not target:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(1.0)
+    assert steward._leads_from is not None
+    assert 1 not in steward._moving
+
+
+def test_a_steward_begins_anew() -> None:
+    """It counted hand-overs of its first time as under way, and moved leaders to make up for them."""
+
+    def steward(world: World) -> Node:
+        found = world.leader(0)
+        assert found is not None
+        return found
+
+    felt(1, leads_the_region_again, victim=steward, lasts_s=0.1)
