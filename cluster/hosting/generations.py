@@ -46,7 +46,7 @@ log = structlog.get_logger("snapshots")
 # A round with so many rows takes some milliseconds.
 DELETED_AT_ONCE = 128
 SHOWN_AT_ONCE = 64
-PAUSE_S = 0.005  # between two such rounds: this is nobody's hurry
+PAUSE_S = 0.005  # between two such rounds, and as long as they take: this is nobody's hurry
 
 _BOOK = snapshot.prefix(0xFFFFFFFF)
 _GENERATION, _STAGED, _DROPPED = b"g", b"s", b"d"
@@ -99,6 +99,7 @@ class Generations:
         self._jobs: deque[Job] = deque()
         self._working = False
         self._timer: asyncio.TimerHandle | None = None  # of the pause between two rounds
+        self._began = 0.0  # the round under way
         self._last = False  # the round under way has the last of the first job
         self._closed = False
 
@@ -220,6 +221,7 @@ class Generations:
             self.committer.store(self._fill, self._filled)
 
     def _fill(self, batch: Round) -> None:
+        self._began = self.committer.loop.time()
         self._last = self._jobs[0].fill(batch)
 
     def _filled(self) -> None:
@@ -227,7 +229,8 @@ class Generations:
             self._jobs.popleft().done()
             self._on_done()
         if self._jobs:
-            self._timer = self.committer.loop.call_later(PAUSE_S, self._work)
+            took = self.committer.loop.time() - self._began
+            self._timer = self.committer.loop.call_later(PAUSE_S and max(PAUSE_S, took), self._work)
         else:
             self._working = False
 
@@ -304,14 +307,15 @@ class _Drop:
         if current is None or self._group == META_GROUP:
             return []
         now = snapshot.prefix(_number(current))
-        shown_by_other = self._generations.shown_by_other
+        shown_by_other, splits = self._generations.shown_by_other, self._generations.committer.splits
         return [
             DeleteRecord(*snapshot.run_name(value))
             for key, value in found
             if key[4:5] == keys.RUN
             and value is not None  # else it stays shown: what else the run has is under the new generation
             and storage.get(now + key[4:]) is None
-            and not shown_by_other(int.from_bytes(key[5:7], "big"), self._group)
+            and not shown_by_other(slot := int.from_bytes(key[5:7], "big"), self._group)
+            and not (splits is not None and splits.shown_by_child(slot, self._group))
         ]
 
     def hides(self, group: int | None) -> bool:

@@ -50,7 +50,7 @@ log = structlog.get_logger("splits")
 
 # Of one round: some milliseconds of others' time.
 COPIED_ROWS = 256
-COPIED_BYTES = 256 << 10
+COPIED_BYTES = 128 << 10
 CLEARED_ROWS = 128
 LOOK_S = 0.5
 STAND_S = 0.03  # until the other replicas of a new group are there to vote
@@ -183,6 +183,13 @@ class Splitting:
             for parting in self._of(group)
             if parting.split.index <= index
             for pair in parting.split.ranges
+        )
+
+    def shown_by_child(self, slot: int, group: int) -> bool:
+        """Whether the group gave the slot to one that is here: the table may not say so yet."""
+        return any(
+            child in self.committer.groups and any(first <= slot <= last for first, last in said.ranges)
+            for child, said in self._children.get(group, {}).items()
         )
 
     @property

@@ -11,13 +11,14 @@ import asyncio
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cluster.hosting.committer import Committer
-from cluster.hosting.group import Group, nobody
+from cluster.hosting.group import Group, NotLeading, nobody
 from cluster.hosting.meta import META_GROUP
 from cluster.hosting.snapshots import KINDS, Snapshots
 from history_store.engine import keys
@@ -390,7 +391,8 @@ class Region:
             if number % 40:
                 pass  # what was begun takes some rounds
             elif leader is not None:
-                leader.committer.groups[group].raft.transfer_leader(node_id)
+                with suppress(RaftError):  # it needs an image first
+                    leader.committer.groups[group].raft.transfer_leader(node_id)
                 leader.committer.mark(leader.committer.groups[group])
             else:
                 raft.campaign()
@@ -430,7 +432,7 @@ class Region:
         data = image.encode(rows, shown)
         try:
             replica.propose(data, rows, shown)
-        except RaftError:
+        except (RaftError, NotLeading):
             return  # it hands its lead over
         replica.when_committed(lambda error: None)
 
