@@ -76,7 +76,7 @@ class Reads:
         try:
             return self._storage.get(key)
         except StorageCorrupt as error:
-            raise self._on_damage(error) from error
+            raise self._on_damage(error) from None
 
     def scan(
         self, start: bytes, end: bytes, limit: int = 0, reverse: bool = False
@@ -85,7 +85,7 @@ class Reads:
         try:
             yield from self._storage.scan(start, end, limit, reverse)
         except StorageCorrupt as error:
-            raise self._on_damage(error) from error
+            raise self._on_damage(error) from None
 
 
 def data_loss(group: Group) -> ServiceError:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
+from cluster.hosting.damage import note_key
 from history_store.raft import CONF_CHANGE, Configuration
 from history_store.shard import snapshot
 from history_store.storage.contract import GroupLog, HardState
@@ -152,6 +153,7 @@ class Departures:
         batch.compact.append((group.id, out.index, out.index_term))
         batch.applied.append((group.id, out.index, out.index_term, conf))
         batch.rows.extend(self._images.generations.left(group.id, generation, old))
+        batch.rows.append((note_key(group.id), None))  # damaged or not, they go
         self._replicas.leaving.add(group.id)
         return partial(self._left, group, old)
 

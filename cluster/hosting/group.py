@@ -427,8 +427,11 @@ class Group:
     def damaged(self, error: StorageCorrupt) -> Exception:
         """A row is not what was written: what is to be raised instead. It is served here no more.
 
-        This may be amid a transaction, so it takes effect in the next turn of the loop.
+        This may be amid a transaction, so it takes effect in the next turn of the loop. What cannot be read
+        while the node is being made, the registry, is the node's end.
         """
+        if not self.committer.running:
+            return error
         if not self.damage:
             self.damage = str(error)
             self.raft.bar(barred=True)

@@ -129,8 +129,11 @@ def never_scrub(world: Settlement) -> None:
         settler.member.node.scrub.close()
 
 
-async def mended(world: Settlement, settler: Settler, shard: int, before: int) -> None:
+async def mended(world: Settlement, runs: Runs, settler: Settler, shard: int, before: int) -> None:
+    """Wait until its rows are whole, while entries go on coming."""
+
     def whole() -> bool:
+        runs.write(shard)
         group = group_of(settler, shard)
         return not group.damage and group.rows.generation != before
 
@@ -169,7 +172,7 @@ def test_a_leader_with_a_damaged_row_hands_over_and_gets_its_rows_anew(play: Pla
             leader.boot()
             await world.until(partial(has_opened, leader, shard))
         await runs.some([shard], 5)
-        await mended(world, leader, shard, before)
+        await mended(world, runs, leader, shard, before)
         assert not noted(leader.disk, shard)
         await world.until(world.is_well)
         await world.do(leader.name, "transfer", shard=shard, to=leader.name)
@@ -200,7 +203,7 @@ def test_the_scrub_finds_what_nobody_reads(play: Play) -> None:
                 other.boot()
                 await world.until(partial(has_opened, other, shard))
             await runs.some([shard], 3)
-            await mended(world, settler, shard, before)
+            await mended(world, runs, settler, shard, before)
         await runs.at_rest()
 
     play(scene)
@@ -269,6 +272,22 @@ async def test_alone_the_shard_is_refused_and_the_others_go_on(tmp_path: Path) -
         await asyncio.sleep(0)
         assert told == [None], "List goes on"
         await node.close()
+
+
+async def test_a_registry_that_cannot_be_read_is_the_end_of_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    loop = asyncio.get_running_loop()
+    node = alone(SqliteStorage(path), loop)
+    node.start()
+    await node.close()
+    connection = sqlite3.connect(path)
+    (key,) = connection.execute("SELECT key FROM rows WHERE substr(key, 1, 4) = x'00000000'").fetchone()
+    connection.close()
+    flip(path, key)
+    storage = SqliteStorage(path)
+    with pytest.raises(RowCorrupt):
+        alone(storage, loop)
+    storage.close()
 
 
 # ------------------------------------------------------------------------------------------------ files
