@@ -1,7 +1,7 @@
 """A region whose nodes come and go while clients write: real processes, the command line, Temporal's client.
 
-A fourth node joins, the first is removed, the second loses its disk and comes back as another. No call fails,
-and everything that was acknowledged is there in the end.
+A fourth node joins, the first is removed, the second loses its disk and comes back as another; shards are
+split. No call fails, and everything that was acknowledged is there in the end.
 """
 
 from __future__ import annotations
@@ -211,3 +211,51 @@ async def come_and_go(nodes: Nodes) -> None:
     shown = {one["name"]: one for one in (await nodes.run("cluster", "nodes"))["nodes"]}
     assert shown["a/2"]["id"] == 5
     assert {one["replicas"] for one in shown.values()} == {8}
+
+
+async def split(nodes: Nodes, shard: Any) -> None:
+    """Until it is known that it was asked for: its slot is said, so that asking again is harmless."""
+    slot = str(sum(shard["slots"][0]) // 2)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await nodes.run("shard", "split", str(shard["id"]), "--at", slot, "--no-wait")
+            except AssertionError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+async def test_shards_are_split_under_load_and_a_leader_dies_meanwhile(nodes: Nodes) -> None:
+    for name in ("a/1", "a/2", "a/3"):
+        nodes.first(name)
+        nodes.start(name)
+    await nodes.well()
+    load = Load()
+    client = await Client.connect(nodes.grpc["a/3"])
+    async with asyncio.TaskGroup() as group:
+        writers = [group.create_task(load.write(client, number)) for number in range(WRITERS)]
+        try:
+            for shard in ("1", "2"):
+                await nodes.run("shard", "split", shard)
+            shards = (await nodes.run("shard", "list"))["shards"]
+            mortal = next(one for one in shards if one["id"] and one["leader"] in ("a/1", "a/2"))
+            splitting = group.create_task(split(nodes, mortal))
+            await asyncio.sleep(random.Random(len(load.signals)).uniform(0.3, 0.6))
+            nodes.running[mortal["leader"]].send_signal(signal.SIGKILL)
+            await nodes.ended(mortal["leader"])
+            await splitting
+            nodes.start(mortal["leader"])
+            async with asyncio.timeout(PATIENCE_S):
+                while len(shards) < 12 or any(one["state"] != "serving" for one in shards):
+                    await asyncio.sleep(0.2)
+                    shards = (await nodes.run("shard", "list"))["shards"]
+            await nodes.well()
+        finally:
+            load.over.set()
+        await asyncio.gather(*writers)
+    await load.check(client, await Client.connect(nodes.grpc["a/1"]), await Client.connect(nodes.grpc["a/2"]))
+    assert sum(one["slot_count"] for one in shards) == 16_384
+    for name in nodes.running:
+        assert "Traceback" not in nodes.log(name)
+        assert "[error" not in nodes.log(name)
