@@ -57,6 +57,7 @@ class Faults:
             "isolate-leader": self._isolate_leader,
             "freeze-leader": self._freeze_leader,
             "strand": self._strand,
+            "lag": self._lag,
             "slow-link": self._slow_link,
             "lossy-link": self._lossy_link,
             "slow-disk": self._slow_disk,
@@ -216,7 +217,7 @@ class Faults:
 
     async def _strand(self) -> None:
         """What a leader sends to one node is held up while a third takes over."""
-        number = self._rng.choice(self._world.numbers())
+        number = self._rng.choice([number for number in self._world.numbers() if number])
         leader = self._world.leader(number)
         if leader is None or leader.process.paused or len(self._names()) < 3:
             return
@@ -224,12 +225,32 @@ class Faults:
         far, heir = self._rng.sample(others, 2)
         self._note(f"strand what {leader.name} sends to {far.name}; {heir.name} gets group {number}")
         self._world.network.cut(leader.name, far.name)
-        await self._wait((0.02, 0.2))
+        await self._wait((0.1, 0.4))
         if leader.serves and not leader.process.paused:
             leader.call(leader.member.steward._transfer, number, heir.node_id)
-        await self._wait((0.1, 0.5))
+        await self._wait((0.05, 0.25))
         self._note("deliver what was stranded")
         self._world.network.heal(leader.name, far.name)
+
+    async def _lag(self) -> None:
+        """A node falls behind the logs, and dies while images come to it on slow links."""
+        node = self._node()
+        network = self._world.network
+        others = [name for name in self._names() if name != node.name]
+        self._note(f"{node.name} lags")
+        await self._cut([way for name in others for way in ((node.name, name), (name, node.name))])
+        paths = [network.path(name, node.name) for name in others]
+        for path in paths:
+            path.delay_s = (0.05, 0.1)
+        await self._wait((0.2, 1.5))
+        if node.running and node.name in self._world.nodes:
+            self._note(f"kill {node.name}, which lags")
+            node.kill()
+            await self._wait((0.05, 0.5))
+            node.start_again()
+        await self._wait((0.5, 2.0))
+        for path in paths:
+            path.delay_s = (0.0002, 0.001)
 
     async def _slow_link(self) -> None:
         source, target = self._rng.sample(self._names(), 2)

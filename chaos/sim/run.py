@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from chaos.checkers.history import Record
 from chaos.checkers.linearizability import check
 from chaos.checkers.verdict import Verdict
@@ -48,6 +50,9 @@ SAY_SEEDS = 50
 STEPS_MAX = 200_000
 RUNNING = 1
 ALL_RARE_SEEDS = 200  # so many must come to every rare branch
+# Some runs are about images that are on their way when something breaks, which is very rare otherwise.
+IMAGES = frozenset(("lag",))
+ABOUT_IMAGES = 0.12
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cluster", "replication", "history_store")
 
@@ -91,12 +96,17 @@ class Simulation:
         self.options = options
         self.trace = trace
         rng = self.rng = random.Random(f"{seed}/run")
+        more = random.Random(f"{seed}/shape")
         raft = RaftSection(
             tick_ms=rng.choice((20, 50)),
             log_bytes_max=rng.choice((16 << 10, 64 << 10, 4 << 20)),
+            snapshot_chunk_bytes=more.choice((512, 4 << 10, 256 << 10)),
         )
+        self.kinds = options.faults
+        if self.kinds is None and more.random() < ABOUT_IMAGES:
+            self.kinds = IMAGES
+            raft = replace(raft, log_bytes_max=16 << 10, snapshot_chunk_bytes=512)
         shards = rng.choice((1, 2, 3))
-        more = random.Random(f"{seed}/shape")
         nodes = options.nodes or more.choice((3, 3, 3, 5))
         # With as many as there can be nodes each has all; otherwise some lack some.
         replicas = more.choice((3, 5))
@@ -142,7 +152,7 @@ class Simulation:
         await asyncio.sleep(1.0)
         self.faults = Faults(
             world, random.Random(f"{self.seed}/faults"), self.workers, self._new_worker, self._hang_up,
-            self.options.faults,
+            self.kinds,
         )  # fmt: skip
         attacking = asyncio.ensure_future(self.faults.run())
         await self._while_under_attack()

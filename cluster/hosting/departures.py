@@ -30,6 +30,7 @@ import structlog
 
 from cluster.hosting.damage import note_key
 from history_store.raft import CONF_CHANGE, Configuration
+from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.storage.contract import GroupLog, HardState
 
@@ -159,6 +160,7 @@ class Departures:
 
     def _left(self, group: Group, old: int) -> None:
         """That is durable."""
+        reached("replica taken away")
         log.info("a replica is here no more; its rows are being deleted", group=group.id)
         if old:
             self._images.generations.cleared(group.id, old)

@@ -33,6 +33,7 @@ from history_store.engine.errors import ServiceError
 from history_store.engine.keys import SPLIT
 from history_store.raft import DATA, RaftError
 from history_store.raft.roles import Role
+from history_store.rare import reached
 from history_store.shard import image, snapshot, split
 from history_store.shard.snapshot import Progress
 from history_store.shard.split import FIRST_INDEX, FIRST_TERM, Copy, Mirror, Parting, Ranges, Slots, Split
@@ -170,6 +171,7 @@ class Splitting:
         except (RaftError, ServiceError) as error:
             log.info("a shard cannot be split now", group=group.id, why=str(error))
             return
+        reached("shard split")
         log.info("a shard is split", group=group.id, child=child, index=said.index)
 
     def parent_of(self, child: int) -> Group | None:

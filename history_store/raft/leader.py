@@ -383,7 +383,6 @@ def tick(core: Core) -> None:
             progress.snapshot_ticks += 1
             patience = config.election_ticks if progress.snapshot_arrived else config.snapshot_ticks_max
             if progress.snapshot_ticks >= patience:
-                reached("member asked where it is after an image")
                 snapshot_reported(progress, arrived=False)
     if config.quiet_after_ticks and core.idle_ticks >= config.quiet_after_ticks and _may_fall_quiet(core):
         heartbeat(core, quiet=True)
