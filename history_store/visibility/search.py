@@ -29,7 +29,7 @@ from history_store.visibility.pages import Part, bad_token, digest, read_token, 
 from history_store.visibility.record import ExecutionRecord
 from history_store.visibility.resolve import STATUS_NAMES, Field, Leaf, Meaning, Resolved, resolve
 from history_store.visibility.spans import Stretch
-from history_store.visibility.sql import Driver, Fragment, Scope, Slots
+from history_store.visibility.sql import FALSE, Driver, Fragment, Scope, Slots
 
 DEFAULT_PAGE_SIZE = 1_000
 MAX_PAGE_SIZE = 10_000
@@ -403,6 +403,8 @@ def _plan(
         rest = [part for part in rest if (found := spans.of_leaf(part)) is None or not found[1]]
     in_slots = () if slots is None else (sql.of_slots("e.slot", slots),)
     tests = [*in_slots, *_tests(rest, scope)]
+    if FALSE in tests:
+        return None
     in_scope = Fragment(scope.test("e.scope"))
     row = "e"
     if driver is None:

@@ -63,7 +63,7 @@ class Driver:
     exact: bool  # the test says all that the leaf says
 
 
-FALSE = Fragment("0")
+FALSE, TRUE = Fragment("0"), Fragment("1")
 
 
 def condition(meaning: Meaning, scope: Scope) -> Fragment:
@@ -75,11 +75,22 @@ def condition(meaning: Meaning, scope: Scope) -> Fragment:
 
 
 def join(parts: Sequence[Fragment], operator: str) -> Fragment:
-    """The parts, combined in pairs: a long chain would be deeper than SQLite allows."""
+    """The parts, combined in pairs: a long chain would be deeper than SQLite allows.
+
+    What is decided already is left out, for SQLite would do the same and then not see any more that a test
+    that it has dropped allows a partial index ("no query solution").
+    """
+    decides, says_nothing = (FALSE, TRUE) if operator == " AND " else (TRUE, FALSE)
+    if decides in parts:
+        return decides
+    return _in_pairs([part for part in parts if part != says_nothing] or [says_nothing], operator)
+
+
+def _in_pairs(parts: Sequence[Fragment], operator: str) -> Fragment:
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
-    left, right = join(parts[:middle], operator), join(parts[middle:], operator)
+    left, right = _in_pairs(parts[:middle], operator), _in_pairs(parts[middle:], operator)
     return Fragment(f"({left.text}{operator}{right.text})", left.parameters + right.parameters)
 
 
@@ -101,7 +112,7 @@ def _leaf(leaf: Leaf, scope: Scope) -> Fragment:
     if leaf.operator in ("contains", "not contains"):
         number = scope.names.get((field.name, field.type))
         if number is None:
-            return FALSE if leaf.operator == "contains" else Fragment("1")
+            return FALSE if leaf.operator == "contains" else TRUE
         values = one_of("v.value", leaf.values)
         negation = "NOT " if leaf.operator == "not contains" else ""
         return Fragment(
@@ -115,7 +126,7 @@ def _leaf(leaf: Leaf, scope: Scope) -> Fragment:
 def test(column: str, leaf: Leaf) -> Fragment:
     """A single-valued leaf's test of an SQL expression."""
     if column == "NULL":
-        return Fragment("1") if leaf.operator == "null" else FALSE
+        return TRUE if leaf.operator == "null" else FALSE
     match leaf.operator:
         case "null":
             return Fragment(f"{column} IS NULL")
