@@ -317,10 +317,11 @@ class Administration:
         move = plan_transfer(self._table, reports, found, request.shard, to)
         if isinstance(move, Refusal):
             raise failed_precondition(str(move))
+        self._steward.choose(request.shard, to)
         if move is None:
             return {"why": f"{self._name(to)} leads already", "changed": False, "from": self._name(to)}
         leader = reports[move.group].leader
-        self._steward.choose(move, leader)
+        self._steward.transfer(move, leader)
         return {"why": f"{self._name(to)} is to lead", "changed": True, "from": self._name(leader)}
 
     # ---- questions

@@ -21,10 +21,12 @@ from cluster.membership import (
     NodeHealth,
     Plan,
     Refusal,
+    Transfer,
     emptied,
     leader_moves,
     plan_formats,
     plan_removed,
+    plan_transfer,
     replica_steps,
 )
 from history_store.engine.errors import ServiceError
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from cluster.hosting.group import Group
     from cluster.hosting.node import Node
     from cluster.hosting.replicas import Replicas
-    from cluster.membership import Step, Transfer
+    from cluster.membership import Step, Table
+    from cluster.membership.reports import Health, Reports
 
 log = structlog.get_logger("steward")
 
@@ -47,6 +50,7 @@ PERIOD_S = 0.5
 STALE_S = 2.5  # a report older than this says nothing
 INFORMED_S = 2 * PERIOD_S + 0.2  # after a steward took over
 CHOSEN_S = 300.0  # a leader that an operator asked for stays for so long, if all is well
+INSIST_S = 12.0  # and for so long it is asked for again if it comes to nothing, or another move was under way
 STEP_S = 5.0  # a step that has not shown by then is decided anew
 BEHIND_ENTRIES = 4096  # a replica that lacks more is no leader to be
 SLOW_ROUND_S = 0.25  # a disk whose rounds take longer, for SLOW_PERIODS on end, makes a node slow
@@ -99,7 +103,7 @@ class Steward:
         # group -> until when a step counts as under way, unless its report is no longer this one
         self._busy: dict[int, tuple[float, GroupReport]] = {}
         self._moving: dict[int, tuple[int, float]] = {}  # group -> (to, until)
-        self._chosen: dict[int, float] = {}  # group whose leader an operator has chosen -> until
+        self._chosen: dict[int, tuple[int, float]] = {}  # group -> (leader that an operator wants, since)
         self._timer: Any = None
         self._cpu = 0.0
         self._clock = 0.0
@@ -181,7 +185,7 @@ class Steward:
             self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal, damaged, reaches)
             self.last.update((number, (now, report)) for number, report in reports.items())
         elif kind == CHOSEN:
-            self._chosen[message[1]] = self._node.loop.time() + CHOSEN_S
+            self._chosen[message[1]] = (message[2], self._node.loop.time())
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
         elif kind == CHANGE:
@@ -292,7 +296,7 @@ class Steward:
             for group, (to, until) in self._moving.items()
             if until > now and (report := reports.get(group)) is not None and report.leader != to
         }
-        self._chosen = {group: until for group, until in self._chosen.items() if until > now}
+        self._chosen = {g: (to, at) for g, (to, at) in self._chosen.items() if at + CHOSEN_S > now}
         work = replica_steps(table, reports, health, busy=list(self._busy))
         self.waits = work.waits
         for step in work.steps:
@@ -302,6 +306,7 @@ class Steward:
         for move in leader_moves(table, reports, health, pending=pending, chosen=self._chosen):
             if move.group not in self._busy:
                 self.transfer(move, reports[move.group].leader)
+        self._insist(table, reports, health)
         gone = emptied(table, reports)
         if self.changing:  # one at a time: a plan is good only for the table it was made from
             return
@@ -322,13 +327,24 @@ class Steward:
         self._moving[move.group] = (move.to, self._node.loop.time() + STEP_S)
         self._ask(move, leader)
 
-    def choose(self, move: Transfer, leader: int) -> None:
-        """The same for an operator: evenness does not undo it for a while. Whoever is steward then knows."""
-        message = [CHOSEN, move.group]
+    def _insist(self, table: Table, reports: Reports, health: Health) -> None:
+        """A hand-over may come to nothing, or be overtaken by another one."""
+        now = self._node.loop.time()
+        for group, (to, asked) in self._chosen.items():
+            if asked + INSIST_S > now and group not in self._moving and group not in self._busy:
+                move = plan_transfer(table, reports, health, group, to)
+                if isinstance(move, Transfer):
+                    self.transfer(move, reports[group].leader)
+
+    def choose(self, group: int, to: int) -> None:
+        """An operator wants this leader: it is asked for, and then evenness leaves it alone for a while.
+
+        All nodes are told, so that whoever is steward then knows.
+        """
+        message = [CHOSEN, group, to]
         self.received(self._node.node_id, message)
         for peer in self._node.peers():
             self._send(peer, message)
-        self.transfer(move, leader)
 
     def _ask(self, move: Transfer, leader: int) -> None:
         log.info("a leader moves", group=move.group, to=move.to, why=move.why)
