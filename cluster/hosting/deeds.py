@@ -489,7 +489,7 @@ class Doer:
         try:
             if now is not None:
                 _make_room(target, tx, deed, now)
-            start.create(
+            child = start.create(
                 tx,
                 deed.namespace_id,
                 deed.run_id,
@@ -498,6 +498,8 @@ class Doer:
                 user_metadata=deed.user_metadata,
                 version=namespace.version,
             )
+            if now is not None:
+                child.state.earlier_starts = now.passed_on()
         except BaseException:
             target.abort(tx)
             raise
@@ -610,8 +612,8 @@ class Doer:
 
 def _started_before(target: ShardHost, deed: StartChild, now: CurrentRun) -> str:
     """The run that this deed started before ("" if it did not), also if others follow it now."""
-    if now.start_request_id == deed.request_id:
-        return now.run_id
+    if begun := now.started_by(deed.request_id):
+        return begun
     if now.first_run_id in ("", now.run_id):
         return ""
     first = target.find(deed.namespace_id, deed.workflow_id, now.first_run_id)

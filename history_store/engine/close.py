@@ -17,7 +17,7 @@ from history_store.engine import cron, keys, retry, start, updates, workflow_tas
 from history_store.engine import state as st
 from history_store.engine.durations import from_ns, timestamp_from_ns, to_ns
 from history_store.engine.run import DUE_RETENTION
-from history_store.engine.state import Action
+from history_store.engine.state import Action, passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -408,6 +408,7 @@ def _create(tx: Transaction, run: Run, successor: str, started: start.Started) -
     run.current_dirty = False
     follower = start.create(tx, s.namespace_id, successor, started, tx.env.new_id(), version=s.version)
     follower.state.original_start_time = s.original_start_time
+    follower.state.earlier_starts = passed_on(s.start_request_id, s.run_id, s.earlier_starts)
     if s.execution_expiration:
         follower.state.execution_expiration = s.execution_expiration
     return follower

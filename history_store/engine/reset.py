@@ -155,6 +155,7 @@ def _rebuild(tx: Transaction, base: Run, finish_id: int, stored: Iterable[bytes]
             f"[WorkflowTaskScheduled +1, WorkflowTaskStarted + 1]: {finish_id}"
         )
     run.state.version = state.version
+    run.state.earlier_starts = state.earlier_starts
     # Held in memory too, like the newest events of any run: what follows reads them before they are stored.
     ends = [first for first, _ in kept[1:]] + [run.state.next_event_id]
     for (first, data), end in zip(kept, ends, strict=True):

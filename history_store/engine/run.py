@@ -567,6 +567,7 @@ class Run:
                 state.start_time,
                 state.close_time,
                 state.first_run_id,
+                state.earlier_starts,
             )
             rows.append((keys.current(self.slot, self.namespace_raw, state.workflow_id), pack(current)))
         if self.visible:

@@ -123,6 +123,7 @@ class RunState(msgspec.Struct, array_like=True, gc=False):
     worker_deployment_name: str = ""
     versioning_behavior: int = 0
     delete_after_close: bool = False
+    earlier_starts: tuple[tuple[str, str], ...] = ()  # see CurrentRun
 
 
 class ActivityState(msgspec.Struct, array_like=True, gc=False):
@@ -215,6 +216,10 @@ EXTERNAL_SIGNAL = 1
 EXTERNAL_CANCEL = 2
 
 
+# A lost answer is asked for again within seconds: more runs of one id do not begin and end meanwhile.
+EARLIER_STARTS_MAX = 8
+
+
 class CurrentRun(msgspec.Struct, array_like=True, gc=False):
     """Which run a workflow id means, and what start needs to know of it without loading it."""
 
@@ -224,6 +229,26 @@ class CurrentRun(msgspec.Struct, array_like=True, gc=False):
     start_time: int
     close_time: int = 0
     first_run_id: str = ""
+    # (start request id, run id) of the runs that were current before, newest first: a start whose answer was
+    # lost is known again when its run is over and another has taken its place.
+    earlier_starts: tuple[tuple[str, str], ...] = ()
+
+    def started_by(self, request_id: str) -> str:
+        """The run that this start request began; "" if it began none that is still known."""
+        if self.start_request_id == request_id:
+            return self.run_id
+        return next((run_id for known, run_id in self.earlier_starts if known == request_id), "")
+
+    def passed_on(self) -> tuple[tuple[str, str], ...]:
+        """What the next run of the workflow id knows of earlier starts."""
+        return passed_on(self.start_request_id, self.run_id, self.earlier_starts)
+
+
+def passed_on(
+    request_id: str, run_id: str, before: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """`earlier_starts` of the run that follows this one."""
+    return ((request_id, run_id), *before)[:EARLIER_STARTS_MAX]
 
 
 class TaskRow(msgspec.Struct, array_like=True, gc=False):

@@ -288,6 +288,11 @@ class MultiOperation:
         """Join the run that has the update or may take it, else start one; then update."""
         shard = self.services.node.shard_of(self.namespace.id, self.start.workflow_id)
         now = shard.current(self.namespace.id, self.start.workflow_id)
+        begun = now.started_by(self.start.request_id) if now is not None else ""
+        over = now is not None and begun not in ("", now.run_id)
+        if over and shard.find(self.namespace.id, self.start.workflow_id, begun) is not None:
+            self._update(begun, started=True)  # the run that this very call began
+            return
         if now is not None and self._joins(shard, now):
             self._update(now.run_id, started=now.start_request_id == self.start.request_id)
             return
@@ -320,7 +325,7 @@ class MultiOperation:
             services.node.validate_search_attributes(self.namespace.id, self.start.search_attributes)
             if now is not None:
                 workflows.make_room(shard, tx, self.namespace, self.start, now, run_id)
-            run = workflows.create(tx, self.namespace, self.start, self.start.request_id, run_id)
+            run = workflows.create(tx, self.namespace, self.start, self.start.request_id, run_id, now)
             # Now, not after the commit: the first workflow task must carry it.
             updates.admit(tx, run, self.update.request)
         except ServiceError as error:

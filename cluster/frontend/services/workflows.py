@@ -69,7 +69,7 @@ def start_or_join(
     try:
         if now is not None:
             make_room(shard, tx, namespace, request, now, run_id)
-        run = create(tx, namespace, request, request_id, run_id)
+        run = create(tx, namespace, request, request_id, run_id, now)
         eager = request.request_eager_execution and run.state.task is not None
         if eager:
             workflow_task.start(tx, run, request_id, request.identity)
@@ -134,9 +134,10 @@ def create(
     request: wire.StartWorkflowExecutionRequest,
     request_id: str,
     run_id: str,
+    before: CurrentRun | None,
     schedule: bool = True,
 ) -> Run:
-    """The new run of a start request."""
+    """The new run of a start request. `before`: what the workflow id meant until now."""
     attributes = start.attributes_of_request(tx.env, request, run_id, tx.now)
     if (
         request.request_eager_execution
@@ -144,7 +145,7 @@ def create(
         and not request.HasField("workflow_start_delay")
     ):
         attributes.eager_execution_accepted = True
-    return start.create(
+    run = start.create(
         tx,
         namespace.id,
         run_id,
@@ -156,6 +157,9 @@ def create(
         bypass_matching=attributes.eager_execution_accepted,
         schedule=schedule,
     )
+    if before is not None:
+        run.state.earlier_starts = before.passed_on()
+    return run
 
 
 def started_link(namespace: Namespace, state: st.RunState | CurrentRunOf) -> Link:
@@ -204,6 +208,17 @@ def _joined(
             _answer_with_task(services, call, shard, run, body, first=False)
         else:
             shard.group.when_committed(answering(call, body))
+        return True
+    if earlier := now.started_by(request_id):
+        then = shard.find(namespace.id, request.workflow_id, earlier)
+        response = wire.StartWorkflowExecutionResponse(
+            run_id=earlier,
+            started=True,
+            status=then.state.status if then is not None else 0,  # type: ignore[arg-type]
+            link=started_link(namespace, CurrentRunOf(request.workflow_id, earlier)),
+            first_execution_run_id=then.state.first_run_id if then is not None else earlier,
+        )
+        shard.group.when_committed(answering(call, response.SerializeToString()))
         return True
     if now.status != st.RUNNING:
         return False
@@ -359,6 +374,11 @@ def signal_with_start(
         or request.workflow_id_reuse_policy == W.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING
     )
     same = now is not None and now.start_request_id == request.request_id
+    earlier = now.started_by(request.request_id) if now is not None and not same else ""
+    if earlier and (then := shard.find(namespace.id, request.workflow_id, earlier)) is not None:
+        begun = _signaled(namespace, then, request.request_id, True)  # with the signal, in one transaction
+        shard.group.when_committed(answering(call, begun))
+        return
     if now is not None and now.status == st.RUNNING and (not terminate or same):
         run = shard.find(namespace.id, request.workflow_id, now.run_id)
         assert run is not None, "the current run is there"
@@ -378,7 +398,7 @@ def signal_with_start(
     def begin(tx: Transaction) -> bytes:
         if now is not None:
             make_room(shard, tx, namespace, request, now, run_id)
-        run = create(tx, namespace, _start_of(request), request.request_id, run_id, schedule=False)
+        run = create(tx, namespace, _start_of(request), request.request_id, run_id, now, schedule=False)
         inputs.signal(
             tx,
             run,

@@ -373,8 +373,8 @@ def test_another_replica_leads_when_asked_for(play: Play, shard: int) -> None:
         for heir in ("a/1", "a/2", "a/3", "a/1"):
             before = await leader(world)
             told = await world.do("a/2", "transfer", shard=shard, to=heir)
-            assert told["from"] == before
-            assert told["changed"] is (before != heir)
+            # Who is asked may lead no more before he has answered; then the next one is, who finds it done.
+            assert (told["from"], told["changed"]) in {(before, before != heir), (heir, False)}
             await world.until(partial(leads, world, heir))
             await asyncio.sleep(5.0)
             assert await leads(world, heir), "evenness does not undo it"
