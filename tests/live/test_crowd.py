@@ -32,7 +32,7 @@ CALL_S_MAX = 10.0  # a normal call amid the crowd; on a quiet machine it takes 1
 WAVES = 3
 # Allocators keep what they got, and a queue is remembered for five minutes (DescribeTaskQueue shows who
 # polled), so the first crowd leaves a mark. What later ones add is the normal clients' workflows, or a leak.
-GROWTH_BYTES_MAX = 3 << 20  # a wave; 2,000 connections that were kept would be 20 MiB
+GROWTH_BYTES_MAX = 6 << 20  # a wave; 2,000 connections that were kept would be 20 MiB
 FORGET_S_MAX = 60.0
 FILES_MIN = CROWD + 200
 
