@@ -29,7 +29,7 @@ STEPS = 150
 UNWRITTEN = frozenset((
     "task", "task_stamp", "task_attempt", "task_last_failure", "task_last_cause", "sticky_queue",
     "sticky_timeout", "cancel_request_id", "buffered_count", "transitions", "wake", "first_backoff_until",
-    "original_start_time",
+    "original_start_time", "earlier_starts",
 ))  # fmt: skip
 SCHEDULED = (
     "scheduled_id", "batch_id", "activity_id", "activity_type", "first_scheduled_time", "retry_policy",
