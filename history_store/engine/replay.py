@@ -2,8 +2,8 @@
 
 A reset rebuilds a run from a prefix of its history, and a region rebuilds one from frames that it received.
 What events do not say cannot come back: attempts in progress, heartbeats, pauses, sticky queues, the request
-ids of children and external requests (fresh ones are drawn, by `ids`), what began earlier runs. A failed or timed out workflow task
-leaves its successor's attempt as a transient task, as the engine does.
+ids of children and external requests (fresh ones are drawn, by `ids`), what began earlier runs. A failed
+or timed out workflow task leaves its successor's attempt as a transient task, as the engine does.
 Lineage: Temporal server, mutable_state_rebuilder.
 
 Invariant: after any whole batch of any run, what is rebuilt equals what the engine holds in all that is
