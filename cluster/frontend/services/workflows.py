@@ -210,15 +210,7 @@ def _joined(
             shard.group.when_committed(answering(call, body))
         return True
     if earlier := now.started_by(request_id):
-        then = shard.find(namespace.id, request.workflow_id, earlier)
-        response = wire.StartWorkflowExecutionResponse(
-            run_id=earlier,
-            started=True,
-            status=then.state.status if then is not None else 0,  # type: ignore[arg-type]
-            link=started_link(namespace, CurrentRunOf(request.workflow_id, earlier)),
-            first_execution_run_id=then.state.first_run_id if then is not None else earlier,
-        )
-        shard.group.when_committed(answering(call, response.SerializeToString()))
+        shard.group.when_committed(answering(call, _begun_before(namespace, shard, request, earlier)))
         return True
     if now.status != st.RUNNING:
         return False
@@ -253,6 +245,20 @@ def _joined(
 
     services.transact(call, shard, change)
     return True
+
+
+def _begun_before(
+    namespace: Namespace, shard: ShardHost, request: wire.StartWorkflowExecutionRequest, run_id: str
+) -> bytes:
+    """The answer to a start whose run is not the current one any more, and may be deleted."""
+    run = shard.find(namespace.id, request.workflow_id, run_id)
+    return wire.StartWorkflowExecutionResponse(
+        run_id=run_id,
+        started=True,
+        status=run.state.status if run is not None else 0,  # type: ignore[arg-type]
+        link=started_link(namespace, CurrentRunOf(request.workflow_id, run_id)),
+        first_execution_run_id=run.state.first_run_id if run is not None else run_id,
+    ).SerializeToString()
 
 
 def _eager_again(
