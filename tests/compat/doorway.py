@@ -59,8 +59,8 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
-async def serve(port: int, nodes: list[str]) -> None:
-    """Until the process is ended."""
+async def opened(port: int, nodes: list[str]) -> asyncio.Server:
+    """A door that already listens; port 0: any that is free."""
     turn = cycle(nodes)
     for _ in range(os.getpid() % len(nodes)):
         next(turn)
@@ -76,8 +76,13 @@ async def serve(port: int, nodes: list[str]) -> None:
             return
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", port)
-    await server.serve_forever()
+    return await asyncio.start_server(connected, "127.0.0.1", port)
+
+
+async def serve(port: int, nodes: list[str]) -> None:
+    """Until the process is ended."""
+    door = await opened(port, nodes)
+    await door.serve_forever()
 
 
 def main() -> None:

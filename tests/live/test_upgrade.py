@@ -11,7 +11,6 @@ import asyncio
 import io
 import json
 import os
-import random
 import subprocess
 import sys
 import tarfile
@@ -27,7 +26,6 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from cluster.local import LocalCluster
-from cluster.local.ports import free_ports
 from tests.compat import doorway
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
@@ -182,12 +180,13 @@ async def upgrade(region: LocalCluster, number: int) -> None:
     await well(other)
 
 
-async def test_one_node_after_the_other_under_load(region: LocalCluster, rng_port: int) -> None:
+async def test_one_node_after_the_other_under_load(region: LocalCluster) -> None:
     await well(region.endpoints()[0])
-    door = asyncio.ensure_future(doorway.serve(rng_port, region.endpoints()))
-    client = await Client.connect(f"127.0.0.1:{rng_port}")
+    door = await doorway.opened(0, region.endpoints())
+    port = door.sockets[0].getsockname()[1]
+    client = await Client.connect(f"127.0.0.1:{port}")
     worker = Worker(
-        await Client.connect(f"127.0.0.1:{rng_port}"),
+        await Client.connect(f"127.0.0.1:{port}"),
         task_queue="orders",
         workflows=[Order],
         activities=[double],
@@ -205,15 +204,10 @@ async def test_one_node_after_the_other_under_load(region: LocalCluster, rng_por
         finally:
             load.over = True
             await callers
-    door.cancel()
+    door.close()
     for node in ("a/1", "a/2", "a/3"):
         said = region.log_file(node).read_text()
         assert "Traceback" not in said, said[-3000:]
         assert "could not be handled" not in said, said[-3000:]
     told = await well(region.endpoints()[0])
     assert sorted(name for names in told["versions"].values() for name in names) == ["a/1", "a/2", "a/3"]
-
-
-@pytest.fixture
-def rng_port() -> int:
-    return free_ports(1, random.Random(os.getpid()))[0]
