@@ -76,9 +76,9 @@ async def worked(
 
 
 @asynccontextmanager
-async def sdk_worker(server: Server) -> AsyncIterator[int]:
+async def sdk_worker(server: Server, *options: str) -> AsyncIterator[int]:
     """Run a worker of the Python SDK as a process; give its pid. It may use every core: an SDK needs more."""
-    command = ["-m", "benchmarks.sdk_worker", f"{HOST}:{server.port}", QUEUE]
+    command = ["-m", "benchmarks.sdk_worker", f"{HOST}:{server.port}", QUEUE, *options]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
     )
@@ -158,10 +158,14 @@ async def one_activity_variants(bench: Bench) -> list[Figure]:
 
 
 async def one_activity_sdk(bench: Bench) -> list[Figure]:
-    """The same with a worker of the Python SDK."""
+    """The same with a worker of the Python SDK: as the SDK makes it by default, and without its sandbox."""
+    return [*await _one_activity_sdk(bench, "sandboxed"), *await _one_activity_sdk(bench, "unsandboxed")]
+
+
+async def _one_activity_sdk(bench: Bench, sandbox: str) -> list[Figure]:
     name = "one_activity_sdk"
     figures = []
-    async with bench.server() as server, sdk_worker(server) as pid:
+    async with bench.server() as server, sdk_worker(server, sandbox) as pid:
         connection = await server.connect()
         starter = Starter(connection, QUEUE, "InSequence", "1")
         for in_flight in (1, 8, 32):
@@ -169,7 +173,7 @@ async def one_activity_sdk(bench: Bench) -> list[Figure]:
             before = cpu_seconds(pid)
             got = await closed_loop(server, starter.run, in_flight=in_flight, seconds=2 * bench.seconds)
             done = got.per_second * 2 * bench.seconds
-            at = f"SDK worker, {in_flight} in flight"
+            at = f"SDK worker, {sandbox}, {in_flight} in flight"
             target = 120 if in_flight == 32 else None
             figures += [
                 Figure(name, at, got.per_second, "workflows/s", target, ">="),

@@ -1,4 +1,6 @@
-"""A worker of the unmodified Python SDK, a process of its own: arguments ADDRESS and QUEUE."""
+"""A worker of the unmodified Python SDK, a process of its own: arguments ADDRESS, QUEUE and, to go without the
+SDK's sandbox, `unsandboxed`: inside it the SDK imports the workflow's module anew for every run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 
 @activity.defn
@@ -42,13 +45,20 @@ class AtOnce:
         return "done"
 
 
-async def main(address: str, queue: str) -> None:
+async def main(address: str, queue: str, sandbox: str = "") -> None:
     """Work until killed; say `ready` when polling has begun."""
     client = await Client.connect(address)
-    async with Worker(client, task_queue=queue, workflows=[InSequence, AtOnce], activities=[noop]):
+    runner = UnsandboxedWorkflowRunner() if sandbox == "unsandboxed" else SandboxedWorkflowRunner()
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=[InSequence, AtOnce],
+        activities=[noop],
+        workflow_runner=runner,
+    ):
         print("ready", flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3]))
+    asyncio.run(main(*sys.argv[1:4]))
