@@ -1,5 +1,6 @@
-"""A worker of the unmodified Python SDK, a process of its own: arguments ADDRESS, QUEUE and, to go without the
-SDK's sandbox, `unsandboxed`: inside it the SDK imports the workflow's module anew for every run.
+"""A worker of the unmodified Python SDK, a process of its own: arguments ADDRESS, QUEUE and SANDBOX.
+
+`unsandboxed` goes without the SDK's sandbox, in which it imports the workflow's module anew for every run.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cluster.admin.addresses import DO_DEFAULT, DO_LOCAL, Target, of_the_region, parsed
 from cluster.admin.output import Exit, F, Failure
+from cluster.admin.unary import NO_GRPC
 
 if TYPE_CHECKING:
     from temporalio.service import ServiceClient
@@ -60,7 +62,13 @@ def connection_options(function: F) -> F:
 
     path = click.Path(exists=True, dir_okay=False)
     options = (
-        ("--address", {"help": f"Server, as host:port. [default: {ADDRESS_DEFAULT}]"}),
+        (
+            "--address",
+            {
+                "help": "Server, as host:port; or nodes of a region, with commas, the first of which that "
+                f"answers is asked. [default: {ADDRESS_DEFAULT}]"
+            },
+        ),
         ("--namespace", {"help": f"Namespace. [default: {NAMESPACE_DEFAULT}]"}),
         ("--api-key", {"help": "Sent as bearer token."}),
         ("--tls", {"is_flag": True, "help": "Use TLS, with the system's authorities."}),
@@ -81,53 +89,59 @@ def connection_options(function: F) -> F:
     return result  # type: ignore[return-value]
 
 
-def resolve(connection: Connection) -> tuple[dict[str, Any], str]:
-    """Fill what the flags leave open; the arguments of ConnectConfig, and the namespace."""
+def resolve(connection: Connection) -> Target:
+    """Fill what the flags leave open. Failure or click.UsageError if it cannot be used."""
     from temporalio.service import TLSConfig
 
     try:
-        config = _configuration(connection)
+        config, file = _configuration(connection)
     except (RuntimeError, ValueError, OSError) as error:
         raise Failure(
-            f"Temporal's client configuration cannot be used: {error}",
+            f"Temporal's client configuration cannot be used: {str(error).rstrip()}",
             "mend the file (--context or TEMPORAL_CONFIG_FILE names it) or unset the TEMPORAL_* variable",
             Exit.USAGE,
         ) from None
-    namespace = connection.namespace or config.pop("namespace", None) or NAMESPACE_DEFAULT
-    settings: dict[str, Any] = {
-        "target_host": connection.address or config.get("target_host") or ADDRESS_DEFAULT,
-        "api_key": connection.api_key or config.get("api_key"),
-        "rpc_metadata": config.get("rpc_metadata") or {},
-    }
+    tls = config.get("tls")
     if any((connection.tls_ca, connection.tls_cert, connection.tls_key, connection.tls_server_name)):
         if bool(connection.tls_cert) != bool(connection.tls_key):
             raise click.UsageError("--tls-cert and --tls-key belong together: give both or neither")
-        settings["tls"] = TLSConfig(
+        tls = TLSConfig(
             server_root_ca_cert=_read(connection.tls_ca),
             client_cert=_read(connection.tls_cert),
             client_private_key=_read(connection.tls_key),
             domain=connection.tls_server_name,
         )
     elif connection.tls:
-        settings["tls"] = True
-    else:
-        settings["tls"] = config.get("tls")
-    if ":" not in settings["target_host"]:
-        raise click.UsageError(f"address {settings['target_host']!r} has no port: write host:port")
-    return settings, str(namespace)
+        tls = True
+    addresses = parsed(connection.address or config.get("target_host") or ADDRESS_DEFAULT)
+    if connection.address is None and file is not None:
+        addresses = of_the_region(file, addresses[0])
+    return Target(
+        addresses,
+        str(connection.namespace or config.get("namespace") or NAMESPACE_DEFAULT),
+        tls,
+        connection.api_key or config.get("api_key"),
+        config.get("rpc_metadata"),
+        DO_LOCAL if file == LOCAL_CONTEXT and connection.address is None else DO_DEFAULT,
+    )
 
 
-def _configuration(connection: Connection) -> dict[str, Any]:
-    """What files and TEMPORAL_* variables say. RuntimeError, ValueError or OSError if they cannot be used."""
+def _configuration(connection: Connection) -> tuple[dict[str, Any], Path | None]:
+    """What files and TEMPORAL_* variables say, and the file that may know the other nodes.
+
+    RuntimeError, ValueError or OSError if they cannot be used.
+    """
     from temporalio.envconfig import ClientConfig
 
-    if connection.context is not None:
-        return dict(ClientConfig.load_client_connect_config(config_file=connection.context, disable_env=True))
+    file = connection.context
+    if file is not None:
+        return dict(ClientConfig.load_client_connect_config(config_file=file, disable_env=True)), Path(file)
     config = dict(ClientConfig.load_client_connect_config())
     if connection.address is None and not config.get("target_host") and LOCAL_CONTEXT.is_file():
         local = ClientConfig.load_client_connect_config(config_file=str(LOCAL_CONTEXT), disable_env=True)
-        config["target_host"] = local.get("target_host")
-    return config
+        return config | {"target_host": local.get("target_host")}, LOCAL_CONTEXT
+    named = os.environ.get("TEMPORAL_CONFIG_FILE")
+    return config, Path(named) if named else None
 
 
 def _read(path: str | None) -> bytes | None:
@@ -157,7 +171,7 @@ def explain(error: Any, address: str, namespace: str, changes: bool) -> Failure:
     from temporalio.service import RPCStatusCode
 
     do = {
-        RPCStatusCode.UNAVAILABLE: f"see whether the server at {address} runs: `holdfast cluster health`",
+        RPCStatusCode.UNAVAILABLE: f"ask the server at {address} how it is: `holdfast cluster health`",
         RPCStatusCode.DEADLINE_EXCEEDED: f"the server at {address} is slow; see its log",
         RPCStatusCode.NOT_FOUND: f"see whether the name and the namespace ({namespace!r}) are right",
         RPCStatusCode.UNAUTHENTICATED: "give --api-key or --tls-cert and --tls-key",
@@ -174,36 +188,59 @@ def explain(error: Any, address: str, namespace: str, changes: bool) -> Failure:
         RPCStatusCode.DATA_LOSS,
     )
     if changes and error.status in lost:
-        return Failure(f"{text}; it may have happened", "look before you try again", Exit.INDEFINITE)
+        look = "look before you try again"
+        if error.status is RPCStatusCode.UNAVAILABLE:
+            look += "; `holdfast cluster health` says what is wrong"
+        return Failure(f"{text}; it may have happened", look, Exit.INDEFINITE)
     return Failure(text, do)
+
+
+# What the client library's errors have in them, and what that means. The first that fits is told.
+_CONNECT_ERRORS = (
+    ("ConnectionRefused", "connection refused"),
+    ("dns error", "there is no host of this name"),
+    ("InvalidCertificate", "its certificate is not one that is trusted here (--tls-ca, --tls-server-name)"),
+    ("CertificateRequired", "it wants a certificate (--tls-cert and --tls-key)"),
+    ("tls handshake eof", "it speaks no TLS (leave --tls out)"),
+    ("InvalidContentType", "it speaks no TLS (leave --tls out)"),
+    ("ConnectionReset", NO_GRPC),
+    ("BrokenPipe", NO_GRPC),
+    ("FRAME_SIZE_ERROR", NO_GRPC),
+    ("http2 error", NO_GRPC),
+    ("TimedOut", "timed out"),
+    ("deadline has elapsed", "timed out"),
+    ("Timeout expired", "timed out"),
+)
 
 
 def _why_not(error: Exception) -> str:
     """The client library's error without its inner structure."""
     text = str(error)
-    if "ConnectionRefused" in text:
-        return "connection refused"
-    return text.removeprefix("Failed client connect: ")[:CONNECT_ERROR_MAX] or "timed out"
+    told = next((words for mark, words in _CONNECT_ERRORS if mark in text), None)
+    return told or text.removeprefix("Failed client connect: ")[:CONNECT_ERROR_MAX] or "timed out"
 
 
 async def connect(connection: Connection) -> Server:
     """Reach the server (GetSystemInfo answers) or fail with what to do."""
     from temporalio.service import ConnectConfig, RPCError, ServiceClient
 
-    settings, namespace = resolve(connection)
-    address = settings["target_host"]
+    target = resolve(connection)
+    address = await target.pick()
+    config = ConnectConfig(
+        target_host=address,
+        api_key=target.api_key,
+        tls=target.tls,
+        rpc_metadata=target.metadata or {},
+        connect_timeout=timedelta(seconds=CONNECT_TIMEOUT_S),
+    )
     try:
-        config = ConnectConfig(**settings, connect_timeout=timedelta(seconds=CONNECT_TIMEOUT_S))
         async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
             client = await ServiceClient.connect(config)
     except RPCError as error:
-        raise explain(error, address, namespace, changes=False) from None
+        raise explain(error, address, target.namespace, changes=False) from None
     except (RuntimeError, ValueError, TimeoutError) as error:
-        raise Failure(
-            f"no server answers at {address}: {_why_not(error)}",
-            "start one (`holdfast server start-dev`), or name another with --address or HOLDFAST_ADDRESS",
-        ) from None
-    return Server(client, address, namespace)
+        raise Failure(f"no server answers at {target.named}: {_why_not(error)}", target.do) from None
+    return Server(client, address, target.namespace)
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RESPONSE_BYTES_MAX = 64 << 20  # a region of a thousand shards is described in half a megabyte
 FIELDS_BYTES_MAX = 64 << 10
 UNKNOWN = 2
+NO_GRPC = "what listens there speaks no gRPC, or not in the clear (is it the gRPC port? is --tls missing?)"
 
 
 class Status(NamedTuple):
@@ -181,5 +182,13 @@ def reason(error: BaseException) -> str:
         return "timed out"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not one that is trusted here: {error.verify_message}"
+    if isinstance(error, ssl.SSLError | ssl.SSLEOFError) or (
+        isinstance(error, ConnectionError) and not str(error)
+    ):
+        return "the TLS handshake failed (does it speak TLS? leave --tls out if not)"
+    if isinstance(error, socket.gaierror):
+        return "there is no host of this name"
     text: Any = getattr(error, "strerror", None) or error
     return str(text)
