@@ -33,7 +33,7 @@ from benchmarks.raw_worker import (
     Starter,
 )
 from benchmarks.region_cluster import Region, load, region, worked
-from cluster.hosting.tokens import task_token
+from cluster.hosting.tasks.tokens import task_token
 
 QUEUE = "bench"
 ROUNDS = 3

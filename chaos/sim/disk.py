@@ -17,7 +17,7 @@ from history_store.storage.contract import Round, StorageBroken, StorageError, S
 from history_store.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
-    from cluster.hosting.lanes import Then, Write
+    from cluster.hosting.groups.lanes import Then, Write
     from cluster.peers.virtual_time import VirtualLoop
 
 _NOBODY = contextvars.Context()
@@ -81,7 +81,7 @@ class Disk(MemoryStorage):
 
 
 class DiskLane:
-    """A lane (`cluster.hosting.lanes.Lane`) on which a write takes virtual time."""
+    """A lane (`cluster.hosting.groups.lanes.Lane`) on which a write takes virtual time."""
 
     def __init__(
         self, loop: VirtualLoop, disk: Disk, name: str, write: Write, after: Callable[[], None] | None

@@ -22,7 +22,7 @@ from chaos.sim.clients import NAMESPACE, Caller
 if TYPE_CHECKING:
     from chaos.sim.record import Notes
     from chaos.sim.world import Node, World
-    from cluster.hosting.group import Group
+    from cluster.hosting.groups.group import Group
 
 WATCH_S = 0.2
 RECORDS = (

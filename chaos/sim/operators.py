@@ -14,7 +14,7 @@ import msgspec
 
 from chaos.sim.calls import Refused
 from chaos.sim.clients import AGAIN, ALARMING
-from cluster.hosting.administration import METHOD, ask
+from cluster.hosting.region.administration import METHOD, ask
 from history_store.engine.errors import Code
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from chaos.sim.record import GRACE_S, Notes
 from chaos.sim.trace import Trace, told
 from chaos.sim.workers import POLL_S, Worker
 from chaos.sim.world import Shape, World
-from cluster.hosting.config import RaftSection
+from cluster.hosting.config.node_config import RaftSection
 from cluster.peers import virtual_time
 from cluster.peers.virtual_time import VirtualLoop
 from history_store import rare

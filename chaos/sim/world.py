@@ -1,8 +1,8 @@
 """A region in one process: machines with disks and clocks, a network between them, and the nodes on them.
 
-A node is what `holdfast server start` runs (cluster/hosting/region.py), without its front and with other
-surroundings: a disk in memory, a network in memory, a clock that is virtual time and an offset, chance from
-the run's seed.
+A node is what `holdfast server start` runs (cluster/hosting/process/region_server.py), without its front
+and with other surroundings: a disk in memory, a network in memory, a clock that is virtual time and an
+offset, chance from the run's seed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cluster.frontend.services import everything
 from cluster.frontend.services.base import Services
 from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.clock import Clock
-from cluster.hosting.config import RaftSection
-from cluster.hosting.joining import Asker, NotAdmitted, Place, join
-from cluster.hosting.member import Founding, Member, Surroundings, Virtual
+from cluster.hosting.config.node_config import RaftSection
+from cluster.hosting.region.joining import Asker, NotAdmitted, Place, join
+from cluster.hosting.region.member import Founding, Member, Surroundings, Virtual
 from cluster.membership import FORMAT, FORMATS, META_GROUP, NodeRecord, NodeState, ShardState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork
@@ -31,7 +31,7 @@ from history_store.engine.environment import EngineLimits
 from history_store.engine.limits import Limits
 
 if TYPE_CHECKING:
-    from cluster.hosting.group import Group
+    from cluster.hosting.groups.group import Group
     from cluster.membership import Table
     from cluster.peers.virtual_time import Process, VirtualLoop
 

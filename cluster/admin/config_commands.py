@@ -10,7 +10,7 @@ import click
 from cluster.admin.output import Exit, Failure, json_option, leave, print_json, print_table
 
 if TYPE_CHECKING:
-    from cluster.hosting.config import NodeConfig
+    from cluster.hosting.config.node_config import NodeConfig
 
 FILE = click.Path(path_type=Path)
 
@@ -41,8 +41,8 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
       holdfast config check node.toml
       holdfast config check a1.toml a2.toml a3.toml --json
     """
-    from cluster.hosting.config import ConfigError, load
-    from cluster.hosting.config_agreement import disagreements
+    from cluster.hosting.config.agreement import disagreements
+    from cluster.hosting.config.node_config import ConfigError, load
 
     configs: list[NodeConfig] = []
     results: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ def show(file: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"file": None if file is None else str(file), "settings": rows})
         return
-    from cluster.hosting.config_reading import toml_value
+    from cluster.hosting.config.reading import toml_value
 
     value = "default" if file is None else "value"
     table = [
@@ -109,7 +109,7 @@ def show(file: Path | None, as_json: bool) -> None:
 
 def rows_of(loaded: NodeConfig | None) -> list[dict[str, Any]]:
     """Every setting, with the value it has in this configuration; without one, with its default."""
-    from cluster.hosting.config import settings
+    from cluster.hosting.config.node_config import settings
 
     rows = []
     for setting in settings():
@@ -139,7 +139,7 @@ def rows_of(loaded: NodeConfig | None) -> list[dict[str, Any]]:
 
 def loaded_or_exit(file: Path) -> NodeConfig:
     """The configuration; Failure with exit 2 and every problem, if it cannot be used."""
-    from cluster.hosting.config import ConfigError, load
+    from cluster.hosting.config.node_config import ConfigError, load
 
     try:
         return load(file)

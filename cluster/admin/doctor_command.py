@@ -8,7 +8,7 @@ import click
 
 from cluster.admin.doctor import Verdict, examine
 from cluster.admin.output import Exit, json_option, leave, print_json, print_table
-from cluster.hosting.options import PORT_DEFAULT
+from cluster.hosting.config.options import PORT_DEFAULT
 
 
 @click.command()

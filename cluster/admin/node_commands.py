@@ -320,7 +320,7 @@ def _address(flag: str, text: str) -> tuple[str, int]:
 
 def _write(path: Path, text: str) -> None:
     """Write the file, and see that a node would take it."""
-    from cluster.hosting.config import ConfigError, load
+    from cluster.hosting.config.node_config import ConfigError, load
 
     try:
         with path.open("x") as file:

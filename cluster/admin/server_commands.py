@@ -18,7 +18,7 @@ import click
 
 from cluster.admin.output import Exit, Failure, json_option, leave
 from cluster.admin.start_command import start
-from cluster.hosting.options import (
+from cluster.hosting.config.options import (
     FRONTS,
     LOG_FORMATS,
     LOG_LEVELS,
@@ -290,7 +290,7 @@ def read_options(given: dict[str, Any]) -> ServerOptions:
 def run(options: ServerOptions) -> None:
     """Be the server until a signal ends it, then exit with its code."""
     leave_rich_out()
-    from cluster.hosting.server import serve
+    from cluster.hosting.process.server import serve
     from history_store.storage.contract import StorageError
 
     try:

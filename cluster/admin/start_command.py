@@ -13,7 +13,7 @@ import click
 from cluster.admin.output import Exit, Failure, json_option, leave
 
 if TYPE_CHECKING:
-    from cluster.hosting.config import NodeConfig
+    from cluster.hosting.config.node_config import NodeConfig
 
 
 @click.command("start")
@@ -46,8 +46,8 @@ def start(file: Path, as_json: bool) -> None:
     if as_json:
         announce(config)
     leave_rich_out()
-    from cluster.hosting.joining import NotAdmitted
-    from cluster.hosting.region import serve
+    from cluster.hosting.process.region_server import serve
+    from cluster.hosting.region.joining import NotAdmitted
     from history_store.storage.contract import StorageError
 
     try:

@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from cluster.hosting.actions import Actions
-from cluster.hosting.committer import Committer
-from cluster.hosting.coverage import ranges_by_group, within
-from cluster.hosting.damage import Damages, data_loss
-from cluster.hosting.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
-from cluster.hosting.group import NotLeading, NotReadable, nobody
-from cluster.hosting.meta import META_GROUP, RETENTION_DEFAULT, Meta, Settings
-from cluster.hosting.queries import Queries
-from cluster.hosting.scrubbing import Scrub
-from cluster.hosting.shard_host import ShardHost
+from cluster.hosting.calls.actions import Actions
+from cluster.hosting.calls.coverage import ranges_by_group, within
+from cluster.hosting.groups.committer import Committer
+from cluster.hosting.groups.damage import data_loss
+from cluster.hosting.groups.group import NotLeading, NotReadable, nobody
+from cluster.hosting.replicas.repair import Damages
+from cluster.hosting.replicas.scrubbing import Scrub
+from cluster.hosting.shards.host import ShardHost
+from cluster.hosting.shards.meta import RETENTION_DEFAULT, Meta, Settings
+from cluster.hosting.tasks.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
+from cluster.hosting.tasks.queries import Queries
 from cluster.matching import Matching, QueueKey
 from cluster.matching.workers import WorkerRegistry
+from cluster.membership import META_GROUP
 from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
-from history_store.engine.errors import Code, ServiceError
+from history_store.engine.errors import ServiceError
 from history_store.engine.keys import SLOTS, slot_of
 from history_store.raft import decode_configuration
 from history_store.rare import reached
@@ -34,11 +36,11 @@ if TYPE_CHECKING:
     from temporalio.api.common.v1.message_pb2 import SearchAttributes
 
     from cluster.frontend.contract import Connection
+    from cluster.hosting.calls.forward import Entered, Forward
     from cluster.hosting.clock import Clock, Identifiers
-    from cluster.hosting.forward import Forward
-    from cluster.hosting.group import Group, Send, Waiter
-    from cluster.hosting.lanes import MakeLane
-    from cluster.hosting.takeover import Takeovers
+    from cluster.hosting.groups.group import Group, Send
+    from cluster.hosting.groups.lanes import MakeLane
+    from cluster.hosting.tasks.takeover import Takeovers
     from cluster.matching.contract import Task
     from cluster.matching.exchange import Exchange
     from history_store.engine.environment import EngineLimits
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("node")
 
 FORGET_QUEUES_S = 60.0
-READ_S = 5.0  # what a read of all shards gets to find their leaders
-READ_RETRY_S = 0.05
 BACKLOG_HINT_MAX = 10
 
 
@@ -69,17 +69,6 @@ class Membership(NamedTuple):
 def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Membership.config_of`
     """Every group of a node without others."""
     return None
-
-
-class Entered:
-    """What a call meets while it is handled."""
-
-    __slots__ = ("confirmed", "run_id", "shards")
-
-    def __init__(self) -> None:
-        self.shards: list[ShardHost] = []
-        self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
-        self.run_id = ""  # the run that was meant, where the call named none
 
 
 class Node:
@@ -490,49 +479,6 @@ class Node:
         if run is not None and not run_id and self.entered is not None:
             self.entered.run_id = run.state.run_id
         return shard, run
-
-
-class Barrier:
-    """Waits until several groups are current here; asks again where leadership moved meanwhile."""
-
-    def __init__(self, node: Node, groups: list[Group], waiter: Waiter, seconds: float = READ_S) -> None:
-        self.waits_for = {group.id for group in groups}  # those of them that are not
-        self._loop = node.loop
-        self._waiter: Waiter | None = waiter
-        self._groups = groups
-        self._until = node.loop.time() + seconds
-        self._timer = node.loop.call_at(self._until, self._give_up)
-
-    def begin(self) -> None:
-        """Ask. UNAVAILABLE if one of them cannot confirm it in time."""
-        for group in self._groups:
-            self._ask(group)
-
-    def _ask(self, group: Group) -> None:
-        if self._waiter is None:
-            return
-
-        def heard(error: ServiceError | None) -> None:
-            if error is None:
-                self.waits_for.discard(group.id)
-                if not self.waits_for:
-                    self._end(None)
-            elif self._loop.time() < self._until:
-                self._loop.call_later(READ_RETRY_S, self._ask, group)
-
-        if group.damage and not group.has_others:
-            heard(None)  # what List shows is not among its rows, and nobody else could confirm it
-        else:
-            group.when_current(heard)
-
-    def _give_up(self) -> None:
-        self._end(ServiceError(Code.UNAVAILABLE, "a shard's quorum does not answer; try again"))
-
-    def _end(self, error: ServiceError | None) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            self._timer.cancel()
-            waiter(error)
 
 
 class _Source:

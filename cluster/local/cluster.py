@@ -328,8 +328,11 @@ class LocalCluster:
 
     def _check_configs(self, plan: Plan) -> None:
         """Refuse at once what a node would refuse: the files are for people to edit."""
-        from cluster.hosting.config import ConfigError, load  # the supervisor, which imports us, does without
-        from cluster.hosting.config_agreement import disagreements
+        from cluster.hosting.config.agreement import disagreements
+        from cluster.hosting.config.node_config import (  # the supervisor, which imports us, does without
+            ConfigError,
+            load,
+        )
 
         configs, problems = [], []
         for node in plan.nodes:

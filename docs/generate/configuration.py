@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cluster.hosting.config import OPTIONAL_SECTIONS, SECTIONS, settings
+from cluster.hosting.config.node_config import OPTIONAL_SECTIONS, SECTIONS, settings
 
 PAGE = Path(__file__).parents[1] / "configuration.md"
 HEAD = """# Configuration of a node

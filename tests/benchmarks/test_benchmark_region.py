@@ -16,7 +16,7 @@ from temporalio.api.workflowservice.v1 import (
 from benchmarks import raw_worker
 from benchmarks.raw_client import serialize, workflow_path
 from benchmarks.region_cases import Recorded, back_after, by_method, workflow_of
-from cluster.hosting.tokens import ACTIVITY_TASK, TaskToken, encode
+from cluster.hosting.tasks.tokens import ACTIVITY_TASK, TaskToken, encode
 
 KILLED, UNTIL = 10.0, 15.0
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.hosting.config import load
+from cluster.hosting.config.node_config import load
 
 REPO = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from cluster.admin.main import COMMANDS, holdfast
-from cluster.hosting.options import ServerOptions
+from cluster.hosting.config.options import ServerOptions
 
 REPO = Path(__file__).parents[2]
 LEFT_OUT = {".venv", ".git", "build", "node_modules"}

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 from google.protobuf.message import Message as Protobuf
 
-from cluster.hosting import deeds, generations, meta, tokens
+from cluster.hosting.calls import deeds
+from cluster.hosting.replicas import generations
+from cluster.hosting.shards import meta
+from cluster.hosting.tasks import tokens
 from cluster.membership import records
 from cluster.peers import contract, frames, handshake
 from history_store.engine import state

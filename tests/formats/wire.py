@@ -13,8 +13,8 @@ import msgspec
 from chaos.sim.run import Options, simulate
 from chaos.sim.trace import Trace
 from chaos.sim.world import Shape, World
-from cluster.hosting.exchange import EXCHANGE
-from cluster.hosting.replicas import RAFT
+from cluster.hosting.replicas.replicas import RAFT
+from cluster.hosting.tasks.exchange import EXCHANGE
 from cluster.peers import virtual_time
 from cluster.peers.stream import StreamPeers
 from cluster.peers.virtual_time import VirtualLoop

@@ -7,7 +7,7 @@ nobody watches.
 Not here, since what is left of the product hides them from clients but for moments that hundreds of seeds do
 not hit: votes that are forgotten (a node that was started again votes for nobody for an election timeout;
 tests/history_store/raft/test_mutants.py breaks them), and denied tasks that come late, and second tries that
-may mean another run (tests/cluster/hosting/test_second_tries.py).
+may mean another run (tests/cluster/hosting/tasks/test_second_tries.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from chaos.sim import disk
 from chaos.sim.run import Options, simulate
-from cluster.hosting import dispatch, takeover
-from cluster.hosting.forward import Attempt
-from cluster.hosting.group import Group
-from cluster.hosting.shard_host import ShardHost
+from cluster.hosting.calls.forward import Attempt
+from cluster.hosting.groups.group import Group
+from cluster.hosting.shards.host import ShardHost
+from cluster.hosting.tasks import dispatch, takeover
 from cluster.peers.stream import StreamPeers
 from history_store.engine.run import Run
 from history_store.shard.rows import Rows

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from chaos.sim.run import Options, Report, Simulation, simulate
-from cluster.hosting import splitting
-from cluster.hosting.administration import Request
+from cluster.hosting.region.administration import Request
+from cluster.hosting.shards import splitting
 from cluster.membership import META_GROUP, ShardState, Table
 
 SPLITS = 5

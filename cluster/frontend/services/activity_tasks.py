@@ -10,14 +10,14 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import Services, rpc
 from cluster.frontend.services.polls import wait_for_task
 from cluster.frontend.validate import worker
-from cluster.hosting.dispatch import ACTIVITY
-from cluster.hosting.tokens import ACTIVITY_TASK, TaskToken
+from cluster.hosting.tasks.dispatch import ACTIVITY
+from cluster.hosting.tasks.tokens import ACTIVITY_TASK, TaskToken
 from history_store.engine import activity as activities
 from history_store.engine.errors import invalid
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
     from history_store.engine.state import ActivityState
 

@@ -14,15 +14,15 @@ from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 
 from cluster.frontend.status import status_details, status_of
 from cluster.frontend.validate import CHECKS
-from cluster.hosting.tokens import TaskToken, task_token
+from cluster.hosting.tasks.tokens import TaskToken, task_token
 from history_store.engine.errors import Code, ServiceError, invalid
 from history_store.engine.inputs import not_running
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Handler
-    from cluster.hosting.meta import Namespace
     from cluster.hosting.node import Node
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
+    from cluster.hosting.shards.meta import Namespace
     from history_store.engine.limits import Limits
     from history_store.engine.run import Run, Transaction
 

@@ -18,15 +18,15 @@ import msgspec
 import structlog
 
 from cluster.frontend.services.base import Services
-from cluster.hosting.group import nobody
-from cluster.hosting.meta import DELETED, Namespace
+from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.meta import DELETED, Namespace
 from history_store.engine import close, keys
 from history_store.engine.errors import ServiceError
 
 if TYPE_CHECKING:
     import asyncio
 
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
 
 log = structlog.get_logger("namespaces")
 

@@ -10,15 +10,15 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
 from cluster.frontend.status import status_of
-from cluster.hosting.answers import varint
-from cluster.hosting.tokens import HistoryToken, encode, history_token
+from cluster.hosting.tasks.answers import varint
+from cluster.hosting.tasks.tokens import HistoryToken, encode, history_token
 from history_store.engine import workflow_task
 from history_store.engine.errors import ServiceError, invalid
 from history_store.shard import runs
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run
 
 CLOSE_EVENT = workflow_pb2.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT

@@ -17,8 +17,8 @@ from temporalio.api.replication.v1.message_pb2 import NamespaceReplicationConfig
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, rpc
-from cluster.hosting.group import nobody
-from cluster.hosting.meta import DELETED, DEPRECATED, REGISTERED, Namespace, not_found
+from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.meta import DELETED, DEPRECATED, REGISTERED, Namespace, not_found
 from history_store.engine.durations import from_ns, to_ns
 from history_store.engine.errors import Code, ServiceError, invalid
 

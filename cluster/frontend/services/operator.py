@@ -10,7 +10,7 @@ from temporalio.api.operatorservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import OPERATOR_SERVICE, Services, answering, rpc
 from cluster.frontend.services.deletion import Deletions
 from cluster.frontend.services.namespaces import CLUSTER_NAME
-from cluster.hosting.meta import DELETED, Namespace, not_found
+from cluster.hosting.shards.meta import DELETED, Namespace, not_found
 from history_store.engine.durations import to_ns
 from history_store.engine.errors import Code, ServiceError, invalid
 from history_store.visibility import attributes

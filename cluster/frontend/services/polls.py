@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cluster.frontend.services.base import Services
-from cluster.hosting.dispatch import Poll
+from cluster.hosting.tasks.dispatch import Poll
 from cluster.matching import QueueKey
 from history_store.engine.errors import invalid
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cluster.frontend.services.base import Services, fail
 from cluster.frontend.status import status_of
-from cluster.hosting.forward import slots_asked
-from cluster.hosting.parts import Answer, Lacking, Part, Question, Then, Work, write_part
+from cluster.hosting.calls.forward import slots_asked
+from cluster.hosting.calls.parts import Answer, Lacking, Part, Question, Then, Work, write_part
 from history_store.engine.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Readers:
 
         Part(self._node, call, question, slots, self, heard, alone=False).begin()
 
-    # ---- cluster.hosting.parts.Reader
+    # ---- cluster.hosting.calls.parts.Reader
 
     def read(self, call: Call, work: Work, then: Then) -> None:
         """Work on the projection, once everything committed so far can be seen in it."""

@@ -11,7 +11,7 @@ from history_store.engine import keys, reset
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
 
 

@@ -13,7 +13,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services import workflows
 from cluster.frontend.services.base import Services, execution_not_found, fail, rpc
 from cluster.frontend.status import status_of
-from cluster.hosting.group import nobody
+from cluster.hosting.groups.group import nobody
 from history_store.engine import state as st
 from history_store.engine import updates, workflow_task
 from history_store.engine.errors import Code, ServiceError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cluster.frontend.contract import Call
-    from cluster.hosting.meta import Namespace
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
+    from cluster.hosting.shards.meta import Namespace
     from history_store.engine.run import Run
     from history_store.engine.state import CurrentRun, UpdateState
 

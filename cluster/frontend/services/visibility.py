@@ -2,8 +2,8 @@
 
 A reply is put together on the reader's thread, of bytes where the projection has bytes: memo and search
 attributes of an execution are messages already, and go out as they came in. Where several nodes have a part
-each of the answer (see `cluster.hosting.parts`), a part of a list has the executions as they will go out, and
-what they sort by.
+each of the answer (see `cluster.hosting.calls.parts`), a part of a list has the executions as they will go
+out, and what they sort by.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.base import Services, rpc
 from cluster.frontend.services.readers import Readers
 from cluster.frontend.validate.visibility import page_size
-from cluster.hosting.answers import varint
+from cluster.hosting.tasks.answers import varint
 from history_store.engine.durations import from_ns, timestamp_from_ns, to_ns
 from history_store.engine.errors import invalid
 from history_store.visibility import attributes, filters, pages, search

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
-from cluster.hosting.dispatch import WORKFLOW, Poll
-from cluster.hosting.forward import scattered
+from cluster.hosting.calls.forward import scattered
+from cluster.hosting.tasks.dispatch import WORKFLOW, Poll
 from cluster.matching import QueueKey
 
 if TYPE_CHECKING:

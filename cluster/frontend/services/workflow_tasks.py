@@ -10,11 +10,11 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, fail, rpc
 from cluster.frontend.services.polls import wait_for_task
-from cluster.hosting import answers
-from cluster.hosting.dispatch import ACTIVITY, WORKFLOW, give_back
-from cluster.hosting.queries import ANSWERED, Query
-from cluster.hosting.starts import is_without_poll, named_without_poll
-from cluster.hosting.tokens import QUERY_TASK, TaskToken
+from cluster.hosting.tasks import answers
+from cluster.hosting.tasks.dispatch import ACTIVITY, WORKFLOW, give_back
+from cluster.hosting.tasks.queries import ANSWERED, Query
+from cluster.hosting.tasks.starts import is_without_poll, named_without_poll
+from cluster.hosting.tasks.tokens import QUERY_TASK, TaskToken
 from history_store.engine import activity as activities
 from history_store.engine import close, commands, workflow_task
 from history_store.engine.command_rules import BadCommand, check_sequence
@@ -23,7 +23,7 @@ from history_store.engine.inputs import not_running
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
     from history_store.engine.state import ActivityState, WorkflowTask
 

@@ -10,9 +10,9 @@ from temporalio.api.errordetails.v1.message_pb2 import WorkflowExecutionAlreadyS
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, execution_not_found, rpc
-from cluster.hosting import answers
-from cluster.hosting.group import nobody
-from cluster.hosting.meta import REGISTERED
+from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.meta import REGISTERED
+from cluster.hosting.tasks import answers
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
@@ -20,8 +20,8 @@ from history_store.rare import reached
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
-    from cluster.hosting.meta import Namespace
-    from cluster.hosting.shard_host import ShardHost
+    from cluster.hosting.shards.host import ShardHost
+    from cluster.hosting.shards.meta import Namespace
     from history_store.engine.run import Run, Transaction
     from history_store.engine.state import CurrentRun
 

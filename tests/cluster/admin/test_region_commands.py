@@ -13,7 +13,7 @@ from click.testing import Result
 from temporalio.api.workflowservice.v1 import DescribeNamespaceResponse
 
 from cluster.admin import region
-from cluster.hosting.config import load
+from cluster.hosting.config.node_config import load
 
 Run = Callable[..., Result]
 CHANGED = {"why": "a/2 drains", "changed": True, "moves": []}

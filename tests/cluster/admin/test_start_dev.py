@@ -12,7 +12,7 @@ import click
 import pytest
 
 from cluster.admin.server_commands import announce, cannot_start, read_options, start_dev, without_effect
-from cluster.hosting.options import ServerOptions
+from cluster.hosting.config.options import ServerOptions
 
 
 def options(*arguments: str) -> ServerOptions:

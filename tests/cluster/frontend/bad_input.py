@@ -24,7 +24,7 @@ from temporalio.api.update.v1.message_pb2 import Acceptance, Rejection, Response
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from temporalio.api.workflowservice.v1 import service_pb2 as workflow_service
 
-from cluster.hosting.tokens import HistoryToken, TaskToken, encode
+from cluster.hosting.tasks.tokens import HistoryToken, TaskToken, encode
 from history_store.engine.run import Run, pack
 from history_store.shard import runs
 from tests.cluster.frontend.services.conftest import Harness

@@ -17,8 +17,8 @@ from temporalio.api.protocol.v1.message_pb2 import Message as ProtocolMessage
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.status import status_of
-from cluster.hosting.meta import REGISTERED, Namespace
-from cluster.hosting.tokens import HistoryToken, encode
+from cluster.hosting.shards.meta import REGISTERED, Namespace
+from cluster.hosting.tasks.tokens import HistoryToken, encode
 from history_store.engine.errors import Code
 from history_store.storage.memory import MemoryStorage
 from tests.cluster.frontend.bad_input import Mint, World, rpcs

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from cluster.hosting.committer import Committer
-from cluster.hosting.group import Group, NotLeading, nobody
-from cluster.hosting.meta import META_GROUP
-from cluster.hosting.snapshots import KINDS, Snapshots
+from cluster.hosting.groups.committer import Committer
+from cluster.hosting.groups.group import Group, NotLeading, nobody
+from cluster.hosting.replicas.snapshots import KINDS, Snapshots
+from cluster.membership import META_GROUP
 from history_store.engine import keys
 from history_store.raft import DATA, Config, Message, RaftError, decode, encode
 from history_store.shard import image, snapshot

@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from cluster.hosting.group import Group, nobody
+from cluster.hosting.groups.group import Group, nobody
 from history_store.engine import keys
 from history_store.engine.errors import ServiceError
 from history_store.raft import RaftError

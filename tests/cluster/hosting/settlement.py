@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from cluster.hosting.administration import METHOD
 from cluster.hosting.clock import Clock
-from cluster.hosting.config import RaftSection
-from cluster.hosting.joining import Asker, InnerCall, NotAdmitted, Place, Told, join
-from cluster.hosting.lanes import InlineLane
-from cluster.hosting.member import Founding, Member, Surroundings, Virtual
+from cluster.hosting.config.node_config import RaftSection
+from cluster.hosting.groups.lanes import InlineLane
+from cluster.hosting.region.administration import METHOD
+from cluster.hosting.region.joining import Asker, InnerCall, NotAdmitted, Place, Told, join
+from cluster.hosting.region.member import Founding, Member, Surroundings, Virtual
 from cluster.membership import FORMAT, NodeRecord, NodeState, Table, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork

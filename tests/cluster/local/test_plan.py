@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosting.config import load
-from cluster.hosting.config_agreement import disagreements
+from cluster.hosting.config.agreement import disagreements
+from cluster.hosting.config.node_config import load
 from cluster.local.plan import (
     LocalError,
     Plan,

@@ -26,8 +26,8 @@ from cluster.frontend.services import everything
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
 from cluster.frontend.status import status_of
 from cluster.hosting.clock import Clock, Identifiers
-from cluster.hosting.meta import REGISTERED, Namespace
 from cluster.hosting.node import Node
+from cluster.hosting.shards.meta import REGISTERED, Namespace
 from history_store.engine.environment import EngineLimits
 from history_store.engine.limits import Limits
 from history_store.storage.memory import MemoryStorage

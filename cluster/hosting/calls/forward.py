@@ -1,0 +1,655 @@
+"""Calls in a region: served where the shard's leader is, and tried again when it moves.
+
+A call comes to any node. Its handler runs there; where it needs a shard that another node leads, the same
+request goes to that node as it came (one hop), and the handler runs there, with a `RemoteConnection` in
+place of the client's. If leadership moves meanwhile, whoever took the call from the client asks the new
+leader, until the client's deadline: request ids and task tokens make that the same request, not a second.
+
+Two nodes that cannot talk to each other may both be able to talk to a third. A call that finds no way to its
+leader for a while is therefore given to some other node, which may hand it on once more (a relay).
+
+An `Attempt` is one try of a call. When it is lost its handler is told that the client has gone, what it still
+answers is ignored, and the next attempt begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
+from temporalio.api.workflowservice.v1 import request_response_pb2
+
+from cluster.frontend.status import status_of
+from cluster.hosting.calls.barrier import Barrier
+from cluster.hosting.calls.gathering import Gathering
+from cluster.hosting.calls.remote import (
+    ANSWER,
+    CALL,
+    CANCEL,
+    ERROR,
+    HUNG_UP,
+    LOST,
+    PART,
+    SCATTER,
+    RemoteCall,
+    RemoteConnection,
+)  # fmt: skip
+from cluster.hosting.groups.group import NotLeading, NotReadable
+from history_store.engine.errors import Code, ServiceError
+from history_store.rare import reached
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.calls.gathering import Hearer
+    from cluster.hosting.groups.group import Group
+    from cluster.hosting.node import Node
+    from cluster.hosting.shards.host import ShardHost
+    from history_store.visibility.sql import Slots
+
+log = structlog.get_logger("forward")
+
+RETRY_S = 0.03  # between tries while a shard has no leader that we know of
+PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
+RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
+NO_GROUP = -1  # of a call that is not for some shard's leader
+MARGIN_S = 0.2  # before the client's deadline, so that it hears why
+
+
+# What the state is now explains such an error, and an earlier try may be what made it so.
+OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
+# Calls that change nothing have no earlier effects.
+READING = ("Describe", "Get", "List", "Count", "Poll", "Query")
+
+
+@cache
+def _names_run(method: str) -> type[Message] | None:
+    """The request type of a call that changes the run it names, or the current one if it names none."""
+    name = method.rpartition("/")[2]
+    kind: type[Message] | None = getattr(request_response_pb2, f"{name}Request", None)
+    if kind is None or name.startswith(READING) or "workflow_execution" not in kind.DESCRIPTOR.fields_by_name:
+        return None
+    return kind
+
+
+def name_run(call: Call, run_id: str) -> None:
+    """Another try means the run that the first one met, and not one that took its place since."""
+    kind = _names_run(call.method)
+    if kind is not None:
+        request: Any = kind.FromString(call.request)
+        if not request.workflow_execution.run_id:
+            request.workflow_execution.run_id = run_id
+            call.request = request.SerializeToString()
+
+
+def names_no_run(call: Call) -> bool:
+    """Whether it would change whichever run is the current one."""
+    kind = _names_run(call.method)
+    if kind is None:
+        return False
+    request: Any = kind.FromString(call.request)
+    return not request.workflow_execution.run_id
+
+
+class Entered:
+    """What a call meets while it is handled."""
+
+    __slots__ = ("confirmed", "run_id", "shards")
+
+    def __init__(self) -> None:
+        self.shards: list[ShardHost] = []
+        self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
+        self.run_id = ""  # the run that was meant, where the call named none
+
+
+class Attempt:
+    """One try of a call, as its handler sees it (a `contract.Call`)."""
+
+    __slots__ = (
+        "_entered",
+        "_forward",
+        "_handler",
+        "_task",
+        "_work",
+        "again",
+        "call",
+        "checked",
+        "deadline",
+        "done",
+        "group",
+        "on_cancel",
+        "on_message",
+        "remote",
+        "tries",
+        "until",
+    )
+
+    def __init__(self, forward: Forward, call: Call, handler: Handler, until: float) -> None:
+        self._forward = forward
+        self.call = call
+        self._handler = handler
+        self._entered = Entered()
+        self._task: asyncio.Task[None] | None = None
+        self._work: Coroutine[Any, Any, bytes | None] | None = None  # what the task is to do
+        self.deadline = call.deadline
+        self.done = False
+        self.again = False  # an earlier try was lost, and may have taken effect
+        self.checked = False  # the namespace it names was looked for in the newest table
+        self.on_cancel: Callable[[], None] | None = None
+        self.on_message: Callable[[bytes | None], None] | None = None
+        self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
+        self.group = 0  # whose leader it was sent to
+        self.tries = 0  # to find a leader, in vain
+        self.until = until
+
+    # ---- contract.Call
+
+    @property
+    def request(self) -> bytes:
+        """The message; what is put in its place counts for later attempts, too."""
+        return self.call.request
+
+    @request.setter
+    def request(self, message: bytes) -> None:
+        self.call.request = message
+
+    @property
+    def method(self) -> str:
+        """Full method name."""
+        return self.call.method
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """The client's."""
+        return self.call.metadata
+
+    @property
+    def connection(self) -> Connection:
+        """The client's connection."""
+        return self.call.connection
+
+    def finish(self, body: bytes) -> None:
+        """Answer."""
+        if not self.done:
+            self._end()
+            self.call.finish(body)
+
+    def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
+        """Answer with a status."""
+        if self.done:
+            return
+        self._end()
+        name = self.method.rpartition("/")[2]
+        if not self.again or code not in OF_THE_STATE or name.startswith(READING):
+            self.call.fail(code, message, details)
+        else:
+            reached("refusal in doubt after an earlier try")
+            why = f"an earlier try, which was lost, may have been the one that did it; now: {message}"
+            self.call.fail(int(Code.UNAVAILABLE), why)
+
+    def set_metadata(
+        self,
+        *,
+        initial: Iterable[tuple[str, str | bytes]] = (),
+        trailing: Iterable[tuple[str, str | bytes]] = (),
+    ) -> None:
+        """Metadata for the answer."""
+        self.call.set_metadata(initial=initial, trailing=trailing)
+
+    def write(self, body: bytes) -> None:
+        """Unary calls only come here."""
+        raise NotImplementedError(f"{self.method} is no stream")
+
+    # ---- its life
+
+    def run(self) -> None:
+        """Call the handler and see to its answer."""
+        node = self._forward.node
+        self.call.on_cancel = self._cancelled
+        before, node.entered = node.entered, self._entered
+        try:
+            result = self._handler(self)
+        except NotLeading as error:
+            self._leave()
+            self._forward.elsewhere(self, error)
+            return
+        except NotReadable as error:
+            self._leave()
+            error.group.when_readable(partial(self._readable, error.group))
+            return
+        except ServiceError as error:
+            if self._forward.may_be_news(self, error):
+                return
+            self._fail_with(error)
+            return
+        except Exception as error:  # noqa: BLE001 - the caller hears of it, and the log
+            self._fail_with(error)
+            return
+        finally:
+            node.entered = before
+        if result is None:
+            if not self.done:
+                for shard in self._entered.shards:
+                    shard.attempts[self] = None
+        elif isinstance(result, bytes):
+            self.finish(result)
+        else:
+            self._work = result
+            self._task = asyncio.ensure_future(self._drive(result))
+
+    async def _drive(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        try:
+            body = await coroutine
+        except (NotLeading, NotReadable) as error:
+            if not self.done:
+                self._forward.elsewhere(self, error if isinstance(error, NotLeading) else NotLeading(0))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail_with(error)
+        else:
+            if body is not None:
+                self.finish(body)
+
+    def _fail_with(self, error: Exception) -> None:
+        if not self.done:
+            self.fail(*status_of(error, self.method, self.connection.peer))
+
+    def _readable(self, group: Group, error: ServiceError | None) -> None:
+        if self.done:
+            return
+        if isinstance(error, NotLeading):
+            self._forward.elsewhere(self, error)
+        elif error is not None:
+            self._fail_with(error)
+        else:
+            self._entered.confirmed.append(group)
+            self.run()
+
+    def _leave(self) -> None:
+        for shard in self._entered.shards:
+            shard.attempts.pop(self, None)
+        self._entered.shards.clear()
+
+    def _end(self) -> None:
+        self.done = True
+        self._leave()
+        self._forward.ended(self)
+
+    def _stop(self) -> None:
+        if self._task is not None and self._work is not None:
+            self._task.cancel()
+            if inspect.getcoroutinestate(self._work) == inspect.CORO_CREATED:
+                self._work.close()  # it never begins, and nobody else would say so
+
+    def _cancelled(self) -> None:
+        """The client has gone, or its time is up."""
+        if self.done:
+            return
+        self._end()
+        self._stop()
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    def lost(self) -> None:
+        """The shard has another leader: whether this try did anything is not known. Try again there."""
+        if self.done:
+            return
+        self.done = True
+        self._leave()
+        self._forward.ended(self)
+        self._stop()
+        if self.on_cancel is not None:
+            self.on_cancel()  # the handler forgets the call, as if the client had gone
+        if self._entered.run_id:
+            name_run(self.call, self._entered.run_id)
+            reached("call tried again for the run it met first")
+        reached("call tried again")
+        again = Attempt(self._forward, self.call, self._handler, self.until)
+        again.again = True
+        self.call.on_cancel = again._cancelled
+        self._forward.later(again)
+
+
+def scattered(call: Call) -> bool:
+    """Whether another node asks for what this one knows itself."""
+    if isinstance(call, Attempt):
+        call = call.call
+    return isinstance(call, RemoteCall) and call.scattered
+
+
+def slots_asked(call: Call) -> Slots | None:
+    """The slots whose part of the answer another node asks for; None: a client asks for all of it."""
+    if isinstance(call, Attempt):
+        call = call.call
+    return call.slots if isinstance(call, RemoteCall) else None
+
+
+class Forward:
+    """Sends calls on to other nodes, and serves theirs."""
+
+    def __init__(self, node: Node, send: Callable[[int, list[Any]], bool]) -> None:
+        self.node = node
+        self.loop = node.loop
+        self.send = send
+        self.handlers: Mapping[str, Handler] = {}  # those of the node, not wrapped
+        self.served: dict[tuple[int, int], RemoteCall] = {}
+        self.forwarded = 0
+        self._numbers = 0
+        self._leaders: dict[int, int] = {}  # by group, who led it last as far as is known here
+        self._sent: dict[int, Attempt] = {}
+        self._asked: dict[int, Hearer] = {}
+        self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
+        self._remote: dict[tuple[int, int], RemoteConnection] = {}
+
+    def wrap(self, handler: Handler) -> Handler:
+        """The handler as the front calls it."""
+
+        def handle(call: Call) -> None:
+            now = self.loop.time()
+            until = now + PATIENCE_S
+            if call.deadline is not None:
+                until = min(until, call.deadline - MARGIN_S)
+            Attempt(self, call, handler, until).run()
+
+        return handle
+
+    # ---- the node that has the client
+
+    def elsewhere(self, attempt: Attempt, error: NotLeading) -> None:
+        """The shard is not led here: send the call on, or wait until somebody leads."""
+        to, group, call = error.leader, error.group, attempt.call
+        if isinstance(call, RemoteCall):
+            # The node that has the client looks for the leader, unless it finds no way to it.
+            away = to not in (0, self.node.node_id, call.node_id)
+            if not (call.hops and away and self._pass_on(attempt, to, group)):
+                call.lost(in_doubt=attempt.again, group=group, leader=to)
+            return
+        if to not in (0, self.node.node_id) and self._pass_on(attempt, to, group):
+            return
+        attempt.tries += 1
+        if attempt.tries >= RELAY_TRIES:
+            attempt.tries = 0
+            others = [peer for peer in self.node.peers() if peer not in (to, self._leaders.get(group))]
+            if others and self._pass_on(attempt, self.node.choose(others), group, hops=1):
+                return
+        self.later(attempt)
+
+    def relay(self, call: Call) -> bool:
+        """Let some other node answer a client's call in our place: it may reach whom we cannot."""
+        if not isinstance(call, Attempt) or isinstance(call.call, RemoteCall):
+            return False
+        others = self.node.peers()
+        return bool(others) and self._pass_on(call, self.node.choose(others), NO_GROUP)
+
+    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0) -> bool:
+        """Give the call to another node. False: it cannot be reached."""
+        self._numbers += 1
+        number = self._numbers
+        deadline = attempt.deadline
+        left_ms = -1 if deadline is None else max(1, int((deadline - self.loop.time()) * 1000))
+        connection = attempt.connection
+        message = [CALL, number, attempt.method, attempt.request, left_ms, self.number_of(connection),
+                   connection.peer]  # fmt: skip
+        if hops:
+            message.append(hops)
+        if not self.send(to, message):
+            return False
+        self.forwarded += 1
+        attempt.remote = (to, number)
+        attempt.group = group
+        self._sent[number] = attempt
+        return True
+
+    def leader_changed(self, group: Group) -> None:
+        """Calls that were sent to the leader before may never be answered: ask who leads now."""
+        number, leader, here = group.id, group.raft.leader, self.node.node_id
+        if leader:
+            self._leaders[number] = leader
+        for attempt in list(self._sent.values()):
+            remote = attempt.remote
+            if attempt.group != number or remote is None or remote[0] in (leader, here):
+                continue
+            if names_no_run(attempt.call):
+                continue  # another try might change another run: this one's answer is waited for
+            self.ended(attempt)
+            attempt.again = True
+            self.later(attempt)
+
+    def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
+        """A namespace that is not known here may have been registered at another node a moment ago.
+
+        True: the attempt waits until this node knows all that the region knew when the call came.
+        """
+        if attempt.checked or not isinstance(error.detail, NamespaceNotFoundFailure):
+            return False
+        attempt.checked = True
+
+        def current(late: ServiceError | None) -> None:
+            if not attempt.done:
+                if late is not None:
+                    attempt._fail_with(late)
+                else:
+                    attempt.run()
+
+        Barrier(self.node, [self.node.meta.group], current).begin()
+        return True
+
+    def number_of(self, connection: Connection) -> int:
+        """By which other nodes know a client's connection; they hear when it closes."""
+        number = self._connections.get(connection)
+        if number is None:
+            self._numbers += 1
+            number = self._connections[connection] = self._numbers
+            connection.on_close(lambda: self._hung_up(connection))
+        return number
+
+    def _hung_up(self, connection: Connection) -> None:
+        number = self._connections.pop(connection, None)
+        if number is not None:
+            for peer in self.node.peers():
+                self.send(peer, [HUNG_UP, number])
+
+    def later(self, attempt: Attempt) -> None:
+        """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
+        call = attempt.call
+        if isinstance(call, RemoteCall):
+            call.lost(in_doubt=attempt.again)
+            return
+        if self.loop.time() >= attempt.until:
+            attempt.fail(
+                int(Code.UNAVAILABLE),
+                "the shard of this workflow has no leader at present (are a majority of its nodes up? "
+                "see `holdfast cluster health`); whether an earlier try took effect is not known",
+            )
+            return
+        self.loop.call_later(RETRY_S, self._again, attempt)
+
+    def _again(self, attempt: Attempt) -> None:
+        if not attempt.done:
+            attempt.run()
+
+    def ended(self, attempt: Attempt) -> None:
+        """The attempt is over: if another node works on it, that is in vain."""
+        if attempt.remote is not None:
+            node_id, number = attempt.remote
+            attempt.remote = None
+            if self._sent.pop(number, None) is not None:
+                self.send(node_id, [CANCEL, number])
+
+    # ---- peers
+
+    def received(self, node_id: int, message: list[Any]) -> None:
+        """A message of this module's kinds."""
+        kind, number = message[0], message[1]
+        if kind == ANSWER:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                attempt.finish(message[2])
+            elif number in self._asked:
+                self._asked.pop(number).heard(node_id, message[2])
+        elif kind == CALL:
+            self._serve(node_id, message)
+        elif kind == SCATTER:
+            self._tell(node_id, message)
+        elif kind == PART:
+            self._tell_part(node_id, message)
+        elif kind == ERROR:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                attempt.fail(message[2], message[3], message[4])
+            elif number in self._asked:
+                error = ServiceError(Code(message[2]), message[3])
+                self._asked.pop(number).heard(node_id, None, error)
+        elif kind == LOST:
+            attempt = self._sent.pop(number, None)
+            if attempt is not None:
+                attempt.remote = None
+                attempt.again = attempt.again or bool(message[2])
+                if message[5] is not None:
+                    attempt.request = message[5]
+                group, leader = message[3], message[4]
+                if leader not in (0, node_id):
+                    self.node.leader_hints[group] = leader
+                    self.loop.call_soon(self._again, attempt)
+                else:
+                    self.later(attempt)
+        elif kind == CANCEL:
+            call = self.served.pop((node_id, number), None)
+            if call is not None:
+                call.done = True
+                if call.on_cancel is not None:
+                    call.on_cancel()
+        elif kind == HUNG_UP:
+            connection = self._remote.pop((node_id, number), None)
+            if connection is not None:
+                connection.close()
+
+    def connection_of(self, node_id: int, number: int, peer: str) -> RemoteConnection:
+        """A client's connection to another node, as one object for all its calls."""
+        key = (node_id, number)
+        found = self._remote.get(key)
+        if found is None:
+            found = self._remote[key] = RemoteConnection(key, peer)
+        return found
+
+    def _serve(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request, left_ms, connection, peer, *hops = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        call = RemoteCall(
+            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer)
+        )
+        call.hops = hops[0] if hops else 0
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release that this node runs")
+            return
+        self.served[node_id, number] = call
+        Attempt(self, call, handler, 0.0).run()
+
+    def scatter(self, call: Call, done: Callable[[list[bytes]], None]) -> None:
+        """Ask all other nodes the same; `done` hears what those that could answered. Not for changes that
+        must not be made twice, and not for what must be complete.
+        """
+        peers = self.node.peers()
+        gathering = Gathering(self, set(peers), done)
+        for peer in peers:
+            self._numbers += 1
+            if self.send(peer, [SCATTER, self._numbers, call.method, call.request]):
+                self._asked[self._numbers] = gathering
+            else:
+                gathering.waits_for.discard(peer)
+        gathering.look()
+
+    def forget(self, gathering: Hearer) -> None:
+        """It hears no more."""
+        for number in [number for number, found in self._asked.items() if found is gathering]:
+            del self._asked[number]
+
+    def _tell(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request = message
+        connection = self.connection_of(node_id, 0, f"node {node_id}")
+        call = RemoteCall(self, node_id, number, method, request, None, connection)
+        call.scattered = True
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not known here")
+            return
+        self.served[node_id, number] = call
+        Attempt(self, call, handler, 0.0).run()
+
+    def ask(self, node_id: int, call: Call, slots: Slots, hearer: Hearer) -> int:
+        """Ask one node for its part of a call's answer: that of these slots. The question's number; 0: it
+        cannot be reached.
+        """
+        self._numbers += 1
+        number = self._numbers
+        left_ms = -1 if call.deadline is None else max(1, int((call.deadline - self.loop.time()) * 1000))
+        known = self.node.meta.group.committed
+        if not self.send(node_id, [PART, number, call.method, call.request, left_ms, slots, known]):
+            return 0
+        self._asked[number] = hearer
+        return number
+
+    def ask_no_more(self, node_id: int, number: int) -> None:
+        """The answer is not wanted any more."""
+        if self._asked.pop(number, None) is not None:
+            self.send(node_id, [CANCEL, number])
+
+    def _tell_part(self, node_id: int, message: list[Any]) -> None:
+        _, number, method, request, left_ms, slots, known = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        connection = self.connection_of(node_id, 0, f"node {node_id}")
+        call = RemoteCall(self, node_id, number, method, request, deadline, connection)
+        call.slots = tuple((first, last) for first, last in slots)
+        handler = self.handlers.get(method)
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not known here")
+            return
+        self.served[node_id, number] = call
+        attempt = Attempt(self, call, handler, 0.0)
+        meta = self.node.meta.group
+        if meta.committed >= known:
+            attempt.run()
+            return
+
+        def current(late: ServiceError | None) -> None:
+            if not attempt.done and not call.done:
+                if late is not None:
+                    attempt._fail_with(late)
+                else:
+                    attempt.run()
+
+        # Whoever asks knows of a namespace or an attribute, perhaps, of which this node is yet to hear.
+        Barrier(self.node, [meta], current).begin()
+
+    def down(self, node_id: int) -> None:
+        """The node is gone, with its clients and with what we asked of it."""
+        for key in [key for key in self.served if key[0] == node_id]:
+            call = self.served.pop(key)
+            call.done = True
+            if call.on_cancel is not None:
+                call.on_cancel()
+        for key in [key for key in self._remote if key[0] == node_id]:
+            self._remote.pop(key).close()
+        for hearer in dict.fromkeys(self._asked.values()):
+            hearer.heard(node_id, None)
+        for number in [
+            number for number, attempt in self._sent.items() if attempt.remote == (node_id, number)
+        ]:
+            attempt = self._sent.pop(number)
+            attempt.remote = None
+            attempt.again = True
+            if names_no_run(attempt.call):
+                reached("call lost with the leader's node")
+                # It may have changed a run that only the dead knew: another try might change the next one.
+                why = "the shard's leader has gone, and whether it was done is not known"
+                attempt.fail(int(Code.UNAVAILABLE), why)
+            else:
+                self.later(attempt)

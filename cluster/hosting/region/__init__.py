@@ -1,0 +1,1 @@
+"""A node among others: joining them, keeping replicas and leaders in place, what operators ask."""

@@ -1,0 +1,605 @@
+"""What operators and newcomers ask of a region: one method, JSON in and out.
+
+    {"do": "drain", "node": "a/2"}  ->  {"why": "a/2 drains", "changed": true, "moves": []}
+
+Everything is answered where the meta group is led, because who leads it has the newest table and hears how
+the nodes are (steward.py); a call that comes to another node is sent on like any other. A change is a plan
+of `cluster.membership`, made from the newest table and proposed in the same step, and answered when it is
+committed; a refusal is FAILED_PRECONDITION, "why: what to do".
+
+Every verb may be asked again: what is so already is no error. Only `rebalance` does more when asked twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import structlog
+
+from cluster.hosting.groups.group import LostLeadership, NotLeading
+from cluster.hosting.region.health import Known, Problem, Watch, find, named
+from cluster.membership import (
+    FORMAT,
+    META_GROUP,
+    NodeRecord,
+    NodeState,
+    Plan,
+    Refusal,
+    ShardState,
+    Table,
+    plan_announce,
+    plan_drain,
+    plan_join,
+    plan_move,
+    plan_rebalance,
+    plan_remove,
+    plan_replace,
+    plan_resume,
+    plan_split,
+    plan_transfer,
+    split_at,
+)
+from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.engine.keys import slot_of
+from history_store.shard import image
+
+if TYPE_CHECKING:
+    from cluster.frontend.contract import Call, Handler
+    from cluster.hosting.node import Node
+    from cluster.hosting.region.steward import Steward
+    from cluster.hosting.replicas.replicas import Replicas
+    from cluster.membership import GroupReport, NodeHealth
+
+log = structlog.get_logger("administration")
+
+METHOD = "/holdfast.admin.v1.AdminService/Do"
+# What only nodes ask, of their peers' port; never served to clients.
+INTERNAL_METHOD = "/holdfast.internal.v1.NodeService/Do"
+LEADERLESS_S = 2.5  # an election, or a hand-over, and the next report take less
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A request. A field that this version does not know is refused: it might be what makes it harmless.
+
+    So only fields that say something are sent.
+    """
+
+    do: str
+    node: str = ""  # name, or id
+    to: str = ""
+    shard: int = -1
+    slot: int = -1
+    force: bool = False
+    evacuate: bool = False
+    dry_run: bool = False
+    all: bool = False
+    here: bool = False
+    namespace: str = ""
+    workflow: str = ""  # id
+    record: NodeRecord | None = None  # of a node that speaks of itself
+
+
+Answer: TypeAlias = dict[str, Any]
+Verb: TypeAlias = Callable[["Administration", Request], Coroutine[Any, Any, Answer]]
+_decode = msgspec.json.Decoder(Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Standing(Enum):
+    """What a name is to a region."""
+
+    FIRST = "first"  # one of those that make it, or nobody could say
+    NEW = "new"  # not in it
+    LOST = "lost"  # in it, with other data
+
+
+def ask(do: str, **fields: Any) -> bytes:
+    """A request."""
+    return _encode(Request(do, **fields))
+
+
+def read(message: bytes) -> Request:
+    """The request of a message. INVALID_ARGUMENT."""
+    try:
+        return _decode(message)
+    except msgspec.MsgspecError as error:
+        raise invalid(f"this is no request of this release: {error}") from None
+
+
+class Administration:
+    """One per node."""
+
+    def __init__(self, node: Node, replicas: Replicas, steward: Steward) -> None:
+        self._node = node
+        self._replicas = replicas
+        self._steward = steward
+        self._watch = Watch()
+        self._own_watch = Watch()  # for what this node knows by itself
+        self.splits: Mapping[int, str] = {}  # coming shard -> what its split waits for
+        self.heard: dict[str, NodeRecord] = {}  # what nodes said of themselves before there was a table
+        steward.on_decided = self._keep_watch
+
+    def handlers(self) -> dict[str, Handler]:
+        """For clients."""
+        return {METHOD: lambda call: self._do(call, VERBS)}
+
+    def internal_handlers(self) -> dict[str, Handler]:
+        """For nodes."""
+        return {INTERNAL_METHOD: lambda call: self._do(call, INTERNAL_VERBS)}
+
+    def _do(self, call: Call, verbs: dict[str, Verb]) -> Coroutine[Any, Any, bytes]:
+        request = read(call.request)
+        verb = verbs.get(request.do)
+        if verb is None:
+            raise ServiceError(
+                Code.UNIMPLEMENTED, f"this release cannot {request.do!r}; it can {', '.join(sorted(verbs))}"
+            )
+        return self._done(verb, request)
+
+    async def _done(self, verb: Verb, request: Request) -> bytes:
+        return _encode(await verb(self, request))
+
+    # ---- where the meta group is led
+
+    @property
+    def _table(self) -> Table:
+        return self._replicas.table
+
+    async def _heard(self, ask_group: Callable[[Callable[[ServiceError | None], None]], None]) -> None:
+        """Wait for one of a group's promises. NotLeading if another leads meanwhile."""
+        future: asyncio.Future[ServiceError | None] = self._node.loop.create_future()
+
+        def heard(error: ServiceError | None) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        ask_group(heard)
+        error = await future
+        if isinstance(error, LostLeadership):
+            raise NotLeading(self._node.meta.group.raft.leader, META_GROUP)  # asked again there, harmlessly
+        if error is not None:
+            raise error
+
+    async def _lead(self) -> None:
+        """Go on only where the meta group is led, for certain. NotLeading."""
+        try:
+            await self._heard(self._node.meta.group.when_readable)
+        except ServiceError as error:
+            raise NotLeading(error.leader if isinstance(error, NotLeading) else 0, META_GROUP) from None
+        if self._table.region is None:
+            raise NotLeading(0, META_GROUP)  # it is being made
+
+    async def _informed(self) -> None:
+        """Wait until every node has had the time to be heard: what is not heard from counts as down."""
+        while self._steward.informed_in_s:
+            await asyncio.sleep(self._steward.informed_in_s)
+            await self._lead()
+
+    async def _change(self, plan: Callable[[Table], Plan | Refusal], *, dry_run: bool = False) -> Plan:
+        """Plan and propose in one step. FAILED_PRECONDITION; NotLeading."""
+        group = self._node.meta.group
+        await self._lead()
+        await self._informed()
+        while self._steward.changing:
+            await self._heard(group.when_committed)
+        if not group.leading:
+            raise NotLeading(group.raft.leader, META_GROUP)
+        found = plan(self._table)
+        if isinstance(found, Refusal):
+            raise failed_precondition(str(found))
+        if found.rows and not dry_run:
+            rows = list(found.rows)
+            group.propose(image.encode(rows, []), rows, [])
+            log.info("the region changes", why=found.why, moves=len(found.moves))
+            await self._heard(group.when_committed)
+        return found
+
+    def _down(self) -> set[int]:
+        found, _ = self._steward.health()
+        return {node_id for node_id, one in found.items() if not one.up}
+
+    def _find(self, table: Table, name: str) -> int:
+        """Id of a node by its name or id. FAILED_PRECONDITION."""
+        node = table.node_named(name)
+        if node is None and name.isdecimal():
+            node = table.nodes.get(int(name))
+        if node is None:
+            known = ", ".join(one.name for one in table.present())
+            raise failed_precondition(f"there is no node {name!r}: choose one of {known}")
+        return node.id
+
+    async def _planned(self, request: Request, plan: Callable[[Table], Plan | Refusal]) -> Answer:
+        found = await self._change(plan, dry_run=request.dry_run)
+        moves = [
+            {"shard": move.group, "from": self._name(move.source), "to": self._name(move.target)}
+            for move in found.moves
+        ]
+        return {"why": found.why, "changed": bool(found.rows) and not request.dry_run, "moves": moves}
+
+    def _name(self, node_id: int) -> str | None:
+        node = self._table.nodes.get(node_id)
+        return node.name if node is not None else None
+
+    # ---- changes
+
+    async def drain(self, request: Request) -> Answer:
+        """A node is to lead nothing."""
+        force, evacuate = request.force, request.evacuate
+
+        def plan(table: Table) -> Plan | Refusal:
+            node_id = self._find(table, request.node)
+            return plan_drain(table, node_id, evacuate=evacuate, force=force, down=self._down())
+
+        return await self._planned(request, plan)
+
+    async def resume(self, request: Request) -> Answer:
+        """It may lead again, and stays."""
+        return await self._planned(request, lambda table: plan_resume(table, self._find(table, request.node)))
+
+    async def remove(self, request: Request) -> Answer:
+        """A node goes for ever."""
+
+        def plan(table: Table) -> Plan | Refusal:
+            node_id = self._find(table, request.node)
+            if table.nodes[node_id].state is NodeState.REMOVED:
+                return Plan([], [], f"{table.nodes[node_id].name} is removed")
+            return plan_remove(table, node_id, force=request.force, down=self._down())
+
+        return await self._planned(request, plan)
+
+    async def replace(self, request: Request) -> Answer:
+        """Another node takes over what a node holds; that goes for ever."""
+
+        def plan(table: Table) -> Plan | Refusal:
+            old = self._find(table, request.node)
+            if not request.to:
+                return self._plan_lost(table, old)
+            new = self._find(table, request.to)
+            return plan_replace(table, old, new, force=request.force, down=self._down())
+
+        return await self._planned(request, plan)
+
+    def _plan_lost(self, table: Table, node_id: int) -> Plan | Refusal:
+        """A node's data is gone, and its machine comes again without: it goes, and its name is free."""
+        node = table.nodes[node_id]
+        if node.state is NodeState.REMOVED:
+            return Plan([], [], f"{node.name} is removed")
+        if node_id not in self._down():
+            return Refusal(
+                f"{node.name} is up",
+                f"name the node that is to take over: `holdfast node replace {node.name} NEW`; "
+                "or stop it first, if its data is to be thrown away",
+            )
+        return plan_remove(table, node_id, force=True, down=self._down())
+
+    async def move(self, request: Request) -> Answer:
+        """One replica goes elsewhere."""
+
+        def plan(table: Table) -> Plan | Refusal:
+            source, target = self._find(table, request.node), self._find(table, request.to)
+            wanted = table.replicas_of(request.shard)
+            if source not in wanted and target in wanted:
+                return Plan([], [], f"shard {request.shard} is wanted there already")
+            if target in self._down():
+                return Refusal(f"{self._name(target)} is down", "start it, or choose another node")
+            return plan_move(table, request.shard, source, target)
+
+        return await self._planned(request, plan)
+
+    async def rebalance(self, request: Request) -> Answer:
+        """Level the nodes, and fill up what lacks replicas."""
+        return await self._planned(request, lambda table: plan_rebalance(table, down=self._down()))
+
+    async def split(self, request: Request) -> Answer:
+        """Another shard takes a shard's slots from `slot` on; asked again, it is the same one."""
+        number, slot = request.shard, request.slot
+
+        def plan(table: Table) -> Plan | Refusal:
+            child = split_at(table, number, slot)
+            if child:
+                return Plan([], [], f"shard {number} is split at slot {slot}, into itself and shard {child}")
+            return plan_split(table, number, slot if slot >= 0 else None)
+
+        answer = await self._planned(request, plan)
+        if slot < 0:
+            child = self._table.splitting(number)
+            slot = self._table.shards[child].ranges[0][0] if child else -1
+        return {"shard": number, "child": split_at(self._table, number, slot), "slot": slot, **answer}
+
+    async def transfer(self, request: Request) -> Answer:
+        """Another replica leads a shard: asked for, and seen in `shards` when it has come about."""
+        found, _ = await self._told()
+        reports, to = self._reports(), self._find(self._table, request.to)
+        move = plan_transfer(self._table, reports, found, request.shard, to)
+        if isinstance(move, Refusal):
+            raise failed_precondition(str(move))
+        self._steward.choose(request.shard, to)
+        if move is None:
+            return {"why": f"{self._name(to)} leads already", "changed": False, "from": self._name(to)}
+        leader = reports[move.group].leader
+        self._steward.transfer(move, leader)
+        return {"why": f"{self._name(to)} is to lead", "changed": True, "from": self._name(leader)}
+
+    # ---- questions
+
+    async def _told(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
+        await self._lead()
+        await self._informed()
+        return self._steward.health()[0], self._reports()
+
+    def _reports(self) -> dict[int, GroupReport]:
+        """What leaders say of their groups; where leadership is just moving, what the last one said."""
+        oldest = self._node.loop.time() - LEADERLESS_S
+        _, reports = self._steward.health()
+        groups = set(self._table.groups())
+        before = {
+            group: report
+            for group, (at, report) in self._steward.last.items()
+            if at >= oldest and group in groups
+        }
+        return before | reports
+
+    async def nodes(self, request: Request) -> Answer:
+        """The nodes and how they are; `all`: removed ones, too."""
+        found, reports = await self._told()
+        shown = []
+        for node in sorted(self._table.nodes.values(), key=lambda node: node.id):
+            if node.state is NodeState.REMOVED and not request.all:
+                continue
+            one = found.get(node.id)
+            up = one is not None and one.up
+            held = [
+                group
+                for group, report in reports.items()
+                if group != META_GROUP
+                and node.id in (*report.conf.voters, *report.conf.outgoing, *report.conf.learners)
+            ]
+            shown.append(
+                {
+                    "id": node.id,
+                    "name": node.name,
+                    "state": node.state.name.lower(),
+                    "up": up,
+                    "machine": node.machine,
+                    "peers": node.peers_address,
+                    "grpc": node.grpc_address,
+                    "metrics": node.metrics_address,
+                    "version": node.version,
+                    "leads": sum(report.leader == node.id for report in reports.values()),
+                    "replicas": len(held),
+                    "wanted": len([g for g in self._table.groups_of(node.id) if g != META_GROUP]),
+                    "load": one.load if one is not None and up else None,
+                    "slow": one.slow if one is not None else False,
+                    "joined_ns": node.joined_ns,
+                }
+            )
+        return {"nodes": shown, "complete": all(group in reports for group in self._served())}
+
+    def _served(self) -> list[int]:
+        """The groups that are to have a leader: not the coming halves of splits."""
+        shards = self._table.shards
+        coming = {one.id for one in shards.values() if one.state is ShardState.PREPARING}
+        return [group for group in self._table.groups() if group not in coming]
+
+    async def shards(self, request: Request) -> Answer:  # noqa: ARG002 - as all verbs
+        """The shards and their replicas; the meta group is number 0."""
+        _, reports = await self._told()
+        table = self._table
+        waits = {**self._steward.waits, **self.splits}
+        shown = []
+        for group in table.groups():
+            report, shard, wanted = reports.get(group), table.shards.get(group), table.replicas_of(group)
+            voters = report.conf.voters if report is not None else ()
+            settled = (
+                report is not None
+                and set(voters) == set(wanted)
+                and not report.conf.outgoing
+                and set(report.conf.learners) <= set(table.learners_of(group))
+            )
+            ranges = shard.ranges if shard is not None else ()
+            shown.append(
+                {
+                    "id": group,
+                    "state": shard.state.name.lower()
+                    if shard is not None
+                    else ShardState.SERVING.name.lower(),
+                    "slots": [list(one) for one in ranges],
+                    "slot_count": sum(last - first + 1 for first, last in ranges),
+                    "leader": self._name(report.leader) if report is not None else None,
+                    "wanted": [self._name(i) for i in wanted],
+                    "voters": [self._name(i) for i in voters],
+                    "learners": [self._name(i) for i in report.conf.learners] if report is not None else [],
+                    "behind": [self._name(i) for i in sorted(report.behind)] if report is not None else [],
+                    "settled": settled,
+                    "waits": waits.get(group, ""),
+                }
+            )
+        return {"shards": shown}
+
+    async def health(self, request: Request) -> Answer:
+        """What is wrong. `here`: as far as this node can tell by itself."""
+        if request.here:
+            return told_problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
+        await self._told()
+        versions: dict[str, list[str]] = {}
+        for node in self._table.present():
+            versions.setdefault(node.version, []).append(node.name)
+        region = self._table.region
+        runs = {"versions": versions, "formats": region.formats if region is not None else 0}
+        return told_problems(self._look()) | runs
+
+    async def locate(self, request: Request) -> Answer:
+        """Which shard has a workflow id, and who leads it. `here`: as this node sees it, of its own replica.
+
+        Answered by the leader itself otherwise. `committed` is the index of the last entry of the shard's
+        log that is known to be committed by the node that answers; None if it has no replica.
+        """
+        node = self._node
+        namespace_id = node.namespace_id_of(request.namespace)
+        if namespace_id is None:
+            raise ServiceError(Code.NOT_FOUND, f"there is no namespace {request.namespace!r}")
+        number = self._table.shard_of_slot(slot_of(namespace_id, request.workflow))
+        if not request.here and number not in node.led:
+            raise NotLeading(node.leader_of(number), number)
+        group = node.committer.groups.get(number)
+        return {
+            "shard": number,
+            "leader": self._name(node.leader_of(number)),
+            "node": self._name(node.node_id),
+            "committed": group.committed if group is not None else None,
+        }
+
+    def _keep_watch(self) -> None:
+        self._look()
+
+    def _look(self) -> list[Problem]:
+        """Look for problems now, so that it is known since when each has been there."""
+        if self._table.region is None:
+            return []
+        (found, _), reports = self._steward.health(), self._reports()
+        clock, now = self._node.clock, self._node.loop.time()
+        statuses = self._steward.statuses
+        known = Known(
+            self._table,
+            found,
+            reports,
+            [group for group in self._served() if group not in reports],
+            self._steward.waits,
+            {node_id: status.refusal for node_id, status in statuses.items() if status.refusal},
+            {
+                node_id: clock.now_ns() - int((now - max(status.at, self._steward.leads_from)) * 1e9)
+                for node_id, status in statuses.items()
+            },
+            {node_id: status.damaged for node_id, status in statuses.items() if status.damaged},
+        )
+        problems = find(known) if self._steward.informed_in_s == 0 else []
+        return self._watch.look(problems, clock.now_ns())
+
+    def _alone(self) -> list[Problem]:
+        """What this node knows when the region's table cannot be asked."""
+        node, table = self._node, self._table
+        me = self._name(node.node_id) or f"node {node.node_id}"
+        found = []
+        if not node.leader_of(META_GROUP):
+            up = node.peers()
+            others = [one.name for one in table.present() if one.id not in (*up, node.node_id)]
+            what = "the meta group has no leader, so nobody looks after the region"
+            if others:
+                what += f"; {me} does not reach {', '.join(others)}"
+            do = "start a majority of the region's nodes, or mend the network between them"
+            found.append(Problem("no steward", what, "region", do))
+        else:
+            leader = self._name(node.leader_of(META_GROUP)) or "another node"
+            what = f"{leader}, which leads the meta group, does not answer {me}"
+            do = f"see the log of {leader}, and the network between the two"
+            found.append(Problem("no answer", what, me, do))
+        silent = [
+            number
+            for number, group in sorted(node.committer.groups.items())
+            if number != META_GROUP and not group.raft.leader
+        ]
+        if silent:
+            what = f"{named(silent)}: no leader that {me} knows of"
+            found.append(Problem("no leader", what, me, "start a majority of the region's nodes"))
+        refusal = node.committer.refusal
+        if refusal is not None:
+            what = f"{me} takes no writes: {refusal.message}"
+            found.append(Problem("refuses", what, me, "make room on its disk, or mend it"))
+        return found
+
+    # ---- what nodes ask
+
+    async def join(self, request: Request) -> Answer:
+        """A process with an empty data directory becomes a node; asked again, it is the same one."""
+        record = _its_record(request)
+
+        def plan(table: Table) -> Plan | Refusal:
+            for node in table.nodes.values():
+                if node.disk != record.disk:
+                    continue
+                if node.state is NodeState.REMOVED:
+                    return Refusal(f"{node.name} was removed", "start it with an empty data directory")
+                if node.name == record.name:
+                    return Plan([], [], f"{node.name} has joined")
+            known = table.node_named(record.name)
+            if known is not None:
+                return Refusal(
+                    f"{known.name} is in the region already, as node {known.id} with other data",
+                    f"give this node another name; or, if that one's data is lost, "
+                    f"`holdfast node remove {known.name}` first",
+                )
+            return plan_join(
+                table, msgspec.structs.replace(record, joined_ns=self._node.clock.now_ns()), down=self._down()
+            )
+
+        await self._change(plan)
+        table = self._table
+        node = table.node_named(record.name)
+        assert table.region is not None, "a change was committed in it"
+        if node is None or node.disk != record.disk:
+            raise NotLeading(0, META_GROUP)  # it was removed in this moment: ask again and hear so
+        return {
+            "cluster_id": table.region.cluster_id,
+            "node_id": node.id,
+            "peers": {str(one.id): one.peers_address for one in table.present()},
+        }
+
+    async def stands(self, request: Request) -> Answer:
+        """What a first member without data is to the region, as far as this node knows."""
+        known = self._table.node_named(request.node)
+        if self._table.region is None or (known is not None and not known.disk):
+            return {"stands": Standing.FIRST.value}  # it is late, and nobody has seen its data
+        return {"stands": (Standing.NEW if known is None else Standing.LOST).value}
+
+    async def announce(self, request: Request) -> Answer:
+        """A node says what it is now."""
+        record = _its_record(request)
+        if self._table.region is None:
+            self.heard[record.name] = record
+            return {"later": True}
+
+        def plan(table: Table) -> Plan | Refusal:
+            return plan_announce(table, record, down=self._down())
+
+        found = await self._change(plan)
+        return {"why": found.why}
+
+
+def _its_record(request: Request) -> NodeRecord:
+    record = request.record
+    if record is None or record.format != FORMAT or not record.disk or not record.name:
+        raise invalid("a node that speaks of itself says its name, its addresses and what its data is called")
+    return record
+
+
+def told_problems(problems: list[Problem]) -> Answer:
+    """The answer to `health`."""
+    shown = [
+        {"what": one.what, "where": one.where, "since_ns": one.since_ns, "do": one.do} for one in problems
+    ]
+    return {"ok": not shown, "problems": shown}
+
+
+VERBS: dict[str, Verb] = {
+    "drain": Administration.drain,
+    "resume": Administration.resume,
+    "remove": Administration.remove,
+    "replace": Administration.replace,
+    "move": Administration.move,
+    "split": Administration.split,
+    "transfer": Administration.transfer,
+    "rebalance": Administration.rebalance,
+    "nodes": Administration.nodes,
+    "shards": Administration.shards,
+    "health": Administration.health,
+    "locate": Administration.locate,
+}
+INTERNAL_VERBS: dict[str, Verb] = {
+    "join": Administration.join,
+    "announce": Administration.announce,
+    "stands": Administration.stands,
+}

@@ -1,0 +1,513 @@
+"""A shard at work: runs in memory, transactions on them, the time they wait for.
+
+A transaction is one synchronous step: read, engine, propose. Nothing can come between, so there are no locks.
+Later transactions build on earlier ones that are not committed yet, since the log keeps their order; callers
+are answered at the commit (`Group.when_committed`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from cluster.hosting.groups.group import NotLeading, nobody
+from history_store.engine import close, deadlines, keys
+from history_store.engine.errors import ServiceError
+from history_store.engine.run import Run, TaskSpec, Transaction
+from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
+from history_store.shard import image, runs
+from history_store.storage.contract import StorageError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from temporalio.api.common.v1.message_pb2 import SearchAttributes
+    from temporalio.api.history.v1.message_pb2 import HistoryEvent
+
+    from cluster.hosting.clock import Clock
+    from cluster.hosting.groups.group import Group, Waiter
+    from cluster.matching.contract import QueueKey
+    from history_store.engine.environment import EngineLimits
+    from history_store.engine.updates import Update
+
+log = structlog.get_logger("shard")
+
+RUNS_CACHED_MAX = 4_096  # open and closed runs kept decoded; about 5 KiB each
+CLOSED_RUNS_CACHED_MAX = 256  # of them: whoever waits for a result asks soon, or not at all
+TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
+WAKES_MAX = 10_000  # wake rows held in memory; later ones stay on disk until their time comes near
+WAKE_WINDOW_NS = 600_000_000_000
+RETRY_S = 1.0  # after a write was refused (a full disk)
+FIRES_AT_ONCE = 64  # runs woken in one turn of the loop, so that a burst of timers starves nobody
+
+_task_row = msgspec.msgpack.Decoder(TaskRow).decode
+_wake_row = msgspec.msgpack.Decoder(WakeRow).decode
+_action_row = msgspec.msgpack.Decoder(Action).decode
+
+
+class Attempt(Protocol):
+    """One try of a call that has met the shard (calls/forward.py)."""
+
+    def lost(self) -> None:
+        """The shard has another leader."""
+
+
+class Outside(Protocol):
+    """What a shard needs of its node."""
+
+    limits: EngineLimits
+
+    def new_id(self) -> str:
+        """A fresh UUID."""
+
+    def next_sequence(self) -> int:
+        """The node's next sequence number."""
+
+    def retention_of(self, namespace_id: str) -> int:
+        """Retention of closed runs, nanoseconds."""
+
+    def namespace_id_of(self, name: str) -> str | None:
+        """Id by name."""
+
+    def namespace_name_of(self, namespace_id: str) -> str:
+        """Name by id."""
+
+    def check_search_attributes(self, namespace_id: str, attributes: SearchAttributes) -> None:
+        """See engine.Environment."""
+
+    def offered(self, shard: ShardHost, spec: TaskSpec) -> None:
+        """A task for matching."""
+
+    def withdrawn(self, namespace_id: str, kind: int, queue: str) -> None:
+        """A waiting task became void."""
+
+    def acted(self, shard: ShardHost, key: bytes, action: Action) -> None:
+        """An action is committed: do it."""
+
+    def asked_after_end(self, run: Run, *, gone: bool) -> None:
+        """The run closed (or is deleted) while questions waited for its next workflow task."""
+
+    def run_closed(self, run_id: str) -> None:
+        """No worker holds a task of this run any more."""
+
+
+class ShardHost:
+    """One shard of this node; also the engine's Environment."""
+
+    def __init__(self, node: Outside, group: Group, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        self.node = node
+        self.group = group
+        self.rows = group.rows
+        self.clock = clock
+        self.loop = loop
+        self.limits = node.limits
+        self.runs: OrderedDict[str, Run] = OrderedDict()
+        self._closed: deque[str] = deque()  # run ids in the order they closed
+        self._open: Transaction | None = None  # the latest one begun: there is never a second
+        self._wakes: list[tuple[int, bytes]] = []
+        self._horizon = 0
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._wake_at = 0
+        # Calls under way here, in order; tried elsewhere if we lose the lead.
+        self.attempts: dict[Attempt, None] = {}
+        self.retired = False  # another node leads, or will: nothing here is true any more
+
+    # ---- engine.Environment
+
+    def new_id(self) -> str:
+        """A fresh UUID."""
+        return self.node.new_id()
+
+    def next_sequence(self) -> int:
+        """The node's next sequence number."""
+        return self.node.next_sequence()
+
+    def load_event(self, run: Run, batch_id: int, event_id: int) -> HistoryEvent:
+        """An event of the run's history."""
+        return runs.event(self.rows, run, batch_id, event_id)
+
+    def retention(self, namespace_id: str) -> int:
+        """Retention of closed runs."""
+        return self.node.retention_of(namespace_id)
+
+    def check_search_attributes(self, namespace_id: str, attributes: SearchAttributes) -> None:
+        """Validate and normalize."""
+        self.node.check_search_attributes(namespace_id, attributes)
+
+    def namespace_id_of(self, name: str) -> str | None:
+        """Id by name."""
+        return self.node.namespace_id_of(name)
+
+    def namespace_name_of(self, namespace_id: str) -> str:
+        """Name by id."""
+        return self.node.namespace_name_of(namespace_id)
+
+    # ---- runs
+
+    def current(self, namespace_id: str, workflow_id: str) -> CurrentRun | None:
+        """What the workflow id means now."""
+        return runs.current(self.rows, namespace_id, workflow_id)
+
+    def find(self, namespace_id: str, workflow_id: str, run_id: str = "") -> Run | None:
+        """The run (the current one if no run id is given), or None."""
+        if self.retired:
+            raise NotLeading(self.group.raft.leader, self.group.id)
+        if not run_id:
+            now = self.current(namespace_id, workflow_id)
+            if now is None:
+                return None
+            run_id = now.run_id
+        run = self.runs.get(run_id)
+        if run is not None:
+            if run.state.workflow_id != workflow_id or run.state.namespace_id != namespace_id:
+                return None
+            self.runs.move_to_end(run_id)
+            return run
+        try:
+            run = runs.load(self.rows, namespace_id, workflow_id, run_id, self.retention(namespace_id))
+        except ValueError:
+            return None  # not a UUID: names no run
+        if run is not None:
+            self.keep(run)
+        return run
+
+    def keep(self, run: Run) -> None:
+        """Hold the run in memory; the least recently used ones that hold nothing of their own go."""
+        cached = self.runs
+        cached[run.state.run_id] = run
+        if len(cached) > RUNS_CACHED_MAX:
+            for _ in range(8):
+                run_id, oldest = next(iter(cached.items()))
+                if oldest.proposed > self.group.committed or _pinned(oldest):
+                    cached.move_to_end(run_id)
+                    continue
+                del cached[run_id]
+                break
+
+    def _retire(self, run_id: str) -> None:
+        """The run has closed: it stays in memory only for a while."""
+        self.node.run_closed(run_id)
+        self._closed.append(run_id)
+        if len(self._closed) > CLOSED_RUNS_CACHED_MAX:
+            oldest = self.runs.get(self._closed.popleft())
+            if oldest is None or oldest.running or oldest.proposed > self.group.committed:
+                return  # one read again from proposed rows would show what is not committed
+            if not _pinned(oldest):
+                del self.runs[oldest.state.run_id]
+
+    def forget(self, run: Run) -> None:
+        """The run is spoiled or gone."""
+        if self.runs.get(run.state.run_id) is run:
+            del self.runs[run.state.run_id]
+
+    def reload(self, run: Run) -> Run:
+        """The run as it was before the failed transaction, with what only the leader knows of it."""
+        self.forget(run)
+        s = run.state
+        fresh = runs.load(self.rows, s.namespace_id, s.workflow_id, s.run_id, self.retention(s.namespace_id))
+        assert fresh is not None, "a run that was read is there"
+        fresh.updates = run.updates
+        if fresh.updates is not None:
+            fresh.updates.roll_back()
+        fresh.proposed = run.proposed
+        fresh.watchers = run.watchers
+        fresh.queries = run.queries
+        fresh.tail_first = fresh.state.next_event_id
+        fresh.keep_speculative(run)
+        self.keep(fresh)
+        return fresh
+
+    def when_seen(self, run: Run, waiter: Waiter) -> None:
+        """Call back when all that is known of the run now is committed, and may be shown.
+
+        Others' changes are not waited for: while the disk is full, runs that did not change can be read.
+        """
+        self.group.when_committed(waiter, index=run.proposed)
+
+    # ---- transactions
+
+    def begin(self) -> Transaction:
+        """A transaction at the present time."""
+        if self.retired:
+            raise NotLeading(self.group.raft.leader, self.group.id)
+        left = self._open
+        if left is not None and any(run.tx is left for run in left.runs):
+            # An exception left it half done, or its runs would be shut to every transaction after it.
+            log.error("a transaction was left open; it is void", runs=[r.state.run_id for r in left.runs])
+            self.abort(left)
+        tx = self._open = Transaction(self, self.clock.now_ns())
+        return tx
+
+    def abort(self, tx: Transaction) -> None:
+        """The engine refused after it had begun: what is in memory is spoiled."""
+        self._open = None
+        for run in tx.runs:
+            if self.runs.get(run.state.run_id) is run:
+                self.reload(run)
+
+    def change(self, run: Run, how: Callable[[Transaction], Waiter], *, patient: bool = False) -> None:
+        """One transaction on one run: what `how` raises makes it void. It returns who hears of the commit."""
+        tx = self.begin()
+        try:
+            tx.open(run)
+            waiter = how(tx)
+        except BaseException:
+            self.abort(tx)
+            raise
+        self.commit(tx, waiter, patient=patient)
+
+    def leave_unwritten(self, tx: Transaction, run: Run) -> bool:
+        """Take the transaction as done if it changed a speculative task alone: that lives in memory."""
+        if run.events or run.dirty or tx.rows or tx.actions or len(tx.runs) != 1:
+            return False
+        assert run.task is not None
+        assert run.task.kind == WFT_SPECULATIVE
+        self._open = None
+        run.committed()
+        self.keep(run)
+        return True
+
+    def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
+        """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused."""
+        try:
+            for run in tx.runs:
+                if run.running:
+                    close.enforce_history_limits(tx, run)
+            tx.seal()
+            index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
+        except BaseException:
+            self.abort(tx)
+            raise
+        self._open = None
+        settle: list[tuple[Run, list[tuple[Update, int]]]] = []
+        offers: list[TaskSpec] = []
+        asked: list[tuple[Run, bool]] = []
+        for run in tx.runs:
+            run.proposed = index
+            if run.queries and (run.closed_now or run.deleted):
+                asked.append((run, run.deleted))
+            if run.closed_now:
+                self._retire(run.state.run_id)
+            if run.deleted:
+                self.forget(run)
+            else:
+                self.keep(run)
+                wake = run.state.wake
+                if wake and wake != run.noted and wake <= self._horizon:
+                    run.noted = wake
+                    self._note(wake, run.raw)
+            offers.extend(run.offers)
+            for kind, queue in run.withdrawn:
+                self.node.withdrawn(run.state.namespace_id, kind, queue)
+            if run.updates is not None and run.updates.changed:
+                settle.append((run, run.updates.take_changed()))
+            elif run.watchers:
+                settle.append((run, []))
+            run.committed()
+            if run.tail_bytes > TAIL_BYTES_MAX:
+                trim(run)
+        self.group.when_committed(waiter, patient=patient)
+        if settle:
+            self.group.when_committed(lambda lost: None if lost else tell(settle), patient=True)
+        if tx.actions:
+            actions = tx.actions
+            self.group.when_committed(lambda lost: None if lost else self._act(actions), patient=True)
+        for spec in offers:
+            try:
+                self.node.offered(self, spec)
+            except Exception:  # the transaction stands, and its task waits in its row for the next poll
+                log.exception("a task could not be offered", run=spec.run.state.run_id)
+        for run, gone in asked:
+            self.node.asked_after_end(run, gone=gone)
+
+    def _act(self, actions: Iterable[tuple[bytes, Action]]) -> None:
+        for key, action in actions:
+            self.node.acted(self, key, action)
+
+    # ---- what was left waiting when the node stopped
+
+    def recover(self) -> None:
+        """Take up timers and actions again; tasks are fetched by matching when polls ask for them."""
+        self._refill_wakes()
+        found = self.rows.scan(keys.ACTION, bytes((keys.ACTION[0] + 1,)))
+        for key, value in list(found):
+            self.node.acted(self, key, _action_row(value))
+
+    def wakes_until(self, due: int) -> Iterator[WakeRow]:
+        """The runs that want to be looked at up to `due`, as of now."""
+        return iter(
+            [_wake_row(value) for _, value in self.rows.scan(keys.WAKE, keys.WAKE + keys.number(due))]
+        )
+
+    def fetch_tasks(self, queue: QueueKey, limit: int) -> list[tuple[bytes, TaskRow]]:
+        """The first waiting tasks of a queue, in order."""
+        prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
+        return [
+            (key, _task_row(value)) for key, value in self.rows.scan(prefix, keys.prefix_end(prefix), limit)
+        ]
+
+    def count_tasks(self, queue: QueueKey) -> int:
+        """How many tasks wait in a queue."""
+        prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
+        return sum(1 for _ in self.rows.scan(prefix, keys.prefix_end(prefix)))
+
+    # ---- time
+
+    def _note(self, due: int, raw: bytes) -> None:
+        heappush(self._wakes, (due, raw))
+        if len(self._wakes) > 4 * WAKES_MAX:
+            self._refill_wakes()
+        elif self._wake_at == 0 or due < self._wake_at:
+            self._arm()
+
+    def _arm(self) -> None:
+        due = self._wakes[0][0] if self._wakes else self._horizon
+        due = min(due, self._horizon)
+        if self._wake_timer is not None:
+            if due == self._wake_at:
+                return
+            self._wake_timer.cancel()
+        self._wake_at = due
+        delay = max(0, due - self.clock.now_ns()) / 1e9
+        self._wake_timer = self.loop.call_later(delay, self._fire)
+
+    def _refill_wakes(self) -> None:
+        """Read the wake rows of the near future."""
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
+        horizon = self.clock.now_ns() + WAKE_WINDOW_NS
+        found = list(self.rows.scan(keys.WAKE, keys.WAKE + keys.number(horizon), WAKES_MAX))
+        if len(found) == WAKES_MAX:
+            horizon = int.from_bytes(found[-1][0][1:9], "big")
+        self._wakes = [(int.from_bytes(key[1:9], "big"), key[9:]) for key, _ in found]
+        self._horizon = horizon
+        self._arm()
+
+    def _fire(self) -> None:
+        if self.retired:
+            return
+        try:
+            self._fire_due()
+        except StorageError as error:
+            # A clock that cannot read what is due would stop in silence: the node stops instead.
+            self.group.committer.stop_for(error)
+        except ServiceError:
+            if not self.group.damage:  # else another leads in a moment, or nobody
+                raise
+
+    def _fire_due(self) -> None:
+        self._wake_timer = None
+        self._wake_at = 0
+        now = self.clock.now_ns()
+        fired = 0
+        wakes = self._wakes
+        while wakes and wakes[0][0] <= now and fired < FIRES_AT_ONCE:
+            due, raw = heappop(wakes)
+            value = self.rows.get(keys.wake(due, raw))
+            if value is None:
+                continue
+            fired += 1
+            try:
+                self._wake(due, raw, _wake_row(value))
+            except ServiceError as error:
+                log.warning("runs could not be woken; trying again", error=error.message)
+                heappush(wakes, (due, raw))  # an earlier wake may re-arm the clock before the retry
+                self._wake_at = now + int(RETRY_S * 1e9)
+                if self._wake_timer is not None:
+                    self._wake_timer.cancel()
+                self._wake_timer = self.loop.call_later(RETRY_S, self._fire)
+                return
+            except StorageError:
+                raise
+            except Exception:  # one run that cannot be woken must not stop the clock of all others
+                log.exception("a run could not be woken; it is left alone for a while", run=raw.hex())
+        if now >= self._horizon and not (wakes and wakes[0][0] <= now):
+            self._refill_wakes()
+        else:
+            self._arm()
+
+    def _wake(self, due: int, raw: bytes, row: WakeRow) -> None:
+        run = self.find(row.namespace_id, row.workflow_id, row.run_id)
+        tx = self.begin()
+        if run is None:
+            tx.rows.append((keys.wake(due, raw), None))
+        else:
+            try:
+                tx.open(run)
+                if run.state.wake != due:
+                    tx.rows.append((keys.wake(due, raw), None))
+                deadlines.fire(tx, run)
+                if run.deleted:
+                    self.delete_rows(tx, run)
+            except BaseException:
+                self.abort(tx)
+                raise
+        self.commit(tx, nobody)
+
+    def delete_rows(self, tx: Transaction, run: Run) -> None:
+        """Everything of the run but its core row, which the seal takes."""
+        run.deleted = True
+        s = run.state
+        items = keys.items(run.slot, run.raw)
+        events = keys.HISTORY + run.slot + run.raw
+        for prefix in (items, events):
+            tx.rows.extend((key, None) for key, _ in self.rows.scan(prefix, keys.prefix_end(prefix)))
+        now = self.current(s.namespace_id, s.workflow_id)
+        if now is not None and now.run_id == s.run_id:
+            tx.rows.append((keys.current(run.slot, run.namespace_raw, s.workflow_id), None))
+
+    def close(self) -> None:
+        """Stop the clockwork."""
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
+
+    def retire(self) -> None:
+        """This node leads the shard no more: drop all that was speculative, or only the leader's to know."""
+        self.retired = True
+        self.close()
+        self.runs.clear()
+        self._closed.clear()
+        self._wakes.clear()
+
+
+def _pinned(run: Run) -> bool:
+    """Whether the run holds what its rows do not."""
+    task = run.state.task
+    return bool(
+        run.watchers
+        or run.queries
+        or run.tx is not None
+        or (run.updates is not None and run.updates.updates)
+        or (task is not None and task.kind == WFT_SPECULATIVE)
+    )
+
+
+def tell(settled: Iterable[tuple[Run, list[tuple[Update, int]]]]) -> None:
+    """A commit is done: watchers of these runs look again, waiters of updates hear."""
+    for run, changed in settled:
+        watchers = list(run.watchers)
+        run.watchers.clear()  # in place: after a failed transaction the run's new object has the same list
+        if changed:
+            assert run.updates is not None
+            run.updates.settle(changed)
+        watcher: Callable[[], None]
+        for watcher in watchers:
+            try:
+                watcher()
+            except Exception:  # whatever is wrong with one, the others are to hear
+                log.exception("somebody who watched a run could not be told", run=run.state.run_id)
+
+
+def trim(run: Run) -> None:
+    """Keep the newest events only."""
+    while run.tail_bytes > TAIL_BYTES_MAX // 2 and len(run.tail) > 1:
+        _, after, data = run.tail.pop(0)
+        run.tail_bytes -= len(data)
+        run.tail_first = after

@@ -1,0 +1,285 @@
+"""A shard is split on three replicas, and one of them ends in the middle: at each of its writes, in turn.
+
+The nodes are those of lagging.py, with rows of all kinds and many slots. What both halves have in the end is
+compared with what the logs say.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.hosting.groups.group import Group, NotLeading, nobody
+from cluster.hosting.replicas import generations, snapshots
+from cluster.hosting.shards import splitting
+from cluster.hosting.shards.splitting import Asked, Splitting
+from history_store.engine import keys
+from history_store.engine.keys import SLOTS, slot_of
+from history_store.raft import Config, RaftError
+from history_store.shard import image, snapshot, split
+from history_store.storage.contract import Entry
+from history_store.visibility.record import ExecutionRecord, VisibilityOp
+from tests.cluster.hosting.lagging import NAMESPACE, Region, Site
+
+PARENT, CHILD = 1, 2
+HALF = ((SLOTS // 2, SLOTS - 1),)
+ASKED = Asked(PARENT, CHILD, HALF)
+WORKFLOWS = 16
+LOADED = 40  # rounds
+
+pack = msgspec.msgpack.encode
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are small, and no timer is waited for."""
+    monkeypatch.setattr(generations, "DELETED_AT_ONCE", 7)
+    monkeypatch.setattr(generations, "SHOWN_AT_ONCE", 5)
+    monkeypatch.setattr(generations, "PAUSE_S", 0.0)
+    monkeypatch.setattr(snapshots, "CHECK_S", 1e6)
+    monkeypatch.setattr(splitting, "COPIED_ROWS", 9)
+    monkeypatch.setattr(splitting, "CLEARED_ROWS", 9)
+    monkeypatch.setattr(splitting, "LOOK_S", 1e6)
+    monkeypatch.setattr(splitting, "STAND_S", 1e6)
+
+
+class SplitSite(Site):
+    """A node whose shards can be split."""
+
+    def prepare(self, found: dict[int, Any]) -> None:
+        self.found = found
+        self.splitting = Splitting(
+            self.committer,
+            self.images,
+            lambda number: self.open(number, self.found.pop(number, None)),
+            lambda number: number in self.found or number in self.committer.groups,
+            self.news,
+        )
+
+    def open(self, group: int, found: Any = None) -> Group:
+        voters = self.region.voters if group == PARENT else ()
+        config = Config(node_id=self.id, voters=voters, log_bytes_max=3_000)
+        made = self.committer.add(group, found, self.region.rng, config)
+        applied, committed = made.apply, self.region.committed[group]
+
+        def apply(entries: list[Entry]) -> None:
+            committed.note(entries)
+            applied(entries)
+
+        made.apply = apply  # type: ignore[method-assign]
+        return made
+
+    def news(self) -> None:
+        """As the node does when the table has changed, or the parent's rows."""
+        if CHILD in self.committer.groups or self.storage.died:
+            return
+        if CHILD in self.found or self.splitting.may_open(CHILD, PARENT, serving=True, wanted=True):
+            self.open(CHILD, self.found.pop(CHILD, None))
+
+    def started(self) -> None:
+        self.news()
+        self.splitting.recover()
+
+    def tick(self) -> None:
+        super().tick()
+        self.splitting.ask([ASKED])
+        self.news()
+
+    def end(self) -> None:
+        super().end()
+        self.splitting.close()
+
+
+class SplitRegion(Region):
+    """Three of them."""
+
+    site_class = SplitSite
+    sites: dict[int, SplitSite]  # type: ignore[assignment]
+
+    def propose(self, group: int = PARENT) -> None:
+        """A transaction on some workflow, in whichever half owns it."""
+        rng = self.rng
+        workflow = rng.randrange(WORKFLOWS)
+        workflow_id = f"w{workflow}"
+        slot = slot_of(NAMESPACE, workflow_id)
+        leader = self.leader(PARENT)
+        if leader is None:
+            return
+        given = leader.committer.groups[PARENT].given
+        if given is not None and slot in given:
+            leader = self.leader(CHILD)
+        if leader is None:
+            return
+        replica = leader.committer.groups[CHILD if given is not None and slot in given else PARENT]
+        self.proposals += 1
+        rows, shown = self.changes(workflow, workflow_id, keys.slot_bytes(slot))
+        try:
+            replica.propose(image.encode(rows, shown), rows, shown)
+        except (RaftError, NotLeading):
+            return
+        replica.when_committed(nobody)
+
+    def changes(
+        self, workflow: int, workflow_id: str, slot: bytes
+    ) -> tuple[list[tuple[bytes, bytes | None]], list[VisibilityOp]]:
+        rng = self.rng
+        run = bytes((7,)) * 15 + bytes((workflow,))
+        namespace = keys.raw_id(NAMESPACE)
+        value = pack((NAMESPACE, workflow_id, run.hex(), "W", self.proposals))
+        deletes = rng.random() < 0.3
+        rows: list[tuple[bytes, bytes | None]] = [
+            (keys.run(slot, run), value),
+            (keys.history(slot, run, 0, rng.randrange(1, 5)), rng.randbytes(rng.randrange(60))),
+            (keys.current(slot, namespace, workflow_id), value),
+            (keys.task(namespace, 1, "q", 3, workflow * 10 + rng.randrange(3)), None if deletes else value),
+            (keys.wake(rng.randrange(5), run), None if deletes else value),
+            (
+                keys.action(workflow * 10 + rng.randrange(3)),
+                None if deletes else pack(("signal", NAMESPACE, workflow_id, run.hex())),
+            ),
+        ]
+        record = ExecutionRecord(
+            NAMESPACE, workflow_id, run.hex(), "W", 1, 1000 + workflow, 0, 0, "q", 0, 0, self.proposals, 0,
+            b"memo%d" % self.proposals, b"",
+        )  # fmt: skip
+        return rows, [record]
+
+    def split(self) -> None:
+        """As the steward does: when the leader and a majority are ready, and who else is there."""
+        leader = self.leader(PARENT)
+        up = [site for site in self.sites.values() if site.id not in self.cut_off and not site.storage.died]
+        ready = [site for site in up if site.splitting.ready() == [CHILD]]
+        if leader is not None and leader in ready and len(ready) == len(up) >= 2:
+            leader.splitting.split(CHILD)
+
+    async def step(self, *, load: bool = True) -> None:
+        """Load, and what the steward does."""
+        if load and self.rng.random() < 0.7:
+            self.propose()
+        self.split()
+        if self.rng.random() < 0.2:
+            self.flush()
+        await self.round()
+        for dead in self.dead:
+            self.restart(dead)
+
+    def done(self) -> bool:
+        """Whether both halves are everywhere, and nothing is left to do."""
+        for group in (PARENT, CHILD):
+            leader = self.leader(group)
+            if leader is None:
+                return False
+            upto = leader.committer.groups[group].raft.last_index
+            for site in self.sites.values():
+                replica = site.committer.groups.get(group)
+                if replica is None or replica.stored.index < upto or replica.rows.records_wait:
+                    site.committer.flush(nobody)
+                    return False
+        return not any(site.images.busy or site.splitting.busy for site in self.sites.values())
+
+    def check(self) -> None:
+        """Each half has its own rows on every disk, as the logs say; nothing else is there."""
+        wanted, shown = self.committed[PARENT].state(max(self.committed[PARENT].entries))
+        later = self.committed[CHILD].entries
+        assert min(later) == split.FIRST_INDEX + 1
+        for index in range(min(later), max(later) + 1):
+            entry = later[index]
+            if entry.data:
+                found = image.decode(entry.data)
+                for key, value in found.rows:
+                    if value is None:
+                        wanted.pop(key, None)
+                    else:
+                        wanted[key] = value
+                shown.update({record.run_id: record for record in found.shown})
+        half = split.Slots(HALF)
+        theirs = {key: value for key, value in wanted.items() if half.have(key, value)}
+        ours = {key: value for key, value in wanted.items() if not half.have(key, value)}
+        assert theirs, "the other half has something"
+        for site in self.sites.values():
+            assert site.rows(PARENT) == ours, f"node {site.id}: what the shard kept"
+            assert site.rows(CHILD) == theirs, f"node {site.id}: what the new one got"
+            assert site.listed() == shown, f"node {site.id}: what List shows"
+            book = [key[4:5] for key, _ in site.storage.scan(b"\xff" * 4, b"\xff" * 5)]
+            assert set(book) <= {b"g"}, f"node {site.id}: nothing is under way"
+            known = {group.rows.generation for group in site.committer.groups.values()}
+            assert site.generations() - {0xFFFFFFFF} <= known, f"node {site.id}: rows are left over"
+
+
+async def prepared(region: SplitRegion) -> None:
+    await region.elect(1)
+    for _ in range(30):
+        region.propose()
+        await region.round(tick=False)
+    region.flush()
+    await region.round()
+
+
+async def until_split(region: SplitRegion) -> None:
+    for number in range(1000):
+        await region.step(load=number < LOADED)
+        if number % 10 == 9:
+            for site in region.sites.values():
+                site.images.check()
+        if number >= LOADED and region.done():
+            break
+    else:
+        raise AssertionError(f"it is not split: {region.describe()}")
+    region.check()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_both_halves_go_on_with_their_rows(kind: str, tmp_path: Path, rng: random.Random) -> None:
+    region = SplitRegion(kind, tmp_path, rng)
+    try:
+        await prepared(region)
+        await until_split(region)
+        region.restart(rng.randrange(1, 4))
+        await until_split(region)
+    finally:
+        region.close()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("node_id", [1, 2])
+async def test_a_node_that_ends_at_any_of_its_writes_has_both_halves_later(
+    node_id: int, after: bool, tmp_path: Path, rng: random.Random
+) -> None:
+    """Node 1 leads. `after`: what it wrote is there, and nobody heard of it."""
+    for rounds in range(0, 30, 2):
+        directory = tmp_path / str(rounds)
+        directory.mkdir()
+        region = SplitRegion("memory", directory, rng)
+        try:
+            await prepared(region)
+            region.sites[node_id].storage.die_at(rounds + rng.randrange(2), after=after)
+            await until_split(region)
+        finally:
+            region.close()
+
+
+async def test_a_replica_that_was_away_gets_both_halves(tmp_path: Path, rng: random.Random) -> None:
+    """It was not there to copy rows, and the log does not reach back to it: both halves come as images."""
+    region = SplitRegion("memory", tmp_path, rng)
+    try:
+        await prepared(region)
+        region.cut(3)
+        lagging = region.sites[3].committer.groups[PARENT].raft
+        for _ in range(400):
+            await region.step()
+            leader = region.leader(PARENT)
+            if leader is not None and region.leader(CHILD) is not None and not leader.splitting.busy:
+                region.propose()
+                if leader.committer.groups[PARENT].raft.compacted > lagging.last_index:
+                    break
+        else:
+            raise AssertionError(f"no image is needed: {region.describe()}")
+        region.join(3)
+        await until_split(region)
+        assert region.sites[3].committer.groups[PARENT].rows.generation >= snapshot.GENERATION_FIRST
+    finally:
+        region.close()

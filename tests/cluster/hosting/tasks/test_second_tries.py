@@ -1,0 +1,55 @@
+"""What is tried again after a leader was lost means the same thing, and what was denied stays denied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
+
+from cluster.hosting.calls.forward import name_run, names_no_run
+from cluster.hosting.tasks.dispatch import ACTIVITY
+from cluster.hosting.tasks.takeover import SKEW_NS, Receipts
+from tests.cluster.hosting.play import execution
+
+NOW_NS = 1_000_000_000_000
+
+
+class _Call:
+    def __init__(self, request: Any) -> None:
+        self.method = f"/temporal.api.workflowservice.v1.WorkflowService/{type(request).__name__[:-7]}"
+        self.request = request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "kind", [wire.TerminateWorkflowExecutionRequest, wire.SignalWorkflowExecutionRequest,
+             wire.RequestCancelWorkflowExecutionRequest, wire.UpdateWorkflowExecutionRequest],
+)  # fmt: skip
+def test_another_try_of_a_change_means_the_run_that_the_first_one_met(kind: Any) -> None:
+    call: Any = _Call(kind(namespace="default", workflow_execution=execution("w")))
+    assert names_no_run(call)
+    name_run(call, "the first")
+    assert kind.FromString(call.request).workflow_execution.run_id == "the first"
+    name_run(call, "the second")
+    assert kind.FromString(call.request).workflow_execution.run_id == "the first"
+    assert not names_no_run(call)
+
+
+def test_another_try_of_a_read_means_the_newest_run() -> None:
+    request = wire.DescribeWorkflowExecutionRequest(namespace="default", execution=execution("w"))
+    call: Any = _Call(request)
+    name_run(call, "the first")
+    assert call.request == request.SerializeToString()
+    assert not names_no_run(call)
+
+
+def test_a_task_that_was_denied_is_handed_to_nobody_when_it_comes_after_all() -> None:
+    receipts = Receipts(NOW_NS)
+    after = NOW_NS + 2 * SKEW_NS
+    given, denied, other = (("n", "w", "r", ACTIVITY, 1, ref) for ref in (5, 6, 7))
+    assert receipts.give(given)
+    assert receipts.deny([(given, after), (denied, after)]) == [denied]
+    assert not receipts.give(denied)
+    assert receipts.give(other)
+    assert receipts.deny([(other, after)]) == []
+    assert receipts.deny([(("n", "w", "r", ACTIVITY, 1, 8), NOW_NS)]) == [], "an earlier process may know"
