@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from cluster.admin.connection import CALL_TIMEOUT, Connection, connect, connection_options, run
-from cluster.admin.output import Exit, Failure, json_option, leave, moment, print_json
+from cluster.admin.output import Exit, Failure, Group, json_option, leave, moment, print_json
 from cluster.admin.region import NotThere, Region
 
 REGION_S = 4.0  # for the region's own view; without a leader nobody has one
 HEALTH_SERVICE = "temporal.api.workflowservice.v1.WorkflowService"
 
 
-@click.group()
+@click.group(cls=Group)
 def cluster() -> None:
     """Ask a region, or a server that is alone, how it is and what it is.
 
@@ -102,7 +103,7 @@ async def find_problems(connection: Connection) -> Found:
             await server.call(method, request)
         except Failure as failure:
             add(failure.message, where, do)
-    of_the_region, versions = await region_problems(connection)
+    of_the_region, versions = await region_problems(replace(connection, address=server.address))
     return problems + of_the_region, versions
 
 
@@ -117,7 +118,7 @@ async def region_problems(connection: Connection) -> Found:
         try:
             answer = await region.do("health", here=True, timeout_s=REGION_S)
         except Failure:
-            problem = {"what": failure.message, "where": region.address, "do": failure.do}
+            problem = {"what": failure.message, "where": connection.address or "server", "do": failure.do}
             answer = {"problems": [{**problem, "since_ns": time.time_ns()}]}
     problems = [
         {"what": one["what"], "where": one["where"], "since": moment(one["since_ns"]), "do": one["do"]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.admin.output import Exit, Failure, json_option, leave, print_json, print_table
+from cluster.admin.output import Exit, Failure, Group, json_option, leave, print_json, print_table
 
 if TYPE_CHECKING:
     from cluster.hosting.config.node_config import NodeConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check and show the configuration of nodes.
 

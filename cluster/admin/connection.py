@@ -21,7 +21,7 @@ import click
 
 from cluster.admin.addresses import DO_DEFAULT, DO_LOCAL, Target, of_the_region, parsed
 from cluster.admin.output import Exit, F, Failure
-from cluster.admin.unary import NO_GRPC
+from cluster.admin.unary import HUNG_UP
 
 if TYPE_CHECKING:
     from temporalio.service import ServiceClient
@@ -203,10 +203,10 @@ _CONNECT_ERRORS = (
     ("CertificateRequired", "it wants a certificate (--tls-cert and --tls-key)"),
     ("tls handshake eof", "it speaks no TLS (leave --tls out)"),
     ("InvalidContentType", "it speaks no TLS (leave --tls out)"),
-    ("ConnectionReset", NO_GRPC),
-    ("BrokenPipe", NO_GRPC),
-    ("FRAME_SIZE_ERROR", NO_GRPC),
-    ("http2 error", NO_GRPC),
+    ("ConnectionReset", HUNG_UP),
+    ("BrokenPipe", HUNG_UP),
+    ("FRAME_SIZE_ERROR", HUNG_UP),
+    ("http2 error", HUNG_UP),
     ("TimedOut", "timed out"),
     ("deadline has elapsed", "timed out"),
     ("Timeout expired", "timed out"),

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.admin.output import NANOSECONDS, Exit, F, Failure, in_words, json_option, print_json, print_table
+from cluster.admin.output import (
+    NANOSECONDS,
+    Exit,
+    F,
+    Failure,
+    Group,
+    in_words,
+    json_option,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from cluster.local import LocalCluster
@@ -49,7 +59,7 @@ def failures(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-@click.group()
+@click.group(cls=Group)
 def local() -> None:
     """Run a local cluster of real node processes.
 

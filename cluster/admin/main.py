@@ -74,6 +74,7 @@ class Root(click.Group):
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+@click.version_option(package_name="holdfast", message="%(prog)s %(version)s")
 def holdfast() -> None:
     """Durable execution that speaks Temporal's API.
 

@@ -13,6 +13,7 @@ from cluster.admin.output import (
     NANOSECONDS,
     Duration,
     Failure,
+    Group,
     in_words,
     json_option,
     print_json,
@@ -26,7 +27,7 @@ RETENTION_DEFAULT_S = 72 * 3600.0
 PAGE = 200
 
 
-@click.group()
+@click.group(cls=Group)
 def namespace() -> None:
     """Create, show, change and delete namespaces.
 

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from cluster.admin.connection import Connection, connection_options, run
-from cluster.admin.output import Failure, json_option, moment, print_json, print_table
+from cluster.admin.output import Failure, Group, json_option, moment, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
 
 SEEDS_MAX = 5  # addresses in a new node's file; one that answers is enough
 
 
-@click.group()
+@click.group(cls=Group)
 def node() -> None:
     """Add, drain, remove and replace the nodes of a region.
 

@@ -41,6 +41,16 @@ class Failure(click.ClickException):
             click.echo(f"  do: {self.do}", err=True)
 
 
+class Group(click.Group):
+    """A group that lists its commands with the whole first sentence of each one's help."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands."""
+        names = self.list_commands(ctx)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200)) for name in names])
+
+
 def json_option(function: F) -> F:
     """Add --json to a command, as the parameter `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -32,25 +33,25 @@ class Region:
     """A region, by way of one of its nodes."""
 
     def __init__(self, connection: Connection) -> None:
-        self._settings, self._namespace = resolve(connection)
-        self.address: str = self._settings["target_host"]
+        self._target = resolve(connection)
+        self.address = ""  # of the node that is asked, once one was
 
     async def do(
         self, verb: str, *, changes: bool = False, timeout_s: float = CALL_S, **fields: Any
     ) -> Answer:
         """Ask. Failure: `changes` says that a lost answer leaves open whether it happened (exit 3)."""
         request = json.dumps({"do": verb, **_said(fields)}).encode()
-        metadata = dict(self._settings["rpc_metadata"])
-        if self._settings["api_key"]:
-            metadata["authorization"] = f"Bearer {self._settings['api_key']}"
+        target = self._target
+        address = self.address = self.address or await target.pick()
         try:
-            status = await call(self.address, self._settings["tls"], METHOD, request, metadata, timeout_s)
-        except (ConnectionRefusedError, ssl.SSLCertVerificationError) as error:
+            status = await call(address, target.tls, METHOD, request, target.fields, timeout_s)
+        except (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError) as error:
             raise self._unreachable(error) from None
         except (OSError, TimeoutError) as error:
             if changes:
+                self.address = ""
                 raise Failure(
-                    f"{self.address}: {reason(error)}; it may have happened",
+                    f"{address}: {reason(error)}; it may have happened",
                     "look (`holdfast cluster nodes`), or give the same command again: that is harmless",
                     Exit.INDEFINITE,
                 ) from None
@@ -66,13 +67,11 @@ class Region:
         from temporalio.service import RPCError, RPCStatusCode
 
         refused = RPCError(status.message, RPCStatusCode(status.code), b"")
-        raise explain(refused, self.address, self._namespace, changes) from None
+        raise explain(refused, address, target.namespace, changes) from None
 
     def _unreachable(self, error: BaseException) -> Failure:
-        return Failure(
-            f"no server answers at {self.address}: {reason(error)}",
-            "name a node that runs with --address or HOLDFAST_ADDRESS",
-        )
+        self.address = ""  # another node may answer the next question
+        return Failure(f"no server answers at {self._target.named}: {reason(error)}", self._target.do)
 
     async def nodes(self, *, every: bool = False) -> Answer:
         """The nodes: `{"nodes": [...], "complete": bool}`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from cluster.admin.output import Exit, Failure, json_option, leave
+from cluster.admin.output import Exit, Failure, Group, json_option, leave
 from cluster.admin.start_command import start
 from cluster.hosting.config.options import (
     FRONTS,
@@ -45,7 +45,7 @@ WITHOUT_EFFECT = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def server() -> None:
     """Run a server.
 

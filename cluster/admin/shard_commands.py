@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from cluster.admin.connection import Connection, connection_options, run
-from cluster.admin.output import json_option, print_json, print_table
+from cluster.admin.output import Group, json_option, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
 from history_store.engine.keys import SLOTS
 
 
-@click.group()
+@click.group(cls=Group)
 def shard() -> None:
     """Show the shards of a region, move and split them.
 

@@ -7,6 +7,7 @@ response as large as memory allows but for `RESPONSE_BYTES_MAX`.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RESPONSE_BYTES_MAX = 64 << 20  # a region of a thousand shards is described in half a megabyte
 FIELDS_BYTES_MAX = 64 << 10
 UNKNOWN = 2
-NO_GRPC = "what listens there speaks no gRPC, or not in the clear (is it the gRPC port? is --tls missing?)"
+HUNG_UP = "it hung up before it answered (is that its gRPC port? does it want --tls?)"
 
 
 class Status(NamedTuple):
@@ -126,7 +127,7 @@ class _Response:
                 length = int.from_bytes(head[:3], "big")
                 payload = await self._reader.readexactly(length)
             except asyncio.IncompleteReadError:
-                raise ConnectionResetError("the server hung up before it answered") from None
+                raise ConnectionResetError(HUNG_UP) from None
             if self._take(head[3], head[4], payload):
                 return self._status()
 
@@ -184,10 +185,8 @@ def reason(error: BaseException) -> str:
         return "connection refused"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not one that is trusted here: {error.verify_message}"
-    if isinstance(error, ssl.SSLError | ssl.SSLEOFError) or (
-        isinstance(error, ConnectionError) and not str(error)
-    ):
-        return "the TLS handshake failed (does it speak TLS? leave --tls out if not)"
+    if isinstance(error, ssl.SSLError) or (isinstance(error, ConnectionError) and not str(error)):
+        return "the TLS handshake failed (leave --tls out if it speaks none)"
     if isinstance(error, socket.gaierror):
         return "there is no host of this name"
     text: Any = getattr(error, "strerror", None) or error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.admin.connection import Connection, Server, connect, connection_options, run
-from cluster.admin.output import json_option, moment, print_json
+from cluster.admin.output import Group, json_option, moment, print_json
 
 if TYPE_CHECKING:
     from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse, DescribeWorkflowExecutionResponse
@@ -22,7 +22,7 @@ SHOWN_MAX = 25  # findings in words; --json has all
 HISTORY_PAGE = 1000  # events
 
 
-@click.group()
+@click.group(cls=Group)
 def workflow() -> None:
     """Say what a workflow run is waiting for.
 

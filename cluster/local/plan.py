@@ -189,11 +189,17 @@ def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
 
 
 def context_toml(plan: Plan) -> str:
-    """How clients find the cluster: a profile for each region, and the first region's as the default."""
-    tables = {
+    """How clients find the cluster: a profile for each region, and the first region's as the default.
+
+    Temporal's clients read one address of a profile; `holdfast` also knows the other nodes of its region.
+    """
+    tables: dict[str, dict[str, object]] = {
         f"profile.{name}": {"address": region.nodes[0].address, "namespace": "default"}
         for region in plan.regions
         for name in (["default"] if region is plan.regions[0] else []) + [region.name]
+    }
+    tables["holdfast.nodes"] = {
+        region.name: [node.address for node in region.nodes] for region in plan.regions
     }
     return toml(tables, "For clients: export TEMPORAL_CONFIG_FILE=<this file>; a profile for each region.")
 
