@@ -162,7 +162,7 @@ class Replicas:
         self._timer = loop.call_later(max(0.0, self._ticked + self._tick_s - loop.time()), self._tick)
 
     def catch_up(self) -> None:
-        """Give the ticks that are due: before a lease is relied on, too.
+        """Give the ticks that are due: before a lease is relied on, and before one is granted, too.
 
         After a pause the loop looks at its sockets first and at its timers later: a read that had waited
         there would find a lease that others know to be over.
@@ -206,6 +206,9 @@ class Replicas:
         if letter.to != self.node_id or not own:
             log.error("a Raft message is not from who sent it, or not for us", node=node_id)
             return
+        # After a pause: an answer to a leader is a promise for so many ticks, and those that were missed
+        # would be counted against it at once.
+        self.catch_up()
         group.raft.step(letter)
         self._node.committer.mark(group)
 
