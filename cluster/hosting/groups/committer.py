@@ -69,6 +69,8 @@ class Committer:
         self.rounds = 0
         self.entries = 0
         self._on_broken = on_broken
+        # Groups that may have timers. Whatever wakes one comes by here; the clock takes out those that sleep.
+        self.awake: dict[Group, None] = {}
         self._dirty: dict[Group, None] = {}  # in the order they came, the same in every run of a test
         self._busy = False
         self._failing: set[object] = set()  # the lanes (rounds, rows) that the disk refuses
@@ -99,6 +101,7 @@ class Committer:
         if config is None:
             config = Config(node_id=self.node_id, voters=(self.node_id,))
         made = self.groups[group] = Group(self, group, self.storage, found, rng.randrange, config, self._send)
+        self.awake[made] = None
         made.recover()
         if self.images is not None:
             self.images.opened(made)
@@ -109,6 +112,7 @@ class Committer:
         assert not self._busy, "a round may have a Ready of it"
         del self.groups[group.id]
         self._dirty.pop(group, None)
+        self.awake.pop(group, None)
         group.close()
         if self.images is not None:
             self.images.closed(group)
@@ -123,7 +127,7 @@ class Committer:
 
     def mark(self, group: Group) -> None:
         """The group has something to write."""
-        self._dirty[group] = None
+        self._dirty[group] = self.awake[group] = None
         self._schedule()
 
     def _schedule(self) -> None:
@@ -180,6 +184,7 @@ class Committer:
                     group.apply(ready.committed_entries)
                     group.apply(group.raft.advance(ready))
                     group.send(ready.messages_after)
+                    self.awake[group] = None  # it may have others now
                     if group.raft.has_ready():
                         self._dirty[group] = None
                     group.tell()
@@ -254,6 +259,7 @@ class Committer:
             group.apply(group.raft.advance(ready))
             group.send(ready.messages_after)
             self.entries += len(ready.entries)
+            self.awake[group] = None  # it may have others now
         for group, _ in readies:
             group.tell()
             if group.raft.has_ready():

@@ -337,9 +337,9 @@ class Administration:
         _, reports = self._steward.health()
         groups = set(self._table.groups())
         before = {
-            group: report
-            for group, (at, report) in self._steward.last.items()
-            if at >= oldest and group in groups
+            group: status.groups[group]
+            for group, status in self._steward.last.items()
+            if status.at >= oldest and group in groups
         }
         return before | reports
 

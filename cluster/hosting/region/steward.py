@@ -30,6 +30,7 @@ from cluster.membership import (
     plan_transfer,
     replica_steps,
 )
+from cluster.membership.reports import CALM
 from history_store.engine.errors import ServiceError
 from history_store.raft import RaftError, decode_change, decode_configuration
 from history_store.shard import image
@@ -65,22 +66,29 @@ _members_of = lru_cache(4096)(decode_configuration)
 
 
 class Status:
-    """What a node said last."""
+    """What a node said last. The same one as long as it says the same of the groups that it leads."""
 
-    __slots__ = ("at", "damaged", "draining", "groups", "load", "reaches", "refusal", "slow")
+    __slots__ = ("at", "damaged", "draining", "groups", "load", "reaches", "refusal", "said", "slow")
 
-    def __init__(
-        self, at: float, load: float, slow: bool, draining: bool, groups: dict[int, GroupReport],
-        refusal: str, damaged: dict[int, str], reaches: frozenset[int] | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, node_id: int, said: list[Any]) -> None:
+        self.said = said  # [group, its members, who lags] of each that it leads
+        self.groups = {
+            number: GroupReport(node_id, _members_of(conf), frozenset(behind) if behind else NOBODY)
+            for number, conf, behind in said
+        }
+
+    def note(self, at: float, message: list[Any]) -> None:
+        """It was said at that time (the loop's)."""
+        _, load, slow, draining, _, refusal, *more = message
         self.at = at
-        self.load = load
-        self.slow = slow
-        self.draining = draining
-        self.groups = groups
-        self.refusal = refusal  # why it takes no writes; "" = it does
-        self.damaged = damaged  # what is damaged on its disk: by group, or the log
-        self.reaches = reaches  # other nodes that it can talk to; None: it does not say
+        self.load: float = load
+        self.slow: bool = slow
+        self.draining: bool = draining
+        self.refusal: str = refusal  # why it takes no writes; "" = it does
+        # What is damaged on its disk: by group, or the log; not told by an older node.
+        self.damaged: dict[int, str] = dict(more[0]) if more else {}
+        # Other nodes that it can talk to; None: it does not say.
+        self.reaches = frozenset[int](more[1]) if len(more) > 1 else None
 
 
 class Steward:
@@ -102,7 +110,8 @@ class Steward:
         self.draining = False
         self.statuses: dict[int, Status] = {}
         self.waits: dict[int, str] = {}  # group -> what its change of members waits for
-        self.last: dict[int, tuple[float, GroupReport]] = {}  # group -> what its leader said last, and when
+        self.last: dict[int, Status] = {}  # group -> where its leader spoke of it last
+        self._settled: object = None  # what all was as it should be with: the same again needs no thought
         self.on_decided: Callable[[], None] = _nothing
         self._leads_from: float | None = None  # when the meta group's leadership came here
         self._term = 0  # and in which of its terms
@@ -141,10 +150,11 @@ class Steward:
         if self._leads_from is None or meta.raft.term != self._term:
             self._leads_from = self._node.loop.time()
             self._term = meta.raft.term
+            self._settled = None
             self._busy.clear()  # another steward may have decided otherwise since
             self._moving.clear()
-        self._decide()
-        self.on_decided()
+        if self._decide():
+            self.on_decided()
 
     def report(self) -> None:
         """Tell the steward how we are."""
@@ -180,17 +190,13 @@ class Steward:
         """A message of this module's kinds."""
         kind = message[0]
         if kind == STATUS:
-            _, load, slow, draining, groups, refusal, *more = message
-            reports = {
-                number: GroupReport(node_id, _members_of(conf), frozenset(behind) if behind else NOBODY)
-                for number, conf, behind in groups
-            }
-            now = self._node.loop.time()
-            damaged = dict(more[0]) if more else {}  # not told by an older node
-            reaches = frozenset(more[1]) if len(more) > 1 else None
-            self.statuses[node_id] = Status(now, load, slow, draining, reports, refusal, damaged, reaches)
-            self.last.update((number, (now, report)) for number, report in reports.items())
+            status = self.statuses.get(node_id)
+            if status is None or status.said != message[4]:
+                status = self.statuses[node_id] = Status(node_id, message[4])
+                self.last.update(dict.fromkeys(status.groups, status))
+            status.note(self._node.loop.time(), message)
         elif kind == CHOSEN:
+            self._settled = None
             self._chosen[message[1]] = (message[2], self._node.loop.time())
         elif kind == TRANSFER:
             self._transfer(message[1], message[2])
@@ -286,12 +292,19 @@ class Steward:
         }
         return {node_id: count for node_id, count in missing.items() if count}
 
-    def _decide(self) -> None:
+    def _decide(self) -> bool:
+        """Ask for what is to be done now. False: all is as it was when there was nothing to do."""
         now = self._node.loop.time()
         table = self._replicas.table
         if table.region is None:
-            return
+            return True
         health, reports = self.health()
+        said = {node_id: (status.refusal, status.damaged) for node_id, status in self.statuses.items()}
+        counts = {node_id: _as_counts(one) for node_id, one in health.items()}
+        facts = (table, table.changes, counts, said, reports)
+        if facts == self._settled:
+            return False
+        self._settled = None
         self._busy = {
             group: (until, was)
             for group, (until, was) in self._busy.items()
@@ -309,17 +322,23 @@ class Steward:
             self._busy[step.group] = (now + STEP_S, reports[step.group])
             self._take(step, reports[step.group].leader)
         pending = {group: to for group, (to, _) in self._moving.items()}
-        for move in leader_moves(table, reports, health, pending=pending, chosen=self._chosen):
+        moves = leader_moves(table, reports, health, pending=pending, chosen=self._chosen)
+        for move in moves:
             if move.group not in self._busy:
                 self.transfer(move, reports[move.group].leader)
         self._insist(table, reports, health)
         gone = emptied(table, reports)
         if self.changing:  # one at a time: a plan is good only for the table it was made from
-            return
+            return True
+        raised = plan_formats(table)
         if gone:
             self.propose(plan_removed(table, gone[0]))
-        elif (raised := plan_formats(table)) is not None:
+        elif raised is not None:
             self.propose(raised)
+        elif not (work.steps or moves or self._busy or self._moving or self._chosen or self.informed_in_s):
+            # With a leader for each group nothing depends on the time.
+            self._settled = facts if len(reports) == len(table.groups()) else None
+        return True
 
     def _take(self, step: Step, leader: int) -> None:
         log.info("a group changes", group=step.group, what=step.kind.value, why=step.why)
@@ -382,6 +401,11 @@ class Steward:
                 return False
             log.info("the region changes", why=plan.why)
         return True
+
+
+def _as_counts(health: NodeHealth) -> NodeHealth:
+    """With half of it a node would still be calm: then no decision depends on how much its load is."""
+    return health._replace(load=0.0) if health.load < CALM / 2 else health
 
 
 def _is_still(was: GroupReport, now: GroupReport | None) -> bool:

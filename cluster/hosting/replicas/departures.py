@@ -72,6 +72,7 @@ class Departures:
         self._images = images
         self._send = send
         self._timer: asyncio.TimerHandle | None = None
+        self._seen: tuple[object, int, int] | None = None  # the table and the replicas as all were wanted
         images.generations.shown_by_other = self._shown_by_other
 
     def start(self) -> None:
@@ -89,11 +90,14 @@ class Departures:
 
     def check(self) -> None:
         """Look for replicas that are not wanted here."""
-        if self._replicas.table.region is None:
+        table = self._replicas.table
+        now = (table, table.changes, self._node.replicas_epoch)
+        if table.region is None or now == self._seen:
             return
-        for group in list(self._node.committer.groups.values()):
-            if self._is_wanted(group):
-                continue
+        unwanted = [group for group in self._node.committer.groups.values() if not self._is_wanted(group)]
+        if not unwanted:
+            self._seen = now
+        for group in unwanted:
             raft = group.raft
             if self._node.node_id in raft.conf.members:
                 self._ask(group)

@@ -179,10 +179,11 @@ class Replicas:
         if due > 2:
             self.ticks_missed += due - 1
         committer = self._node.committer
-        for group in list(committer.groups.values()):
+        for group in list(committer.awake):
             raft = group.raft
             if raft.is_quiet:
-                continue  # it has no lease
+                del committer.awake[group]  # it has no lease
+                continue
             for _ in range(ticks):
                 raft.tick()
             if raft.has_ready():

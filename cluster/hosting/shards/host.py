@@ -107,6 +107,8 @@ class ShardHost:
         self.loop = loop
         self.limits = node.limits
         self.runs: OrderedDict[str, Run] = OrderedDict()
+        # (namespace id, workflow id) -> its open run, if that is in `runs`: there is never a second open one
+        self._open_runs: dict[tuple[str, str], Run] = {}
         self._closed: deque[str] = deque()  # run ids in the order they closed
         self._open: Transaction | None = None  # the latest one begun: there is never a second
         self._wakes: list[tuple[int, bytes]] = []
@@ -158,6 +160,10 @@ class ShardHost:
         if self.retired:
             raise NotLeading(self.group.raft.leader, self.group.id)
         if not run_id:
+            run = self._open_runs.get((namespace_id, workflow_id))
+            if run is not None and run.running:  # then it is the current one: no row has to be read
+                self.runs.move_to_end(run.state.run_id)
+                return run
             now = self.current(namespace_id, workflow_id)
             if now is None:
                 return None
@@ -178,16 +184,25 @@ class ShardHost:
 
     def keep(self, run: Run) -> None:
         """Hold the run in memory; the least recently used ones that hold nothing of their own go."""
-        cached = self.runs
-        cached[run.state.run_id] = run
+        cached, s = self.runs, run.state
+        cached[s.run_id] = run
+        if run.running:
+            self._open_runs[s.namespace_id, s.workflow_id] = run
         if len(cached) > RUNS_CACHED_MAX:
             for _ in range(8):
                 run_id, oldest = next(iter(cached.items()))
                 if oldest.proposed > self.group.committed or _pinned(oldest):
                     cached.move_to_end(run_id)
                     continue
-                del cached[run_id]
+                self._drop(oldest)
                 break
+
+    def _drop(self, run: Run) -> None:
+        """Out of memory, and what leads to it."""
+        s = run.state
+        del self.runs[s.run_id]
+        if self._open_runs.get((s.namespace_id, s.workflow_id)) is run:
+            del self._open_runs[s.namespace_id, s.workflow_id]
 
     def _retire(self, run_id: str) -> None:
         """The run has closed: it stays in memory only for a while."""
@@ -198,12 +213,12 @@ class ShardHost:
             if oldest is None or oldest.running or oldest.proposed > self.group.committed:
                 return  # one read again from proposed rows would show what is not committed
             if not _pinned(oldest):
-                del self.runs[oldest.state.run_id]
+                self._drop(oldest)
 
     def forget(self, run: Run) -> None:
         """The run is spoiled or gone."""
         if self.runs.get(run.state.run_id) is run:
-            del self.runs[run.state.run_id]
+            self._drop(run)
 
     def reload(self, run: Run) -> Run:
         """The run as it was before the failed transaction, with what only the leader knows of it."""
@@ -473,6 +488,7 @@ class ShardHost:
         self.retired = True
         self.close()
         self.runs.clear()
+        self._open_runs.clear()
         self._closed.clear()
         self._wakes.clear()
 
