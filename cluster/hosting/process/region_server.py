@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("region")
 
 DATA_FILE = "node.db"
-READY_S = 120.0  # for a quorum of the region to be up
+READY_S = 15.0  # between complaints that the region is not there yet
 CLUSTER_IDS = uuid.UUID("6f0d2c1e-58d6-4a0e-9a0c-3f6b9e1f7a11")  # the space that cluster ids are named in
 
 
@@ -248,9 +248,7 @@ class RegionServer(Server):
             try:
                 await asyncio.wait_for(asyncio.shield(self.member.ready), READY_S)
             except TimeoutError:
-                log.warning(
-                    "waiting for a majority of the region's first nodes", peers=self.member.peers_up()
-                )
+                log.warning("waiting for a majority of the region's nodes", reached=self.member.peers_up())
             else:
                 return
 

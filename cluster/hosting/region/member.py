@@ -241,8 +241,8 @@ class Member:
             self.ready.set_exception(error)
 
     def _look_ready(self) -> None:
-        known = self.replicas.table.region is not None and FIRST_NAMESPACE in self.node.meta.by_name
-        if known and not self.ready.done():
+        # Namespaces came with the same entry. Which of them are left is for operators to say.
+        if self.replicas.table.region is not None and not self.ready.done():
             self.ready.set_result(None)
 
     def _meta_replaced(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import Asker, NotAdmitted, stands
+from cluster.hosting.region.member import FIRST_NAMESPACE
 from cluster.membership import META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code
@@ -282,6 +283,28 @@ def test_a_dead_node_is_replaced(play: Play) -> None:
         await world.do("a/2", "replace", node="a/1", to="a/4")
         await world.until(world.is_well)
         assert (await world.nodes())["a/4"]["replicas"] == SHARDS
+
+    play(scene)
+
+
+def test_a_region_starts_without_the_namespace_that_it_was_made_with(play: Play) -> None:
+    """Somebody deleted `default`. That was the end of every node that was started afterwards."""
+
+    async def scene(world: Settlement) -> None:
+        (leader,) = [one for one in world.running() if one.member.node.meta.group.leading]
+        errors: list[Any] = []
+        meta = leader.member.node.meta
+        first = meta.by_name[FIRST_NAMESPACE].id
+        leader.process.call(lambda: meta.forget(first, errors.append))
+        await world.until(lambda: all(not one.member.node.meta.by_name for one in world.running()))
+        for settler in world.running():  # otherwise the namespace comes again for a moment, from the log
+            settler.process.call(partial(settler.member.node.committer.flush, errors.append))
+        await world.until(lambda: errors == [None] * 4)
+        for settler in world.running():
+            settler.kill()
+            settler.boot()
+        await world.until(lambda: all(hasattr(one, "member") for one in world.running()))
+        await world.until(lambda: all(one.member.ready.done() for one in world.running()))
 
     play(scene)
 
