@@ -426,7 +426,7 @@ class RawNode:
         none.
         """
         core = self._core
-        if core.role is not _LEADER:
+        if core.role is not _LEADER or core.quiet:  # a group sleeps only when all have everything
             return []
         low, learners = core.log.last_index - entries, core.conf.learners
         return [
