@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import statistics
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Figure, closed_loop, fdatasync_us, open_loop, percentile, python_ms, rounds
@@ -28,7 +26,7 @@ from benchmarks.raw_worker import (
     WorkerOptions,
     start_many,
 )
-from benchmarks.server import HOST, SYSTEM_INFO, Server, cores, cpu_seconds, running
+from benchmarks.server import SYSTEM_INFO, Server, cpu_seconds, running, sdk_worker
 
 QUEUE = "bench"
 
@@ -73,26 +71,6 @@ async def worked(
         worker_connection.close()
         if worker.counts.errors:
             print(f"the worker met errors: {worker.counts.errors}", file=sys.stderr)
-
-
-@asynccontextmanager
-async def sdk_worker(server: Server, *options: str) -> AsyncIterator[int]:
-    """Run a worker of the Python SDK as a process; give its pid. It may use every core: an SDK needs more."""
-    command = ["-m", "benchmarks.sdk_worker", f"{HOST}:{server.port}", QUEUE, *options]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
-    )
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(process.pid, set.union(*cores()))
-    assert process.stdout is not None
-    try:
-        if await asyncio.wait_for(process.stdout.readline(), 30) != b"ready\n":
-            raise SystemExit("the SDK worker did not start")
-        yield process.pid
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def machine(bench: Bench) -> list[Figure]:
@@ -165,7 +143,7 @@ async def one_activity_sdk(bench: Bench) -> list[Figure]:
 async def _one_activity_sdk(bench: Bench, sandbox: str) -> list[Figure]:
     name = "one_activity_sdk"
     figures = []
-    async with bench.server() as server, sdk_worker(server, sandbox) as pid:
+    async with bench.server() as server, sdk_worker(server.address, QUEUE, sandbox) as pid:
         connection = await server.connect()
         starter = Starter(connection, QUEUE, "InSequence", "1")
         for in_flight in (1, 8, 32):
@@ -245,7 +223,7 @@ async def parallel_activities(bench: Bench) -> list[Figure]:
     async with bench.server() as server:
         async with worked(server, ActivitiesAtOnce(QUEUE, 100)) as (starter, _):
             raw = await _seconds_of(starter, bench.rounds)
-        async with sdk_worker(server):
+        async with sdk_worker(server.address, QUEUE):
             connection = await server.connect()
             sdk = await _seconds_of(Starter(connection, QUEUE, "AtOnce", "100"), bench.rounds)
             connection.close()
@@ -261,7 +239,7 @@ async def sequential_activities(bench: Bench) -> list[Figure]:
     async with bench.server() as server:
         async with worked(server, ActivitiesInSequence(QUEUE, 500)) as (starter, _):
             raw = await _seconds_of(starter, 1)
-        async with sdk_worker(server):
+        async with sdk_worker(server.address, QUEUE):
             connection = await server.connect()
             sdk = await _seconds_of(Starter(connection, QUEUE, "InSequence", "500"), 1)
             connection.close()

@@ -33,6 +33,7 @@ CASES: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
         region_cases.one_node,
         region_cases.three_nodes,
         region_cases.five_nodes,
+        region_cases.sdk_worker,
         region_cases.start_latency,
         region_cases.where_time_goes,
         region_cases.kill_one,

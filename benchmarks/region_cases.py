@@ -20,6 +20,7 @@ from temporalio.api.workflowservice.v1 import (
     StartWorkflowExecutionRequest,
 )
 
+from benchmarks import server
 from benchmarks.measure import Figure, percentile
 from benchmarks.raw_client import Connection, RpcError
 from benchmarks.raw_worker import (
@@ -38,6 +39,7 @@ from cluster.hosting.tasks.tokens import task_token
 QUEUE = "bench"
 ROUNDS = 3
 IN_FLIGHT = 50
+SDK_IN_FLIGHT = 32
 SHARDS = (1, 8, 64)
 STANDARD = (3, 8)  # the targets are for these nodes and shards
 IDLE_SHARDS = 1000
@@ -130,6 +132,30 @@ async def _one_activity(bench: Bench, nodes: int, shards: int) -> list[Figure]:
             Figure(name, f"{at}: memory of a node, after the load", statistics.mean(used), "MiB"),
         ]
     return figures
+
+
+async def sdk_worker(bench: Bench) -> list[Figure]:
+    """The same with one worker of the Python SDK: as the SDK makes it by default, and without its sandbox."""
+    return [*await _sdk_worker(bench, "sandboxed"), *await _sdk_worker(bench, "unsandboxed")]
+
+
+async def _sdk_worker(bench: Bench, sandbox: str) -> list[Figure]:
+    async with bench.region() as made:
+        connections = [await made.connect(name) for name in made.names]
+        starters = [Starter(connection, QUEUE, "InSequence", "1") for connection in connections]
+        async with server.sdk_worker(made.addresses[made.names[0]], QUEUE, sandbox) as pid:
+            await load(made, starters, in_flight=SDK_IN_FLIGHT, seconds=bench.seconds / 2)
+            before = server.cpu_seconds(pid)
+            got = await load(made, starters, in_flight=SDK_IN_FLIGHT, seconds=2 * bench.seconds)
+            worker_ms = 1000 * (server.cpu_seconds(pid) - before) / len(got.latencies)
+        for connection in connections:
+            connection.close()
+    name, what = "region_sdk_worker", f"SDK worker, {sandbox}, {SDK_IN_FLIGHT} in flight"
+    return [
+        Figure(name, what, got.per_second, "workflows/s", 100, ">="),
+        Figure(name, f"{what}: CPU of all nodes", got.server_cpu_ms, "ms/workflow"),
+        Figure(name, f"{what}: CPU of the worker", worker_ms, "ms/workflow"),
+    ]
 
 
 async def start_latency(bench: Bench) -> list[Figure]:

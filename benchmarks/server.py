@@ -106,6 +106,11 @@ class Server:
         self.ready_seconds = 0.0
 
     @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"{HOST}:{self.port}"
+
+    @property
     def pid(self) -> int:
         """The server's process."""
         assert self.process is not None, "the server does not run"
@@ -185,3 +190,23 @@ async def running(holdfast: str, where: str | None, arguments: list[str]) -> Asy
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def sdk_worker(address: str, queue: str, *options: str) -> AsyncIterator[int]:
+    """Run a worker of the Python SDK as a process; give its pid. It may use every core: an SDK needs more."""
+    command = ["-m", "benchmarks.sdk_worker", address, queue, *options]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, set.union(*cores()))
+    assert process.stdout is not None
+    try:
+        if await asyncio.wait_for(process.stdout.readline(), 30) != b"ready\n":
+            raise SystemExit("the SDK worker did not start")
+        yield process.pid
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
