@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from cluster.hosting.config.addresses import split_address
 from cluster.hosting.region.administration import INTERNAL_METHOD, Standing, ask
@@ -290,7 +291,11 @@ def forget_key(directory: Path) -> None:
 
 
 class Announcer:
-    """Tells the region what this node is, until the region has written it down."""
+    """Tells the region what this node is, until the table that comes back says so.
+
+    That somebody took it is not enough: what the process before this one said may have been on its way for
+    longer, and be written later.
+    """
 
     def __init__(
         self,
@@ -300,17 +305,20 @@ class Announcer:
         others: Callable[[], list[Address]],
         seeds: Sequence[Address],
         is_known: Callable[[], bool],
+        written: Callable[[], NodeRecord | None],
         on_refused: Callable[[NotAdmitted], None],
         rng: random.Random,
     ) -> None:
         """`others`: where to ask; `seeds`: who is asked in any case, once; `is_known`: whether the region is
-        made, as far as this node knows."""
+        made, as far as this node knows; `written`: what the table here has of this node."""
+        self._record = record
         self._request = ask("announce", record=record)
         self._doorkeeper = doorkeeper
         self._asker = asker
         self._others = others
         self._seeds = seeds
         self._is_known = is_known
+        self._written = written
         self._on_refused = on_refused
         self._rng = rng
         self._task: asyncio.Task[None] | None = None
@@ -322,6 +330,11 @@ class Announcer:
             return
         self._task = asyncio.get_running_loop().create_task(self._announce(), name="announce")
         self._task.add_done_callback(self._ended)
+
+    def look(self) -> None:
+        """The table has changed: begin anew if it says something else of this node than this process."""
+        if self._written() is not None and not self._is_written():
+            self.start()
 
     def close(self) -> None:
         """End."""
@@ -340,11 +353,20 @@ class Announcer:
             task.get_loop().call_exception_handler(context)
 
     async def _announce(self) -> None:
-        wait_s = RETRY_MIN_S
-        while not await self._round():
-            await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
+        wait_s, taken = RETRY_MIN_S, False
+        while not (taken and self._is_written()):
+            if await self._round():
+                wait_s, taken = RETRY_MAX_S, True  # it is coming
+            if not (taken and self._is_written()):
+                await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
             # Before the region is made somebody waits for us to speak.
             wait_s = min(wait_s * 2, RETRY_MAX_S) if self._is_known() else RETRY_MIN_S
+
+    def _is_written(self) -> bool:
+        found, said = self._written(), self._record
+        return found is not None and found == replace(
+            said, format=found.format, state=found.state, joined_ns=found.joined_ns
+        )
 
     async def _round(self) -> bool:
         """Ask; True when it is written down. NotAdmitted."""

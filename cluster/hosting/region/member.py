@@ -133,8 +133,9 @@ class Member:
                 around.network, cluster_id=identity.cluster_id, region=identity.region, name=identity.name
             )
             self._announcer = Announcer(
-                record, self.doorkeeper, asker, self._others, seeds, self._is_made, self._refused, around.rng
-            )
+                record, self.doorkeeper, asker, self._others, seeds, self._is_made, self._written,
+                self._refused, around.rng,
+            )  # fmt: skip
         self.snapshots = Snapshots(node.committer, self.peers.send, around.rng, inline=virtual is not None)
         self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
         self.departures = Departures(node, replicas, self.snapshots, self.send)
@@ -184,6 +185,7 @@ class Member:
         self._look_ready()
         if self._announcer is not None:
             self._announcer.start()
+            self.replicas.on_table.append(self._announcer.look)
 
     async def hand_over(self) -> None:
         """Let others lead before we go: their clients notice a round trip instead of an election."""
@@ -225,6 +227,9 @@ class Member:
         addresses = {node.id: split_address(node.peers_address) for node in present}
         self.peers.set_peers(addresses, {node.id: node.disk for node in present})
         self._look_ready()
+
+    def _written(self) -> NodeRecord | None:
+        return self.replicas.table.nodes.get(self.node.node_id)
 
     def _others(self) -> list[Address]:
         return [state.address for state in self.peers.states()]

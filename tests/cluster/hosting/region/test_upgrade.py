@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.hosting.region.joining import NotAdmitted
+from cluster.hosting.region.administration import INTERNAL_METHOD, ask
+from cluster.hosting.region.joining import InnerCall, NotAdmitted, Told
 from cluster.peers import virtual_time
 from tests.cluster.hosting.settlement import Settlement
 
@@ -69,5 +71,26 @@ def test_formats_are_raised_with_the_last_node_and_never_fall(rng: random.Random
         back.kill()
         await restart(world, back.name, ("0.2.0", 2))
         await world.until(world.is_well)
+
+    play(rng, scene)
+
+
+def test_what_the_last_process_said_of_itself_is_put_right_if_it_comes_late(rng: random.Random) -> None:
+    async def scene(world: Settlement) -> None:
+        name, at = rng.choice(world.founders), rng.choice(world.founders)
+        late = ask("announce", record=world[name].record())
+        await restart(world, name, ("0.2.0", 2))
+        await world.until(partial(is_known, world, name, "0.2.0"))
+        await world.until(world.is_well)
+
+        answered: asyncio.Future[Told] = world.loop.create_future()
+        changes = world[at].table.changes
+        handler = world[at].member.doorkeeper.handler
+        assert handler is not None
+        handler(InnerCall(world.loop, late, answered.set_result, INTERNAL_METHOD))
+        await answered
+        # Written down, and put right by a second entry: both are seen here in the end.
+        await world.until(lambda: world[at].table.changes >= changes + 2)
+        await world.until(partial(is_known, world, name, "0.2.0"))
 
     play(rng, scene)
