@@ -43,8 +43,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --timeout 600 -m live -q -rfEs --durations=5 --ignore tests/compat/sdks
 
 docs: $(STAMP)
-	$(BIN)/python docs/generate/rpcs.py
-	$(BIN)/python docs/generate/configuration.py
+	$(BIN)/python -m docs.generate.rpcs
+	$(BIN)/python -m docs.generate.configuration
 	$(BIN)/python -m pytest tests/docs -q
 
 sim: $(STAMP)

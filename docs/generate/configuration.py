@@ -1,7 +1,7 @@
 """Writes docs/configuration.md: every key of node.toml, read from the schema.
 
-python docs/generate/configuration.py          write the page
-python docs/generate/configuration.py --check  exit 1 if the page is not what the schema says
+python -m docs.generate.configuration          write the page
+python -m docs.generate.configuration --check  exit 1 if the page is not what the schema says
 """
 
 from __future__ import annotations

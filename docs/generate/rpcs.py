@@ -1,7 +1,7 @@
 """Writes docs/rpcs.md: every RPC of the public API and what this release does with it, read from the code.
 
-python docs/generate/rpcs.py          write the page
-python docs/generate/rpcs.py --check  exit 1 if the page is not what the code says
+python -m docs.generate.rpcs          write the page
+python -m docs.generate.rpcs --check  exit 1 if the page is not what the code says
 """
 
 from __future__ import annotations

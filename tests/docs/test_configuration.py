@@ -14,7 +14,7 @@ REPO = Path(__file__).parents[2]
 
 def test_the_page_is_up_to_date() -> None:
     made = subprocess.run(
-        [sys.executable, "docs/generate/configuration.py", "--check"], cwd=REPO, check=False
+        [sys.executable, "-m", "docs.generate.configuration", "--check"], cwd=REPO, check=False
     )
     assert made.returncode == 0, "docs/configuration.md is not what the schema says: run `make docs`"
 

@@ -10,5 +10,5 @@ REPO = Path(__file__).parents[2]
 
 
 def test_the_page_of_rpcs_is_up_to_date() -> None:
-    made = subprocess.run([sys.executable, "docs/generate/rpcs.py", "--check"], cwd=REPO, check=False)
+    made = subprocess.run([sys.executable, "-m", "docs.generate.rpcs", "--check"], cwd=REPO, check=False)
     assert made.returncode == 0, "docs/rpcs.md is not what the code says: run `make docs`"
