@@ -167,7 +167,7 @@ def version(connection: Connection, as_json: bool) -> None:
     if as_json:
         print_json({"cli": mine, "server": theirs, "address": address})
     else:
-        click.echo(f"holdfast {mine}\nserver   {theirs} at {address}")
+        click.echo(f"holdfast {mine}\nserver   at {address}, with the API of Temporal {theirs}")
 
 
 async def _server_version(connection: Connection) -> tuple[str, str]:

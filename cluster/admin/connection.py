@@ -178,6 +178,8 @@ def explain(error: Any, address: str, namespace: str, changes: bool) -> Failure:
         RPCStatusCode.PERMISSION_DENIED: "ask whoever runs the server for the right to do this",
         RPCStatusCode.UNIMPLEMENTED: "this server does not have it: `holdfast cluster version`",
     }.get(error.status, "")
+    if error.status is RPCStatusCode.NOT_FOUND and error.message.startswith("Namespace "):
+        do = "`holdfast namespace list` shows what there is, `holdfast namespace create NAME` makes one"
     text = f"{error.message} ({error.status.name})"
     lost = (
         RPCStatusCode.UNAVAILABLE,
@@ -204,6 +206,7 @@ _CONNECT_ERRORS = (
     ("tls handshake eof", "it speaks no TLS (leave --tls out)"),
     ("InvalidContentType", "it speaks no TLS (leave --tls out)"),
     ("ConnectionReset", HUNG_UP),
+    ("connection closed", HUNG_UP),
     ("BrokenPipe", HUNG_UP),
     ("FRAME_SIZE_ERROR", HUNG_UP),
     ("http2 error", HUNG_UP),

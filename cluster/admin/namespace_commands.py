@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from temporalio.api.workflowservice.v1 import DescribeNamespaceResponse
 
 RETENTION_DEFAULT_S = 72 * 3600.0
+RETENTION_MIN_S = 3600.0
 PAGE = 200
 
 
@@ -64,6 +65,11 @@ def _show(described: DescribeNamespaceResponse, as_json: bool) -> None:
     print_table(["setting", "value"], [*rows, ["retention", in_words(retention)]])
 
 
+def _check_retention(seconds: float) -> None:
+    if seconds < RETENTION_MIN_S:
+        raise click.BadParameter("at least 1h", param_hint="--retention")
+
+
 async def _describe(connection: Connection, name: str) -> DescribeNamespaceResponse:
     from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
@@ -96,6 +102,7 @@ def create(
     """
     from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 
+    _check_retention(retention)
     request = RegisterNamespaceRequest(namespace=name, description=description, owner_email=email)
     request.workflow_execution_retention_period.FromTimedelta(timedelta(seconds=retention))
 
@@ -189,6 +196,7 @@ def update(
         raise click.UsageError("nothing to change: give --retention, --description or --email")
     request = UpdateNamespaceRequest(namespace=name)
     if retention is not None:
+        _check_retention(retention)
         request.config.workflow_execution_retention_ttl.FromTimedelta(timedelta(seconds=retention))
 
     async def work() -> DescribeNamespaceResponse:

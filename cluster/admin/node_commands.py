@@ -103,9 +103,22 @@ def drain(
 
         if wait:
             await region.wait(look, timeout)
+            await _warn_of_others(region, name)
         return {"node": name, **answer, "done": wait}
 
     _tell(run(work()), as_json, f"{name} is drained")
+
+
+async def _warn_of_others(region: Region, name: str) -> None:
+    """Who drains a node is about to stop it. Two nodes away are one too many."""
+    others = [one for one in (await region.nodes())["nodes"] if name not in (one["name"], str(one["id"]))]
+    down = [one["name"] for one in others if not one["up"]]
+    if down:
+        click.echo(
+            f"do not stop {name} yet: {', '.join(down)} {'is' if len(down) == 1 else 'are'} down, and shards "
+            "could be left without a majority; see `holdfast cluster health`",
+            err=True,
+        )
 
 
 @node.command()

@@ -18,7 +18,8 @@ from cluster.admin.unary import call, reason
 CALL_S = 10.0
 LOOK_S = 0.3  # between looks at a change that is waited for
 TIMEOUT_S = 600.0  # a node's worth of snapshots; the change goes on when nobody waits any more
-OK, UNIMPLEMENTED, FAILED_PRECONDITION = 0, 12, 9
+OK, FAILED_PRECONDITION, UNIMPLEMENTED, UNAVAILABLE = 0, 9, 12, 14
+NO_LEADER = "no leader at present"
 METHOD = "/holdfast.admin.v1.AdminService/Do"
 
 Answer = dict[str, Any]
@@ -64,6 +65,8 @@ class Region:
             raise Failure(what, do)
         if status.code == UNIMPLEMENTED:
             raise NotThere(status.message, "see what runs there: `holdfast cluster version`")
+        if status.code == UNAVAILABLE and NO_LEADER in status.message:
+            raise _leaderless(changes)
         from temporalio.service import RPCError, RPCStatusCode
 
         refused = RPCError(status.message, RPCStatusCode(status.code), b"")
@@ -123,6 +126,17 @@ class Region:
 
         if moved:
             await self.wait(look, timeout_s)
+
+
+def _leaderless(changes: bool) -> Failure:
+    """Whatever was asked is for the leader of the meta group, and there is none."""
+    what = "nobody leads the region at present: its meta group (shard 0) has no leader"
+    do = "`holdfast cluster health` says which nodes are missing: start them, a majority is needed"
+    if not changes:
+        return Failure(what, do)
+    return Failure(
+        f"{what}; it may have happened", f"{do}; then give the same command again", Exit.INDEFINITE
+    )
 
 
 def _said(fields: dict[str, Any]) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def run(options: ServerOptions) -> None:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
         raise Failure(what, do or "see `holdfast doctor --db-filename FILE`") from None
     except OSError as error:
-        raise cannot_start(options, error) from None
+        raise cannot_start(error) from None
     leave(Exit.DONE if code == 0 else Exit.FAILED)
 
 
@@ -312,7 +312,7 @@ def leave_rich_out() -> None:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: "there is no such module"
 
 
-def cannot_start(options: ServerOptions, error: OSError) -> Failure:
+def cannot_start(error: OSError) -> Failure:
     """What an operating system's refusal at the start means, and what to do."""
     import ssl
 
@@ -322,9 +322,9 @@ def cannot_start(options: ServerOptions, error: OSError) -> Failure:
         return Failure(f"the certificates cannot be used: {words}", do)
     do = "see `holdfast doctor`"
     if error.errno == errno.EADDRINUSE:
-        do = "free the port (`ss -ltnp` shows who has it), or take another with --port"
+        do = "free the port (`ss -ltnp` shows who has it), or take another with --port or --metrics-port"
     elif error.errno == errno.EADDRNOTAVAIL:
         do = "name an address of this machine with --ip; 0.0.0.0 is all of them"
     elif error.errno == errno.EACCES:
         do = "take a port above 1023 with --port: lower ones need a privilege"
-    return Failure(f"cannot listen on {options.ip}:{options.port}: {words}", do)
+    return Failure(words if "cannot listen" in words else f"the server cannot start: {words}", do)

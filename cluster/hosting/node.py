@@ -21,12 +21,14 @@ from cluster.hosting.tasks.queries import Queries
 from cluster.matching import Matching, QueueKey
 from cluster.matching.workers import WorkerRegistry
 from cluster.membership import META_GROUP
+from cluster.membership.records import REGION
 from history_store.engine.command_rules import BAD_SEARCH_ATTRIBUTES, BadCommand
 from history_store.engine.errors import ServiceError
 from history_store.engine.keys import SLOTS, slot_of
 from history_store.raft import decode_configuration
 from history_store.rare import reached
 from history_store.shard import snapshot
+from history_store.storage.contract import StorageError
 from history_store.visibility import attributes as visibility_attributes
 
 if TYPE_CHECKING:
@@ -137,6 +139,11 @@ class Node:
     def _all_here(self, settings: Settings) -> None:
         """The node is the whole region: every shard is here, and led here."""
         if self.meta.settings is None:
+            if not self.meta.group.leading or any(self.meta.group.rows.scan(REGION, bytes((REGION[0] + 1,)))):
+                raise StorageError(
+                    "the data file is that of a node of a region, and this server is alone. Start the node "
+                    "with `holdfast server start --config`, or name another file"
+                )
             self.meta.write_settings(settings, nobody)
         assert self.meta.settings is not None
         count = self.meta.settings.shards

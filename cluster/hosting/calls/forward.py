@@ -463,7 +463,7 @@ class Forward:
         if self.loop.time() >= attempt.until:
             attempt.fail(
                 int(Code.UNAVAILABLE),
-                "the shard of this workflow has no leader at present (are a majority of its nodes up? "
+                "the shard that is to answer has no leader at present (are a majority of its nodes up? "
                 "see `holdfast cluster health`); whether an earlier try took effect is not known",
             )
             return

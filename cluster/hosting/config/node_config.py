@@ -489,6 +489,8 @@ def _toml(file: Path, missing: str = "`holdfast config show` lists what it may s
         return tomllib.loads(file.read_bytes().decode())
     except FileNotFoundError:
         raise ConfigError(file, [f"there is no such file. {missing}."]) from None
+    except IsADirectoryError:
+        raise ConfigError(file, ["it is a directory. Name the file in it."]) from None
     except OSError as error:
         raise ConfigError(file, [f"it cannot be read: {error.strerror}. Mend its permissions."]) from None
     except UnicodeDecodeError as error:

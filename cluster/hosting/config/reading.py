@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ import msgspec
 from msgspec import inspect
 
 VALUE_CHARACTERS_MAX = 80  # of a value repeated in a complaint
+_ENTRY = re.compile(r"`\$\[(\d+)\]")  # where in a list, as msgspec says it
 
 Sections = Mapping[str, type[msgspec.Struct]]
 
@@ -78,8 +80,8 @@ def read(
                 continue
             try:
                 values[section][name] = msgspec.convert(value, _field_type(schema, name))
-            except msgspec.ValidationError:
-                problems[key] = _not_allowed(_setting(section, field), value)
+            except msgspec.ValidationError as error:
+                problems[key] = _not_allowed(_setting(section, field), value, _entry(value, error))
         for owner, field in _fields({section: schema}):
             if field.required and field.name not in found.get(section, {}):
                 problems[f"{section}.{field.name}"] = _missing(_setting(owner, field))
@@ -168,12 +170,20 @@ def _unknown(section: str, name: str, value: Any, known: list[tuple[str, str]]) 
     return complaint(f"{section}.{name}", value, f"[{section}] has no such key", do)
 
 
-def _not_allowed(setting: Setting, value: Any) -> str:
+def _entry(value: Any, error: msgspec.ValidationError) -> str:
+    """The entry of a list that is not allowed, in words; "" if it is the value itself."""
+    place = _ENTRY.search(str(error))
+    if place is None or not isinstance(value, list):
+        return ""
+    return f", and {shown(value[int(place[1])])} is not of that form"
+
+
+def _not_allowed(setting: Setting, value: Any, entry: str) -> str:
     default = setting.shown_default()
     do = f"Change it, or leave it out: the default is {default}" if default else "Change it"
     if not default and not setting.required:
         do = "Change it, or leave it out"
-    return complaint(setting.key, value, f"it has to be {setting.allowed}", do)
+    return complaint(setting.key, value, f"it has to be {setting.allowed}{entry}", do)
 
 
 def _missing(setting: Setting) -> str:

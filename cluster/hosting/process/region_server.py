@@ -19,7 +19,7 @@ from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.clock import Clock
 from cluster.hosting.config.addresses import join_address
 from cluster.hosting.config.options import ServerOptions
-from cluster.hosting.process.server import Server, run
+from cluster.hosting.process.server import Server, listening, run
 from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import (
     Asker,
@@ -243,7 +243,8 @@ class RegionServer(Server):
             identity = self.member.identity
             await self._join(identity.cluster_id, identity.disk)
         peers = self._place.peers if self._place is not None else None
-        await self.member.start(listen.host, listen.peers, self.services.handlers(), peers)
+        with listening(listen.host, listen.peers):
+            await self.member.start(listen.host, listen.peers, self.services.handlers(), peers)
         while True:
             try:
                 await asyncio.wait_for(asyncio.shield(self.member.ready), READY_S)

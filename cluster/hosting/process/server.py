@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import secrets
 import signal
 import ssl
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +93,16 @@ def _settle(stop: asyncio.Future[int], code: int) -> None:
         stop.set_result(code)
 
 
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[None]:
+    """Say in an OSError which of the addresses could not be had."""
+    try:
+        yield
+    except OSError as error:
+        words = f"cannot listen on {join_address(host, port)}: {error.strerror or error}"
+        raise OSError(error.errno, words) from error
+
+
 class Server:
     """One embedded node with its front."""
 
@@ -157,12 +169,15 @@ class Server:
         reflection = Reflection([WORKFLOW_SERVICE, OPERATOR_SERVICE, "grpc.health.v1.Health"])
         methods = {**self._handlers(), **self.health.methods, **reflection.methods}
         self.front = _front(options, methods, self.health.streaming | reflection.streaming)
-        await self.front.start(options.ip, options.port, _tls(options))
+        tls = _tls(options)
+        with listening(options.ip, options.port):
+            await self.front.start(options.ip, options.port, tls)
         if options.metrics_port is not None:
             from cluster.hosting.process.metrics import MetricsServer  # costs memory, so only if asked for
 
             self._metrics = MetricsServer(self.node)
-            await self._metrics.start(options.ip, options.metrics_port)
+            with listening(options.ip, options.metrics_port):
+                await self._metrics.start(options.ip, options.metrics_port)
 
     async def _become_ready(self) -> None:
         await self._namespaces()

@@ -202,11 +202,14 @@ class Administration:
         found, _ = self._steward.health()
         return {node_id for node_id, one in found.items() if not one.up}
 
-    def _find(self, table: Table, name: str) -> int:
-        """Id of a node by its name or id. FAILED_PRECONDITION."""
+    def _find(self, table: Table, name: str, *, gone: bool = False) -> int:
+        """Id of a node by its name or id; `gone`: removed ones have names, too. FAILED_PRECONDITION."""
         node = table.node_named(name)
         if node is None and name.isdecimal():
             node = table.nodes.get(int(name))
+        if node is None and gone:
+            named = [one for one in table.nodes.values() if one.name == name]
+            node = max(named, key=lambda one: one.id, default=None)
         if node is None:
             known = ", ".join(one.name for one in table.present())
             raise failed_precondition(f"there is no node {name!r}: choose one of {known}")
@@ -244,7 +247,7 @@ class Administration:
         """A node goes for ever."""
 
         def plan(table: Table) -> Plan | Refusal:
-            node_id = self._find(table, request.node)
+            node_id = self._find(table, request.node, gone=True)
             if table.nodes[node_id].state is NodeState.REMOVED:
                 return Plan([], [], f"{table.nodes[node_id].name} is removed")
             return plan_remove(table, node_id, force=request.force, down=self._down())
@@ -255,7 +258,7 @@ class Administration:
         """Another node takes over what a node holds; that goes for ever."""
 
         def plan(table: Table) -> Plan | Refusal:
-            old = self._find(table, request.node)
+            old = self._find(table, request.node, gone=not request.to)
             if not request.to:
                 return self._plan_lost(table, old)
             new = self._find(table, request.to)

@@ -143,8 +143,9 @@ def _revive(node: NodeRecord) -> str:
     if node.state is NodeState.LEAVING:
         return "wait until it is removed; `holdfast shard list` shows how far it is"
     return (
-        f"start it; if its data is lost, `holdfast node replace {node.name}`, and start it with an empty "
-        f"data directory; if the machine is lost, `holdfast node replace {node.name} NEW`, or `node remove`"
+        f"start it, or restart it if it hangs; if its data is lost, `holdfast node replace {node.name}`, "
+        "and start it with an empty data directory; "
+        f"if the machine is lost, `holdfast node replace {node.name} NEW`, or `node remove`"
     )
 
 

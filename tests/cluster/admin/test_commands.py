@@ -176,6 +176,9 @@ class TestNamespaces:
         result = holdfast("namespace", "create", "orders", "--retention", "5 fortnights")
         assert result.exit_code == 2
         assert "write it like 72h" in result.stderr
+        for arguments in (("create", "orders"), ("update", "orders")):
+            result = holdfast("namespace", *arguments, "--retention", "59m")
+            assert (result.exit_code, "at least 1h" in result.stderr) == (2, True)
 
     def test_list_follows_all_pages(self, holdfast: Run, scripted: Any) -> None:
         def page(request: bytes) -> ListNamespacesResponse:

@@ -85,11 +85,16 @@ def test_a_taken_port_is_an_error_that_says_what_to_do() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        result = run("server", "start-dev", "--port", str(other.getsockname()[1]))
-    assert result.returncode == 1
-    assert "cannot listen on" in result.stderr
-    assert "--port" in result.stderr
-    assert "Traceback" not in result.stderr
+        port = str(other.getsockname()[1])
+        results = [
+            run("server", "start-dev", "--port", port),
+            run("server", "start-dev", "--port", "0", "--metrics-port", port),
+        ]
+    for result in results:
+        assert result.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}: " in result.stderr
+        assert "--port" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -142,6 +142,15 @@ class TestNodes:
         assert result.stdout == "a/2 drains\na/2 is drained\n"
         assert script.asked[0] == {"do": "drain", "node": "a/2"}
 
+    def test_who_drains_a_node_is_told_that_another_is_down(self, holdfast: Run, script: Script) -> None:
+        script.answers["drain"] = [CHANGED]
+        gone = a_node(3, up=False)
+        script.answers["nodes"] = [{"nodes": [a_node(1), a_node(2, leads=0), gone], "complete": True}]
+        result = holdfast("node", "drain", "a/2", "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["done"]
+        assert result.stderr.startswith("do not stop a/2 yet: a/3 is down, ")
+
     def test_what_takes_too_long_goes_on_by_itself(self, holdfast: Run, script: Script) -> None:
         script.answers["drain"] = [CHANGED]
         script.answers["nodes"] = [{"nodes": [a_node(2, leads=1)], "complete": True}]
@@ -179,6 +188,16 @@ class TestNodes:
         assert holdfast("node", "drain", "a/2").exit_code == 3
         assert holdfast("node", "list").exit_code == 1
         assert holdfast("node", "remove", "a/2", "--dry-run").exit_code == 1
+
+    def test_a_region_without_a_leader_is_called_that(self, holdfast: Run, script: Script) -> None:
+        refuse(
+            script, grpc.StatusCode.UNAVAILABLE, "the shard that is to answer has no leader at present (are"
+        )
+        for arguments, code in ((("shard", "list"), 1), (("node", "drain", "a/2"), 3)):
+            result = holdfast(*arguments)
+            assert result.exit_code == code
+            assert "nobody leads the region at present" in result.stderr
+            assert "do: `holdfast cluster health` says which nodes are missing" in result.stderr
 
     def test_nobody_listens(self, holdfast: Run) -> None:
         result = holdfast("node", "drain", "a/2", "--address", "127.0.0.1:1")

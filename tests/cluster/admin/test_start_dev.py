@@ -13,6 +13,7 @@ import pytest
 
 from cluster.admin.server_commands import announce, cannot_start, read_options, start_dev, without_effect
 from cluster.hosting.config.options import ServerOptions
+from cluster.hosting.process.server import listening
 
 
 def options(*arguments: str) -> ServerOptions:
@@ -152,11 +153,18 @@ def test_python_without_assertions_is_refused() -> None:
         (OSError(errno.EADDRINUSE, "address already in use"), "cannot listen on 127.0.0.1:7233", "--port"),
         (OSError(errno.EADDRNOTAVAIL, "no such address"), "cannot listen on", "--ip"),
         (PermissionError(errno.EACCES, "permission denied"), "cannot listen on", "above 1023"),
-        (ssl.SSLError(9, "PEM lib"), "certificates cannot be used: PEM lib", "--tls-cert"),
     ],
 )
 def test_a_refusal_at_the_start_says_what_to_do(error: OSError, words: str, do: str) -> None:
-    failure = cannot_start(ServerOptions(), error)
+    with pytest.raises(OSError) as refused, listening("127.0.0.1", 7233):
+        raise error
+    failure = cannot_start(refused.value)
     assert words in failure.message
     assert do in failure.do
     assert failure.exit_code == 1
+
+
+def test_certificates_that_cannot_be_used_are_called_that() -> None:
+    failure = cannot_start(ssl.SSLError(9, "PEM lib"))
+    assert "certificates cannot be used: PEM lib" in failure.message
+    assert "--tls-cert" in failure.do

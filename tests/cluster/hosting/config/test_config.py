@@ -140,6 +140,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("stranger", {"region": {"nodes": [*NODES, "b/4=h:1"]}}, 'begin with "a/", and b/4 does not'),
     ("port", {"region": {"nodes": [*NODES, "a/4=h:70000"]}}, "with a port from 1 to 65535"),
     ("form", {"region": {"nodes": ["a/1"]}}, "a list of at most 128 strings NAME=HOST:PORT"),
+    ("which", {"region": {"nodes": [*NODES, "a/4=h"]}}, '7301", and "a/4=h" is not of that form. Change'),
     (
         "few",
         {"region": {"nodes": NODES[:1]}},

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from cluster.hosting.clock import Identifiers
+from cluster.hosting.node import Node
 from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import Asker, NotAdmitted, stands
 from cluster.hosting.region.member import FIRST_NAMESPACE
 from cluster.membership import META_GROUP
 from cluster.peers import virtual_time
+from history_store.engine.environment import EngineLimits
 from history_store.engine.errors import Code
 from history_store.engine.keys import slot_of
-from tests.cluster.hosting.settlement import PORT, SHARDS, Settlement
+from history_store.storage.contract import StorageError
+from tests.cluster.hosting.settlement import PORT, SHARDS, Settlement, VirtualClock
 
 Scene = Callable[[Settlement], Coroutine[Any, Any, None]]
 Play = Callable[..., None]
@@ -269,7 +273,8 @@ def test_a_node_is_removed_and_its_replicas_are_elsewhere(play: Play) -> None:
         await world.until(world.is_well)
         table = world["a/4"].table
         assert all(set(table.replicas_of(group)) == {2, 3, 4} for group in table.groups())
-        assert (await world.do("a/2", "remove", node="1"))["changed"] is False, "asked again"
+        for again in ("1", "a/1"):
+            assert (await world.do("a/2", "remove", node=again))["changed"] is False, "asked again"
 
     play(scene)
 
@@ -283,6 +288,23 @@ def test_a_dead_node_is_replaced(play: Play) -> None:
         await world.do("a/2", "replace", node="a/1", to="a/4")
         await world.until(world.is_well)
         assert (await world.nodes())["a/4"]["replicas"] == SHARDS
+
+    play(scene)
+
+
+def test_the_data_of_a_node_is_not_for_a_server_that_is_alone(play: Play) -> None:
+    async def scene(world: Settlement) -> None:
+        world["a/2"].kill()
+        clock = VirtualClock(world.loop)
+        rows = len(list(world["a/2"].disk.load()))
+        with pytest.raises(StorageError, match="is that of a node of a region"):
+            Node(
+                world.loop, world["a/2"].disk, clock, Identifiers(clock, world.rng), world.rng,
+                EngineLimits(), inline=True, shards=SHARDS, cluster_id="x", on_broken=lambda error: None,
+            )  # fmt: skip
+        assert len(list(world["a/2"].disk.load())) == rows
+        world["a/2"].boot()
+        await world.until(world.is_well)
 
     play(scene)
 
