@@ -37,10 +37,15 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone.
+# The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone. What
+# fails there is run once more, and named in any case: a machine that stood still is told from a server that did.
+LIVE := -m live --timeout 600 -q -rfEs --ignore tests/compat/sdks
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 300 -m "not live" -q -rfEs --durations=5
-	$(BIN)/python -m pytest --timeout 600 -m live -q -rfEs --durations=5 --ignore tests/compat/sdks
+	$(BIN)/python -m pytest $(LIVE) --durations=5 || { \
+	    echo "==== once more, what failed with real processes (the first failure is above; look at it)"; \
+	    $(BIN)/python -m pytest $(LIVE) --last-failed --last-failed-no-failures none; }
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate.rpcs
