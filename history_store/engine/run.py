@@ -29,8 +29,8 @@ from temporalio.api.history.v1.message_pb2 import HistoryEvent
 
 from history_store.engine import keys, pauses
 from history_store.engine.pending import activity_due, workflow_task_due
+from history_store.engine.record import record_of
 from history_store.engine.state import (
-    CLOSED_STATUSES,
     RUNNING,
     WFT_SPECULATIVE,
     Action,
@@ -45,7 +45,7 @@ from history_store.engine.state import (
     WakeRow,
     WorkflowTask,
 )
-from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
+from history_store.visibility.record import DeleteRecord, VisibilityOp
 
 if TYPE_CHECKING:
     from history_store.engine.environment import Environment
@@ -571,7 +571,7 @@ class Run:
             )
             rows.append((keys.current(self.slot, self.namespace_raw, state.workflow_id), pack(current)))
         if self.visible:
-            tx.visibility.append(self.record())
+            tx.visibility.append(record_of(state))
 
     def _pack_core(self) -> bytes:
         """A speculative workflow task is never written: it dies with the leader, its updates are retried."""
@@ -615,29 +615,3 @@ class Run:
         """The transaction has been proposed: forget its changes."""
         self.speculative = None
         self._reset_transaction()
-
-    def record(self) -> ExecutionRecord:
-        """The run as List shows it."""
-        s = self.state
-        closed = s.status in CLOSED_STATUSES
-        return ExecutionRecord(
-            namespace_id=s.namespace_id,
-            workflow_id=s.workflow_id,
-            run_id=s.run_id,
-            workflow_type=s.workflow_type,
-            status=s.status,
-            start_time=s.start_time,
-            execution_time=s.execution_time,
-            close_time=s.close_time,
-            task_queue=s.task_queue,
-            history_length=s.next_event_id - 1 if closed else 0,
-            history_size_bytes=s.history_size_bytes if closed else 0,
-            state_transition_count=s.transitions if closed else 0,
-            execution_duration=max(0, s.close_time - s.execution_time) if closed else 0,
-            memo=s.memo,
-            search_attributes=s.search_attributes,
-            parent_workflow_id=s.parent_workflow_id,
-            parent_run_id=s.parent_run_id,
-            root_workflow_id=s.root_workflow_id or s.workflow_id,
-            root_run_id=s.root_run_id or s.run_id,
-        )

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from history_store.visibility.record import VisibilityOp
+from history_store.visibility.record import ExecutionRecord, VisibilityOp
 
 if TYPE_CHECKING:
     from history_store.storage.scrub import Checked
@@ -71,6 +71,8 @@ class Round:
     rows: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     # (key, value); None deletes; later wins. A key starts with its group's 4 bytes, big-endian
     visibility: list[VisibilityOp] = field(default_factory=list)
+    renewed: list[ExecutionRecord] = field(default_factory=list)
+    # records that were damaged, to be written anew before `visibility`, whatever is there of their runs
     applied: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     # (group, index, term, conf): the rows above bring the group's image to here
     compact: list[tuple[int, int, int]] = field(default_factory=list)

@@ -112,7 +112,7 @@ class MemoryStorage:
             self._fail(failure[0])
         with self._lock:
             self._check(batch)
-            if batch.visibility:
+            if batch.visibility or batch.renewed:
                 self._project(batch)
             self._compact(batch)
             self._append(batch)
@@ -163,7 +163,7 @@ class MemoryStorage:
     def check(self, place: bytes, bytes_max: int) -> Checked:  # noqa: ARG002 - all of it at once
         """Whether rows are what was written."""
         with self._lock:
-            return Checked(b"", self._bytes, sorted(self._damaged), [])
+            return Checked(b"", self._bytes, sorted(self._damaged), [], [])
 
     def condemn(self, why: str) -> None:
         """Nothing opens it again anyway."""
@@ -291,6 +291,8 @@ class MemoryStorage:
     def _project(self, batch: Round) -> None:
         self._projection.execute("BEGIN")
         try:
+            if batch.renewed:
+                projection.renew(self._projection, batch.renewed)
             projection.apply(self._projection, batch.visibility)
         except BaseException:
             self._projection.execute("ROLLBACK")

@@ -164,7 +164,7 @@ class SqliteStorage:
             raise StorageBroken(self._broken)
         if self._keeper is None:
             self.load()
-        if batch.rows or batch.visibility or batch.applied or batch.compact or batch.wipe:
+        if batch.rows or batch.visibility or batch.renewed or batch.applied or batch.compact or batch.wipe:
             with self._storing:
                 self._store(batch, fold=False)
         elif not self._append(batch):
@@ -461,6 +461,8 @@ class SqliteStorage:
             tables.wipe(writer, group)
         if batch.rows:
             tables.put_rows(writer, dict(batch.rows))
+        if batch.renewed:
+            projection.renew(writer, batch.renewed)
         if batch.visibility:
             projection.apply(writer, batch.visibility)
         if plan.groups:

@@ -26,7 +26,7 @@ them), and with them their indexes: closing an execution moves one index entry, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -37,6 +37,7 @@ from temporalio.api.common.v1 import SearchAttributes
 
 from history_store.engine.keys import slot_of
 from history_store.visibility import attributes as sa
+from history_store.visibility import mending
 from history_store.visibility.literals import clamp, sortable_double, storable_text, words
 from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
 
@@ -121,19 +122,19 @@ _READ = """SELECT json_array(
     (SELECT json_group_array(json_array(run_id, id, scope, order_key, attributes))
         FROM visibility_executions WHERE run_id IN (SELECT value FROM json_each(?2))))"""
 
-_COLUMNS = (
+COLUMNS = (
     "id", "scope", "slot", "run_id", "workflow_id", "workflow_type", "start_time",
     "parent_workflow_id", "parent_run_id", "root_workflow_id", "root_run_id",
     "status", "order_key", "execution_time", "close_time", "execution_duration", "task_queue",
     "history_length", "history_size_bytes", "state_transition_count",
     "attributes", "memo", "search_attributes",
 )  # fmt: skip
-_CHANGING = _COLUMNS[11:]  # what a run may change in its life
+_CHANGING = COLUMNS[11:]  # what a run may change in its life
 # OR FAIL: a statement of many rows that may fail half way would keep a copy of every page it touches, to take
 # itself back. Nobody needs that here: after any error the whole transaction is taken back.
 _INSERT = (
-    "INSERT OR FAIL INTO visibility_executions (" + ", ".join(_COLUMNS) + ") VALUES ",  # noqa: S608 our names
-    f"({', '.join('?' * len(_COLUMNS))})",
+    "INSERT OR FAIL INTO visibility_executions (" + ", ".join(COLUMNS) + ") VALUES ",  # noqa: S608 our names
+    f"({', '.join('?' * len(COLUMNS))})",
     "",
 )
 _UPDATE = (
@@ -175,7 +176,7 @@ class _Read(msgspec.Struct, array_like=True):
 
 
 _decode_read = msgspec.json.Decoder(_Read).decode
-_decode_attributes = msgspec.json.Decoder(dict[str, int | str | list[int | str]]).decode
+_decode_attributes = msgspec.json.Decoder(dict[int, int | str | list[int | str]]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -211,6 +212,19 @@ def apply(connection: sqlite3.Connection, ops: Sequence[VisibilityOp]) -> None:
         latest[key] = op
         if isinstance(op, DeleteRecord):
             renewed.add(key)
+    try:
+        _bring(connection, latest, renewed)
+    except (msgspec.DecodeError, sqlite3.DatabaseError) as error:
+        # A record that is there is not what was written. Nothing is made of it, and what is to be is at hand.
+        if not mending.may_mend(error):
+            raise
+        mending.clear(connection, latest)
+        _bring(connection, latest, renewed)
+
+
+def _bring(
+    connection: sqlite3.Connection, latest: dict[tuple[str, str], VisibilityOp], renewed: set[tuple[str, str]]
+) -> None:
     namespaces = {namespace_id for namespace_id, _ in latest}
     runs = {run_id for _, run_id in latest}
     parameters = (_encode(list(namespaces)).decode(), _encode(list(runs)).decode())
@@ -223,6 +237,31 @@ def apply(connection: sqlite3.Connection, ops: Sequence[VisibilityOp]) -> None:
         if not isinstance(op, DeleteRecord):
             batch.put(op, old)
     batch.write()
+
+
+def renew(connection: sqlite3.Connection, records: Sequence[ExecutionRecord]) -> None:
+    """Write these anew, whatever is there of their runs. Slow; see `mending`. Does not commit."""
+    mending.clear(connection, [(record.namespace_id, record.run_id) for record in records])
+    apply(connection, records)
+
+
+def expected(
+    record: ExecutionRecord, scopes: Mapping[tuple[str, str], int], names: Mapping[tuple[str, int], int]
+) -> tuple[tuple[object, ...], list[tuple[int, int, Stored, int]]] | None:
+    """The columns behind the id that a record has, and its entries without the id.
+
+    `scopes` and `names` are the projection's, by what they stand for. None: it has none of the record's yet.
+    """
+    decode = _decoded_once if len(record.search_attributes) <= _REMEMBERED_BYTES else _decoded
+    division, found = decode(record.search_attributes) if record.search_attributes else ("", [])
+    scope = scopes.get((record.namespace_id, division))
+    if scope is None or any((name, value_type) not in names for name, value_type, _ in found):
+        return None
+    attributes = {str(names[name, value_type]): value for name, value_type, value in found}
+    encoded = _encode(attributes).decode() if attributes else None
+    key = order_key(record)
+    entries = [entry[:4] for entry in _entries(scope, key, 0, attributes)]
+    return (scope, *_fixed(record), *_changing(record, key, encoded)), entries
 
 
 def order_key(record: ExecutionRecord) -> int:
@@ -328,7 +367,7 @@ class _Batch:
                 (_encode(self.removed).decode(),),
             )
         _execute_rows(self.connection, _UPDATE, self.updates, len(_CHANGING) + 1)
-        _execute_rows(self.connection, _INSERT, self.inserts, len(_COLUMNS))
+        _execute_rows(self.connection, _INSERT, self.inserts, len(COLUMNS))
         if self.born:
             self.born.sort()
             _execute_rows(self.connection, _INSERT_VALUES, list(chain.from_iterable(self.born)), _ENTRY)
@@ -366,7 +405,9 @@ class _Batch:
         return number
 
 
-def _entries(scope: int, key: int, row_id: int, attributes: Attributes) -> Iterable[Entry]:
+def _entries(
+    scope: int, key: int, row_id: int, attributes: Attributes | dict[int, Stored | list[Stored]]
+) -> Iterable[Entry]:
     for name, value in attributes.items():
         if isinstance(value, list):
             for item in value:
@@ -375,7 +416,7 @@ def _entries(scope: int, key: int, row_id: int, attributes: Attributes) -> Itera
             yield scope, int(name), value, key, row_id
 
 
-def _old_attributes(old: _Existing) -> Attributes:
+def _old_attributes(old: _Existing) -> Attributes | dict[int, Stored | list[Stored]]:
     return {} if old.attributes is None else _decode_attributes(old.attributes)
 
 
