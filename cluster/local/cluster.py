@@ -192,13 +192,15 @@ class LocalCluster:
         """Stop a node gracefully if it lives, and start it; `wait` until it serves. LocalError if it dies."""
         self._order("restart", node)
         if wait:
-            self.wait_serving(node)
+            self.wait_serving(node, deaths_max=self.node_state(node).restarts + DEATHS_MAX)
 
-    def wait_serving(self, node: str, timeout_s: float | None = None) -> None:
-        """Return when the node serves. LocalError if it does not in time, or is dead."""
+    def wait_serving(
+        self, node: str, timeout_s: float | None = None, *, deaths_max: int | None = None
+    ) -> None:
+        """Return when the node serves. LocalError if it does not in time, is dead, or died so often."""
         plan = Plan.read(self.directory).node(node)
         limit = self._ready_max_s if timeout_s is None else timeout_s
-        if not wait_until(lambda: self._comes_up(node) is Phase.RUNNING, limit):
+        if not wait_until(lambda: self._comes_up(node, deaths_max) is Phase.RUNNING, limit):
             raise self._not_up(plan.name, f"does not serve after {limit:g} s")
 
     # --------------------------------------------------------------------------------------- what there is
@@ -259,7 +261,7 @@ class LocalCluster:
                         else max(round((found.retry_ns - now_ns) / 1e9, 1), 0.0)
                     ),
                     "log": str(node.log(self.directory)),
-                    "errors": logs.errors(node.log(self.directory)),
+                    "errors": logs.errors(node.log(self.directory), now=found.state is Phase.RUNNING),
                 }
         return result
 

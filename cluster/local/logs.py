@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Final
 
 TAIL_BYTES_MAX: Final = 1 << 20  # looked at from the end; a line of a log has a few hundred
+LINES_MAX: Final = 1000
 ERROR_LINES_MAX: Final = 5
+START: Final = "---- "  # begins the line before what a process of the node writes
 FOLLOW_EVERY_S: Final = 0.1
 
-# An error of our log in its forms text and json, of a command that ends, and the last line of a traceback.
+# An error of our log in its forms text and json, of a command that ends and what it says to do, and the last
+# line of a traceback.
 ERROR: Final = re.compile(
-    r"\[(error|critical)\s*\]|\"level\": ?\"(error|critical)\"|^holdfast: |^[A-Za-z_.]+(Error|Exception)\b"
+    r"\[(error|critical)\s*\]|\"level\": ?\"(error|critical)\"|^holdfast: |^  do: "
+    r"|^[A-Za-z_.]+(Error|Exception)\b"
 )
 
 
@@ -25,9 +29,23 @@ def tail(log: Path, lines: int) -> list[str]:
     return text.splitlines()[-lines:] if lines > 0 else []
 
 
-def errors(log: Path) -> list[str]:
-    """The last lines that tell of an error."""
-    return [line for line in tail(log, 1000) if ERROR.search(line)][-ERROR_LINES_MAX:]
+def begin(name: str, moment: str) -> bytes:
+    """What the supervisor writes before each process of a node."""
+    return f"{START}{moment} {name} starts\n".encode()
+
+
+def errors(log: Path, *, now: bool = False) -> list[str]:
+    """The last lines that tell of an error, with what to do, of the last process that had any.
+
+    `now`: of the last process, even if it had none. What an earlier one said is no news of one that serves.
+    """
+    found: list[str] = []
+    for line in reversed(tail(log, LINES_MAX)):
+        if line.startswith(START) and (found or now):
+            break
+        if ERROR.search(line):
+            found.append(line)
+    return list(reversed(found[:ERROR_LINES_MAX]))
 
 
 def follow(log: Path, lines: int) -> Iterator[str]:

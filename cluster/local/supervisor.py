@@ -22,6 +22,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.local import logs
 from cluster.local.life import Effect, Life, Phase, Refused, Signal, Spawn
 from cluster.local.plan import HOST, LocalError, NodePlan, Plan
 from cluster.local.probe import serving
@@ -127,6 +128,8 @@ class Supervisor:
         log = node.log(self.directory)
         _put_aside(log)
         with log.open("ab") as output:
+            output.write(logs.begin(node.name, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
+            output.flush()
             return await asyncio.create_subprocess_exec(
                 *self.plan.program,
                 str(node.config(self.directory)),

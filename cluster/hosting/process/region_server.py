@@ -142,8 +142,14 @@ class RegionServer(Server):
     def _told_what_to_do(self, error: StorageCorrupt) -> StorageCorrupt:
         """A backup is no help in a region: it has forgotten what the others count on."""
         what, _, do = str(error).partition(". ")
+        if "belongs to node" in what:
+            return StorageCorrupt(
+                f"{what}. Correct node.data_dir; or write region.nodes and region.cluster_name as they were "
+                "when the region was made, since they say which cluster it is. A node that has another "
+                "address now gives region.join, with addresses of the others, in the place of region.nodes"
+            )
         if "backup" not in do:
-            return error  # another node's file, or one of a newer version
+            return error  # a file of a newer version
         return StorageCorrupt(
             f"{what}. Do not restore a backup: the other nodes count on what this one has promised since. "
             f"They have what it had: on one of them `holdfast node replace {self.config.node.name}`; then "

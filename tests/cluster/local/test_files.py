@@ -94,6 +94,16 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     ]
 
 
+def test_errors_are_those_of_the_last_process_that_had_any(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    log.write_text("holdfast: long ago\n")
+    with log.open("ab") as file:
+        file.write(logs.begin("a/1", "2026-01-01T00:00:00Z") + b"holdfast: it ends\n  do: this\n")
+        file.write(logs.begin("a/1", "2026-01-01T00:00:01Z") + b"all is well\n")
+    assert logs.errors(log) == ["holdfast: it ends", "  do: this"]
+    assert logs.errors(log, now=True) == []
+
+
 def test_following_a_log(tmp_path: Path) -> None:
     log = tmp_path / "node.log"
     log.write_text("one\ntwo\n")
