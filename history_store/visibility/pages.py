@@ -23,6 +23,7 @@ Item = TypeVar("Item")
 
 _TOKEN_VERSION = b"\x01"
 _DIGEST = 8
+_INT_END = 1 << 63  # of SQLite's integers
 
 
 @dataclass(slots=True)
@@ -93,10 +94,13 @@ def read_token(token: bytes, list_digest: bytes) -> list[object]:
     if body[1 : 1 + _DIGEST] != list_digest:
         raise invalid("Invalid NextPageToken: it was made for another query or namespace.")
     try:
-        values: list[object] = list(msgspec.msgpack.decode(body[1 + _DIGEST :], type=list[int | str | None]))
-        return values
+        values = msgspec.msgpack.decode(body[1 + _DIGEST :], type=list[int | str | None])
     except msgspec.DecodeError:
         raise bad_token() from None
+    # Anybody can make a check sum: what no row has is not to reach the database.
+    if not values or any(isinstance(value, int) and not -_INT_END <= value < _INT_END for value in values):
+        raise bad_token()
+    return list(values)
 
 
 def bad_token() -> ServiceError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from history_store.engine.errors import Code, ServiceError
-from history_store.visibility import filters, projection, search, syntax
+from history_store.visibility import filters, pages, projection, search, syntax
 from history_store.visibility.literals import parse_datetime, parse_duration, sortable_double, words
 from history_store.visibility.record import DeleteRecord, ExecutionRecord
 from history_store.visibility.syntax import And, Between, Comparison, In, IsNull, Literal, Name, Not, Or
@@ -292,6 +293,21 @@ def test_a_broken_map_is_stored_without_its_values(connection: sqlite3.Connectio
     """A commit cannot be refused any more: what was not validated must not stop the writer."""
     projection.apply(connection, [record("r1", search_attributes=b"\xff\xff\xff")])
     assert runs(connection, "K IS NULL") == ["r1"]
+
+
+@pytest.mark.parametrize(
+    "position", [(), (1 << 63, 1, "a"), (5, 1 << 63, "a"), (-(1 << 63) - 1,), ("x",), (5,)]
+)
+@pytest.mark.parametrize("query", ["", "ORDER BY StartTime", "ORDER BY K"])
+def test_a_token_that_somebody_made_is_refused(
+    connection: sqlite3.Connection, position: tuple[int | str, ...], query: str
+) -> None:
+    projection.apply(connection, [record("a"), record("b")])
+    with suppress(OverflowError):  # what msgpack cannot say, nobody can
+        token = pages.write_token(pages.digest("ns", query), position)
+        with pytest.raises(ServiceError) as caught:
+            search.list_executions(connection, "ns", query, ATTRIBUTES, 1, token)
+        assert caught.value.code == Code.INVALID_ARGUMENT
 
 
 def test_a_token_belongs_to_its_query_and_namespace(connection: sqlite3.Connection) -> None:
