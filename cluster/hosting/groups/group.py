@@ -175,6 +175,7 @@ class Group:
         self._waiters: deque[tuple[int, Waiter, bool]] = deque()
         self._written: dict[int, tuple[RowList, list[VisibilityOp]]] = {}
         self._reads: dict[bytes, Waiter] = {}  # asked, and not confirmed
+        self._reads_term = 0  # in which the first of them was
         self._current: list[tuple[int, Waiter]] = []  # confirmed, and the index not yet applied here
         self._read_number = 0
         self.proposed = 0
@@ -280,6 +281,8 @@ class Group:
         if self.readable:
             waiter(None)
             return
+        if not self._reads:
+            self._reads_term = self.raft.term
         self._read_number += 1
         context = self._read_number.to_bytes(8, "big")
         self._reads[context] = waiter
@@ -362,11 +365,12 @@ class Group:
             self._leads_term = raft.term
         if ready.soft_state is not None:
             self.on_leader()
-        if ready.soft_state is not None and self._reads and not raft.is_leader:
-            # What was asked of the leader before may never be answered.
+        other = raft.term != self._reads_term or (ready.soft_state is not None and not raft.is_leader)
+        if self._reads and other:
+            # What was asked of the leader before may never be answered, nor by the same one in a later term.
             reads, self._reads = self._reads, {}
             for waiter in reads.values():
-                notify(waiter, NotLeading(raft.leader, self.id))
+                notify(waiter, NotLeading(0 if raft.is_leader else raft.leader, self.id))
         for state in ready.read_states:
             found = self._reads.pop(state.context, None)
             if found is not None:

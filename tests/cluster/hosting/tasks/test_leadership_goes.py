@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from contextlib import suppress
 from typing import Any
@@ -12,13 +13,14 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.frontend.services.updates import expire_speculative
 from cluster.hosting.config.node_config import RaftSection
 from cluster.hosting.groups import folder
+from cluster.hosting.groups.group import NotLeading
 from cluster.hosting.region import steward
 from cluster.hosting.region.steward import Steward
 from cluster.hosting.replicas.replicas import Replicas
 from cluster.hosting.tasks.dispatch import WORKFLOW, Orphans, ShardTask, expire_unwritten
 from cluster.matching.contract import QueueKey
 from cluster.membership import Plan
-from history_store.raft.messages import Kind, Message
+from history_store.raft.messages import Kind, Message, encode
 from history_store.storage.contract import Round, StorageFull
 from tests.cluster.frontend.services.conftest import Refused
 from tests.cluster.hosting.calls.test_actions_region import Member, Region
@@ -116,6 +118,34 @@ class FullDisk:
 
     def free(self) -> None:
         self._lane._write = self._write
+
+
+@pytest.mark.parametrize("itself", [False, True])
+async def test_a_read_that_was_lost_is_over_with_its_term(rng: random.Random, itself: bool) -> None:
+    """Whoever leads the next term, the same node included, never heard of it."""
+    region = Region(rng.getrandbits(32))
+    await region.found()
+    leader = next(m for m in region.members.values() if m.node.committer.groups[1].leading)
+    asker = next(m for m in region.members.values() if m is not leader)
+    group = asker.node.committer.groups[1]
+    region.deaf.add((1, asker.number))
+    told: list[Any] = []
+    group.when_current(told.append)
+    for _ in range(12):
+        await asyncio.sleep(0)
+    assert not told
+    region.deaf.clear()
+    if itself:
+        leader.node.committer.groups[1].raft.transfer_leader(asker.number)
+        leader.node.committer.mark(leader.node.committer.groups[1])
+        await region.until(lambda: group.leading)
+    else:
+        later = Message(Kind.HEARTBEAT, asker.number, leader.number, group.raft.term + 1, round=1)
+        asker.step(1, encode(later))
+        for _ in range(12):
+            await asyncio.sleep(0)
+    assert [type(error) for error in told] == [NotLeading]
+    await region.close()
 
 
 async def test_a_node_whose_disk_is_full_leads_nothing(
