@@ -249,8 +249,16 @@ class RegionServer(Server):
             identity = self.member.identity
             await self._join(identity.cluster_id, identity.disk)
         peers = self._place.peers if self._place is not None else None
-        with listening(listen.host, listen.peers):
-            await self.member.start(listen.host, listen.peers, self.services.handlers(), peers)
+        try:
+            with listening(listen.host, listen.peers):
+                await self.member.start(listen.host, listen.peers, self.services.handlers(), peers)
+            await self._wait_for_the_region()
+        except BaseException:  # nobody waits any longer, or nobody will have us
+            self.member.halt()
+            await self.member.peers.close()
+            raise
+
+    async def _wait_for_the_region(self) -> None:
         while True:
             try:
                 await asyncio.wait_for(asyncio.shield(self.member.ready), READY_S)
