@@ -528,9 +528,9 @@ class Doer:
         now = target.current(deed.namespace_id, deed.workflow_id)
         if now is None or now.status != st.RUNNING:
             return Done()
-        if now.start_request_id != deed.request_id and (
-            not deed.first_run_id or now.first_run_id != deed.first_run_id
-        ):
+        # A parent that never heard of its child knows its start alone; others may follow that run by now.
+        first = deed.first_run_id or _started_before(target, deed, now)
+        if now.start_request_id != deed.request_id and (not first or now.first_run_id != first):
             return Done()  # the id means another workflow by now
         run = target.find(deed.namespace_id, deed.workflow_id, now.run_id)
         assert run is not None, "the current run is there"
@@ -610,8 +610,8 @@ class Doer:
         return Done()
 
 
-def _started_before(target: ShardHost, deed: StartChild, now: CurrentRun) -> str:
-    """The run that this deed started before ("" if it did not), also if others follow it now."""
+def _started_before(target: ShardHost, deed: StartChild | CloseChild, now: CurrentRun) -> str:
+    """The run that the deed of this id started ("" if it did not), also if others follow it now."""
     if begun := now.started_by(deed.request_id):
         return begun
     if now.first_run_id in ("", now.run_id):

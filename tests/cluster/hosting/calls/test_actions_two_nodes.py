@@ -481,6 +481,28 @@ async def test_a_child_that_came_and_went_is_not_started_again(pair: Pair) -> No
     assert "WorkflowExecutionTerminated" in await pair.table("b"), "no third run follows"
 
 
+@pytest.mark.parametrize("policy", ["terminate", "ask"])
+async def test_a_child_is_ended_although_its_parent_never_heard_of_it(pair: Pair, policy: str) -> None:
+    """The answer is lost, the child continues as new, and the parent closes before it has asked again."""
+    pair.line.lose = [ANSWER]
+    asks = {"parent_close_policy": REQUEST_CANCEL} if policy == "ask" else {}
+    await pair.begin(child("b", **asks))
+    await pair.settle()
+    assert not pair.line.lose
+    pair.line.hold()
+    await pair.b.next(
+        command("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", workflow_type={"name": "C"}, task_queue={"name": "cq"}),
+        queue="cq",
+    )
+    await pair.a.terminate("w")
+    pair.line.release()
+    await pair.until_done()
+    assert "ChildWorkflowExecutionStarted" not in await pair.table("w")
+    found = await pair.table("b")
+    wanted = "WorkflowExecutionCancelRequested" if asks else "WorkflowExecutionTerminated"
+    assert found.count(wanted) == 1, found
+
+
 # ---- leaders, here and there
 
 
