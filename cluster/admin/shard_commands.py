@@ -166,13 +166,14 @@ def transfer(
 
     async def work() -> Answer:
         region = Region(connection)
+        wanted = (await region.node(target))["name"]
         answer = await region.do("transfer", changes=True, shard=number, to=target)
         if wait and answer["changed"]:
 
             async def look() -> tuple[bool, str]:
                 (one,) = [one for one in (await region.do("shards"))["shards"] if one["id"] == number]
                 leader = one["leader"]
-                return leader not in (answer["from"], None), f"{leader or 'nobody'} leads shard {number}"
+                return leader == wanted, f"{leader or 'nobody'} leads shard {number}"
 
             await region.wait(look, timeout)
         return {"shard": number, **answer, "done": wait}
@@ -180,8 +181,10 @@ def transfer(
     answer = run(work())
     if as_json:
         print_json(answer)
+    elif answer["done"] and answer["changed"]:
+        click.echo(f"done: {target} leads shard {number}")
     else:
-        click.echo(answer["why"] if not answer["done"] else f"done: {answer['why']}")
+        click.echo(answer["why"])
 
 
 @shard.command()

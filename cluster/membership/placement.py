@@ -286,7 +286,9 @@ def plan_replace(
         new_id = new
     newcomer = draft.table.nodes.get(new_id)
     if newcomer is None or newcomer.state is not NodeState.ACTIVE or new_id == old_id:
-        return Refusal(f"node {new_id} cannot take anything over", "name another node that is active")
+        return Refusal(
+            f"{_name(table, new_id)} cannot take anything over", "name another node that is active"
+        )
     draft.put(replace(old, state=NodeState.LEAVING))
     for group in table.groups_of(old_id):
         if draft.fits(group, new_id, old_id):
@@ -331,18 +333,25 @@ def plan_move(table: Table, group: int, source: int, target: int) -> Plan | Refu
     if not table.replicas_of(group):
         return Refusal(f"there is no {name_of(group)}", "choose one that `holdfast shard list` shows")
     if source not in table.replicas_of(group):
-        return Refusal(f"{name_of(group)} has no replica on node {source}", "choose a node that has one")
+        return Refusal(
+            f"{name_of(group)} has no replica on {_name(table, source)}", "choose a node that has one"
+        )
     if target not in {node.id for node in table.active()}:
-        return Refusal(f"node {target} is not active", "choose a node that is")
+        return Refusal(f"{_name(table, target)} is not active", "choose a node that is")
     draft = Draft(table)
     if not draft.fits(group, target, source):
-        places = [str(i) for i in homes(draft, group, source)]
+        places = [_name(table, i) for i in homes(draft, group, source)]
         return Refusal(
-            f"node {target} or its machine has a replica of {name_of(group)} already",
-            f"choose one of the nodes {', '.join(places)}" if places else "add a node first",
+            f"{_name(table, target)} or its machine has a replica of {name_of(group)} already",
+            f"choose one of {', '.join(places)}" if places else "add a node first",
         )
     draft.exchange(group, source, target)
-    return draft.plan(f"{name_of(group)}: from node {source} to node {target}")
+    return draft.plan(f"{name_of(group)}: from {_name(table, source)} to {_name(table, target)}")
+
+
+def _name(table: Table, node_id: int) -> str:
+    node = table.nodes.get(node_id)
+    return node.name if node is not None else f"node {node_id}"
 
 
 def _no_such(table: Table, node_id: int) -> Refusal:

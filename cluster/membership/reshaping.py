@@ -114,7 +114,9 @@ def plan_rebalance(
         slack = sum(load.values()) * SLACK_PERCENT // (100 * max(len(load), 1))
     complete = even_out(draft, weights, slack=slack, down=down, moves_max=moves_max)
     choose_first(draft)
-    return draft.plan("level" if complete else f"the first {moves_max} moves; more are useful after them")
+    return draft.plan(
+        "replicas spread evenly" if complete else f"the first {moves_max} moves; more are useful after them"
+    )
 
 
 def _ranges(slots: Iterable[int]) -> Ranges:

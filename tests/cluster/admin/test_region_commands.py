@@ -309,6 +309,16 @@ class TestShards:
         script.answers["shards"] = [{"shards": [a_shard(1), coming]}]
         assert "coming: its rows are being copied" in holdfast("shard", "list").stdout
 
+    def test_a_leader_is_waited_for_by_name(self, holdfast: Run, script: Script) -> None:
+        script.answers["nodes"] = [{"nodes": [a_node(1), a_node(2)], "complete": True}]
+        script.answers["transfer"] = [{"why": "a/2 is to lead", "changed": True, "from": "a/1"}]
+        script.answers["shards"] = [
+            {"shards": [a_shard(3, leader=name)]} for name in ("a/1", None, "a/3", "a/2")
+        ]
+        result = holdfast("shard", "transfer", "3", "--to", "a/2")
+        assert (result.exit_code, result.stdout) == (0, "done: a/2 leads shard 3\n")
+        assert "a/3 leads shard 3" in result.stderr
+
     def test_a_dry_run_changes_nothing_and_waits_for_nothing(self, holdfast: Run, script: Script) -> None:
         script.answers["rebalance"] = [{"why": "level", "changed": False, "moves": []}]
         assert holdfast("shard", "rebalance", "--dry-run").stdout == "level\n"

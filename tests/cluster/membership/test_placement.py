@@ -300,7 +300,7 @@ def test_a_move_as_the_operator_says() -> None:
     plan = region.take(plan_move(region.table, group, 3, 4))
     assert plan.moves == [Move(group, 3, 4)]
     assert "has a replica" in str(plan_move(region.table, group, 1, 3))
-    assert "no replica on node 3" in str(plan_move(region.table, group, 3, 1))
+    assert "no replica on n3" in str(plan_move(region.table, group, 3, 1))
     assert "node 9 is not active" in str(plan_move(region.table, group, 4, 9))
     assert "there is no shard 77" in str(plan_move(region.table, 77, 4, 1))
 
@@ -329,7 +329,7 @@ def test_levelling_stops_at_its_limit_and_says_so() -> None:
     assert plan.why == "the first 3 moves; more are useful after them"
     assert len(plan.moves) == 3
     region.take(plan_rebalance(region.table))
-    assert plan_rebalance(region.table) == Plan([], [], "level")
+    assert plan_rebalance(region.table) == Plan([], [], "replicas spread evenly")
 
 
 # ------------------------------------------------------------------------------------ any order of it
