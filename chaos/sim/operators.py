@@ -29,6 +29,8 @@ NODES_MAX = 6
 NODES_MIN = 3
 SHARDS_MAX = 6
 LOOK_S = 0.2
+ABANDONED = 0.5  # of the splits; by then some are done
+PREPARED_S = (0.0, 0.2)
 
 
 class Operator:
@@ -113,7 +115,12 @@ class Operator:
         if len(shards) < SHARDS_MAX:
             shard = self._rng.choice(shards)
             self._note(f"split shard {shard}")
-            await self.ask("split", shard=shard)
+            told = await self.ask("split", shard=shard)
+            if told is not None and self._rng.random() < ABANDONED:
+                await asyncio.sleep(self._rng.uniform(*PREPARED_S))
+                named = self._rng.choice((shard, told["child"]))
+                self._note(f"abandon the split of shard {shard}")
+                await self.ask("abandon", shard=named)
 
     async def _join(self) -> None:
         if len(self._world.nodes) < NODES_MAX:

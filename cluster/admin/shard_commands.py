@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster.admin.connection import Connection, connection_options, run
-from cluster.admin.output import Group, json_option, print_json, print_table
+from cluster.admin.output import Failure, Group, json_option, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
 from history_store.engine.keys import SLOTS
 
@@ -95,43 +95,78 @@ def move(
     metavar="SLOT",
     help="First slot of the new shard. [default: the middle one of those that the shard has]",
 )
+@click.option(
+    "--abandon",
+    is_flag=True,
+    help="Call off a split that is being prepared. SHARD is the one that is split, or the one to come.",
+)
 @wait_options
 @connection_options
 @json_option
 def split(
-    number: int, slot: int | None, wait: bool, timeout: float, connection: Connection, as_json: bool
+    number: int,
+    slot: int | None,
+    abandon: bool,
+    wait: bool,
+    timeout: float,
+    connection: Connection,
+    as_json: bool,
 ) -> None:
     """Split a shard in two, while it serves: a new shard takes its slots from SLOT on.
 
-    The new shard begins on the same nodes, and another of them comes to lead it. A split cannot be undone.
+    The new shard begins on the same nodes, and another of them comes to lead it. While its rows are being
+    copied the split can be abandoned; once the new shard serves it cannot be undone.
 
     \b
-    Example:
+    Examples:
       holdfast shard split 3
+      holdfast shard split 3 --abandon
     """
-
-    async def work() -> Answer:
-        region = Region(connection)
-        at = slot if slot is not None else _middle((await region.do("shards"))["shards"], number)
-        where = {} if at is None else {"slot": at}
-        answer = await region.do("split", changes=True, shard=number, **where)
-        child = answer["child"]
-
-        async def look() -> tuple[bool, str]:
-            (one,) = [one for one in (await region.do("shards"))["shards"] if one["id"] == child]
-            if one["state"] == "preparing":
-                return False, f"shard {child} is coming: {one['waits'] or 'its rows are there'}"
-            return one["leader"] is not None, f"shard {child} serves, and is about to have a leader"
-
-        if wait:
-            await region.wait(look, timeout)
-        return {**answer, "done": wait}
-
-    answer = run(work())
+    if abandon and slot is not None:
+        raise click.UsageError("--at says where to split, and --abandon that it is not to be")
+    region, wait_s = Region(connection), timeout if wait else None
+    answer = run(_abandon(region, number, wait_s) if abandon else _split(region, number, slot, wait_s))
     if as_json:
         print_json(answer)
     else:
         click.echo(answer["why"] if not answer["done"] else f"done: {answer['why']}")
+
+
+async def _split(region: Region, number: int, slot: int | None, wait_s: float | None) -> Answer:
+    at = slot if slot is not None else _middle((await region.do("shards"))["shards"], number)
+    where = {} if at is None else {"slot": at}
+    answer = await region.do("split", changes=True, shard=number, **where)
+    if wait_s is not None and not await _serves(region, answer["child"], wait_s):
+        raise Failure(
+            f"the split of shard {number} was abandoned meanwhile, and it stays whole",
+            "give the command again if it is to be split",
+        )
+    return {**answer, "done": wait_s is not None}
+
+
+async def _abandon(region: Region, number: int, wait_s: float | None) -> Answer:
+    answer = await region.do("abandon", changes=True, shard=number)
+    if wait_s is not None and await _serves(region, answer["child"], wait_s):
+        raise Failure(
+            f"it was too late, shard {answer['child']} serves what shard {answer['shard']} gave up",
+            "leave it so, shards are not joined again; `holdfast shard move` brings it to other nodes",
+        )
+    return {**answer, "done": wait_s is not None}
+
+
+async def _serves(region: Region, child: int, wait_s: float) -> bool:
+    """Wait for what comes of a split: whether the new shard serves, or is not to come any more."""
+    found: list[Answer] = []
+
+    async def look() -> tuple[bool, str]:
+        found[:] = [one for one in (await region.do("shards"))["shards"] if one["id"] == child]
+        if found and found[0]["state"] == "preparing":
+            return False, f"shard {child} is coming: {found[0]['waits'] or 'its rows are there'}"
+        led = not found or found[0]["leader"] is not None
+        return led, f"shard {child} serves, and is about to have a leader"
+
+    await region.wait(look, wait_s)
+    return bool(found)
 
 
 def _middle(shards: list[Answer], number: int) -> int | None:

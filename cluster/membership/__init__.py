@@ -29,11 +29,13 @@ from cluster.membership.records import (
 )
 from cluster.membership.reports import GroupReport, NodeHealth
 from cluster.membership.reshaping import (
+    plan_abandon,
     plan_rebalance,
     plan_split,
     plan_split_abandoned,
     plan_split_done,
     split_at,
+    split_of,
 )
 from cluster.membership.splitting import SplitWork, split_steps
 from cluster.membership.steps import Step, StepKind, Work, emptied, replica_steps
@@ -65,6 +67,7 @@ __all__ = [
     "first_table",
     "initial_ids",
     "leader_moves",
+    "plan_abandon",
     "plan_announce",
     "plan_drain",
     "plan_formats",
@@ -83,5 +86,6 @@ __all__ = [
     "preferred_leader",
     "replica_steps",
     "split_at",
+    "split_of",
     "split_steps",
 ]

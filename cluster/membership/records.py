@@ -97,6 +97,7 @@ class ShardRecord(msgspec.Struct, array_like=True, frozen=True):
     parent: int = 0  # the shard it was split from; 0 = made at bootstrap
     first: tuple[int, ...] = ()  # voters of the new group at bootstrap; () = the members bring the others in
     epoch: int = 1  # grows with every change of the ranges, so that an old route can be told from a new one
+    abandoned: bool = False  # of a coming half: it is not wanted any more; the parent's log decides
 
 
 Record: TypeAlias = RegionRecord | NodeRecord | ShardRecord

@@ -3,7 +3,8 @@
 A split is three changes. The table names the coming shard (PREPARING: its slots are still its parent's); the
 parent's own log says from which entry on the rows belong to the new group, on each replica alike; the table
 gives the slots to the new shard. In between the members of both stay as they are (steps.py), since the new
-group begins with its parent's. Until the second, the split can be abandoned.
+group begins with its parent's. Until the second, the split can be abandoned: the table says that it is
+wanted no more, and the parent's log has either the entry that splits the shard or one that says it will not.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def plan_split(table: Table, group: int, at: int | None = None) -> Plan | Refusa
             f"there is no shard {group} that serves", "choose one that `holdfast shard list` shows"
         )
     other = table.splitting(group)
+    if other and table.shards[other].abandoned:
+        return Refusal(
+            f"the split of shard {group} is being abandoned",
+            "give the command again when `holdfast shard list` shows no coming shard for it any more",
+        )
     if other:
         return Refusal(
             f"shard {group} is being split already, into itself and shard {other}", "wait until it is done"
@@ -61,7 +67,7 @@ def plan_split(table: Table, group: int, at: int | None = None) -> Plan | Refusa
 def split_at(table: Table, group: int, at: int) -> int:
     """The shard that has, or is getting, the slots from `at` on that were this one's; 0 if there is none."""
     for shard in table.shards.values():
-        if shard.parent == group and shard.ranges and shard.ranges[0][0] == at:
+        if shard.parent == group and shard.ranges and shard.ranges[0][0] == at and not shard.abandoned:
             return shard.id
     return 0
 
@@ -78,13 +84,52 @@ def plan_split_done(table: Table, child: int) -> Plan | Refusal:
     # Both in one transaction: in between a slot would have two owners or none.
     draft.put(
         replace(parent, ranges=kept, epoch=parent.epoch + 1),
-        replace(shard, state=ShardState.SERVING, epoch=parent.epoch + 1),
+        replace(shard, state=ShardState.SERVING, epoch=parent.epoch + 1, abandoned=False),
     )
     return draft.plan(f"shard {child} serves what shard {parent.id} gave up")
 
 
+def split_of(table: Table, group: int) -> int:
+    """The newest shard that is, or was to be, split from this one, or this one if it is such; 0: none.
+
+    One that is coming is meant whichever of the two halves is named.
+    """
+    shard = table.shards.get(group)
+    if shard is not None and shard.state is not ShardState.SERVING:
+        return group if shard.parent else 0
+    children = [one.id for one in table.shards.values() if one.parent == group]
+    return max(children, default=group if shard is not None and shard.parent else 0)
+
+
+def plan_abandon(table: Table, group: int) -> Plan | Refusal:
+    """The split of this shard, or the one that this shard is to come from, is wanted no more.
+
+    Whether that is in time, the parent's log says: `plan_split_abandoned` follows, or `plan_split_done`.
+    """
+    shard = table.shards.get(split_of(table, group))
+    if shard is None:
+        return Refusal(
+            f"shard {group} is not being split", "see which shards are coming: `holdfast shard list`"
+        )
+    if shard.state is ShardState.SERVING:
+        return Refusal(
+            f"it is too late, shard {shard.id} serves what shard {shard.parent} gave up",
+            "leave it so, shards are not joined again; `holdfast shard move` brings it to other nodes",
+        )
+    versions = sorted({node.version for node in table.present()} - {""})
+    if shard.state is ShardState.PREPARING and len(versions) > 1:
+        return Refusal(  # an older one ends where the log says so, since it cannot read that
+            f"the nodes run different releases ({', '.join(versions)})",
+            "finish the upgrade first, or let the split be",
+        )
+    draft = Draft(table)
+    if shard.state is ShardState.PREPARING:
+        draft.put(replace(shard, abandoned=True))
+    return draft.plan(f"shard {shard.parent} is to stay whole, without shard {shard.id}")
+
+
 def plan_split_abandoned(table: Table, child: int) -> Plan | Refusal:
-    """The parent's log does not say so, and will not: all stays the parent's. The number is used up."""
+    """The parent's log says that it will not give anything up: all stays its. The number is used up."""
     shard = table.shards.get(child)
     if shard is None or shard.state is not ShardState.PREPARING:
         return Refusal(f"shard {child} is not the coming half of a split", "nothing is to be done")

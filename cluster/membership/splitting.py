@@ -3,6 +3,9 @@
 A split is proposed when its parent's leader and a majority of the voters have the rows of the coming shard,
 and every other voter that is up has them as well: who has not would do without its replica of the new shard
 until it has copied them.
+
+One that an operator abandons is not proposed any more. The parent's leader is asked to have its log say so,
+and the table follows the log: whichever of the two entries it has.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ class SplitWork(NamedTuple):
     now: list[tuple[int, int]]  # (child, the node that leads its parent): the rows are there
     done: list[int]  # children that the parent's log has split off: the table may say so
     waits: dict[int, str]
+    stop: list[tuple[int, int]]  # (child, the node that leads its parent): it is wanted no more
+    stopped: list[int]  # children that, as the parent's log says, will not come: the table may say so
 
 
 def split_steps(
@@ -30,18 +35,29 @@ def split_steps(
     health: Health,
     ready: Mapping[int, Collection[int]],
     parted: Collection[int],
+    abandoned: Collection[int] = (),
 ) -> SplitWork:
-    """`ready`: node -> children whose rows it has; `parted`: children that their parents have split off."""
-    work = SplitWork([], [], {})
+    """`ready`: node -> children whose rows it has; `parted`: children that their parents have split off.
+
+    `abandoned`: children that their parents will not split off.
+    """
+    work = SplitWork([], [], {}, [], [])
     for child, shard in sorted(table.shards.items()):
         if shard.state is not ShardState.PREPARING:
             continue
         if child in parted:
             work.done.append(child)
             continue
+        if child in abandoned:
+            work.stopped.append(child)
+            continue
         report = reports.get(shard.parent)
         if report is None:
             work.waits[child] = f"shard {shard.parent} has no leader"
+            continue
+        if shard.abandoned:
+            work.stop.append((child, report.leader))
+            work.waits[child] = "it is being abandoned"
             continue
         voters = report.conf.voters
         has = [node_id for node_id in voters if child in ready.get(node_id, ())]

@@ -8,6 +8,9 @@ On each replica the child's rows are brought over beforehand: copied a few at a 
 their own (`Copy`), while whatever the parent stores is stored there as well if it belongs there (`Mirror`). A
 copy that is complete is exact at every moment, up to the entry, where it stops. What is left in the parent is
 not seen any more (`Slots`), and deleted when the child stands on its own feet.
+
+A split that is not wanted any more is abandoned by an entry as well: of the two that could come, the log has
+one. It leaves the row that the other would, without slots.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import msgspec
 from history_store.engine import keys
 from history_store.shard import snapshot
 
-FORMAT_VERSION = 1
+SPLIT = 1
+ABANDONED = 2  # a program that does not know what that means must not make a child of it
+FORMAT_VERSION = ABANDONED  # what this version reads
 # Where a child's log begins: behind an entry that nobody has, since its rows are what it stands for.
 FIRST_INDEX, FIRST_TERM = 1, 1
 
@@ -35,9 +40,14 @@ class Split(msgspec.Struct, array_like=True, frozen=True):
 
     version: int
     child: int  # the group
-    ranges: Ranges  # of slots, both ends included
+    ranges: Ranges  # of slots, both ends included; () = abandoned: there will be no such child
     conf: bytes  # the child's first members: those of the parent at the entry
     index: int  # of the entry
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether all stays the parent's."""
+        return not self.ranges
 
 
 class Copy(msgspec.Struct, array_like=True, frozen=True):
@@ -89,6 +99,11 @@ def key_of(child: int) -> bytes:
 def encode(split: Split) -> bytes:
     """That row's value."""
     return _encode(split)
+
+
+def abandonment(child: int, index: int) -> Split:
+    """What the entry at `index` says that has the parent stay whole."""
+    return Split(ABANDONED, child, (), b"", index)
 
 
 def decode(value: bytes) -> Split:

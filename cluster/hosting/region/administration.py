@@ -31,6 +31,7 @@ from cluster.membership import (
     Refusal,
     ShardState,
     Table,
+    plan_abandon,
     plan_announce,
     plan_drain,
     plan_join,
@@ -42,6 +43,7 @@ from cluster.membership import (
     plan_split,
     plan_transfer,
     split_at,
+    split_of,
 )
 from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
 from history_store.engine.keys import slot_of
@@ -312,6 +314,13 @@ class Administration:
             child = self._table.splitting(number)
             slot = self._table.shards[child].ranges[0][0] if child else -1
         return {"shard": number, "child": split_at(self._table, number, slot), "slot": slot, **answer}
+
+    async def abandon(self, request: Request) -> Answer:
+        """A split is not wanted any more, by either of its halves; whether in time is seen in `shards`."""
+        found = await self._planned(request, lambda table: plan_abandon(table, request.shard))
+        child = split_of(self._table, request.shard)
+        shard = self._table.shards.get(child)
+        return {"shard": shard.parent if shard is not None else 0, "child": child, **found}
 
     async def transfer(self, request: Request) -> Answer:
         """Another replica leads a shard: asked for, and seen in `shards` when it has come about."""
@@ -594,6 +603,7 @@ VERBS: dict[str, Verb] = {
     "replace": Administration.replace,
     "move": Administration.move,
     "split": Administration.split,
+    "abandon": Administration.abandon,
     "transfer": Administration.transfer,
     "rebalance": Administration.rebalance,
     "nodes": Administration.nodes,

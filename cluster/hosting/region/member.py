@@ -22,7 +22,7 @@ from cluster.hosting.config.addresses import join_address, split_address
 from cluster.hosting.node import Membership, Node
 from cluster.hosting.region.administration import INTERNAL_METHOD, Administration
 from cluster.hosting.region.joining import Announcer, Asker, Doorkeeper, NotAdmitted
-from cluster.hosting.region.split_steps import SPLIT_NOW, SPLITS, SplitSteps
+from cluster.hosting.region.split_steps import SPLIT_NEVER, SPLIT_NOW, SPLITS, SplitSteps
 from cluster.hosting.region.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.replicas.departures import ASK_MEMBER, NO_MEMBER, Departures
 from cluster.hosting.replicas.repair import WANT_ROWS
@@ -322,7 +322,7 @@ class Member:
             self.takeovers.received(node_id, message)
         elif kind in (ASK_MEMBER, NO_MEMBER):
             self.departures.received(node_id, message)
-        elif kind in (SPLITS, SPLIT_NOW):
+        elif kind in (SPLITS, SPLIT_NOW, SPLIT_NEVER):
             self.splits.received(node_id, message)
         elif kind == WANT_ROWS:
             self.node.damages.received(node_id, message)

@@ -1,7 +1,9 @@
 """Splits of shards: every node says how far it is with its rows, and the steward decides what is next.
 
-    [SPLITS, ready, parted]   to the steward: children whose rows are here; children of parents led here
-    [SPLIT_NOW, child]        to the parent's leader: propose it
+    [SPLITS, ready, parted, abandoned]   to the steward: children whose rows are here; of parents led here
+                                         those that their logs have split off, and those that they will not
+    [SPLIT_NOW, child]                   to the parent's leader: propose it
+    [SPLIT_NEVER, child]                 to the parent's leader: propose that it stays whole
 
 As with all of the steward's work nothing is remembered: it is said again every half second while the table
 has a split under way, and at once when something is new.
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cluster.hosting.shards.splitting import Asked
-from cluster.membership import ShardState, plan_split_done, split_steps
+from cluster.membership import ShardState, plan_split_abandoned, plan_split_done, split_steps
 from history_store.engine.errors import ServiceError
 from history_store.raft import RaftError
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("splits")
 
-SPLITS, SPLIT_NOW = 48, 49
+SPLITS, SPLIT_NOW, SPLIT_NEVER = 48, 49, 51
 PERIOD_S = 0.5
 STALE_S = 2.5
 
@@ -51,7 +53,7 @@ class SplitSteps:
         self._steward = steward
         self._splitting = splitting
         self._send = send
-        self._said: dict[int, tuple[float, list[int], list[int]]] = {}  # by node: when, ready, parted
+        self._said: dict[int, tuple[float, list[list[int]]]] = {}  # by node: when, what follows SPLITS
         self.waits: dict[int, str] = {}  # child -> what its split waits for
         self._timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +72,7 @@ class SplitSteps:
 
     def _preparing(self) -> list[Asked]:
         return [
-            Asked(shard.parent, shard.id, shard.ranges)
+            Asked(shard.parent, shard.id, shard.ranges, shard.abandoned)
             for shard in self._replicas.table.shards.values()
             if shard.state is ShardState.PREPARING
         ]
@@ -101,7 +103,8 @@ class SplitSteps:
         if not self._preparing():
             self.waits.clear()
             return
-        message = [SPLITS, self._splitting.ready(), self._splitting.parted()]
+        splitting = self._splitting
+        message = [SPLITS, splitting.ready(), splitting.parted(), splitting.abandoned()]
         steward = self._node.meta.group.raft.leader
         if steward == self._node.node_id:
             self.received(steward, message)
@@ -111,35 +114,50 @@ class SplitSteps:
     def received(self, node_id: int, message: list[Any]) -> None:
         """A message of this module's kinds."""
         if message[0] == SPLITS:
-            self._said[node_id] = (self._node.loop.time(), message[1], message[2])
+            self._said[node_id] = (self._node.loop.time(), message[1:])
             self._decide()
         elif message[0] == SPLIT_NOW:
             self._splitting.split(message[1])
+        elif message[0] == SPLIT_NEVER:
+            self._splitting.abandon(message[1])
 
     def _decide(self) -> None:
         """Where the meta group is led: the next step of each split."""
         if not self._node.meta.group.leading:
             return
         oldest = self._node.loop.time() - STALE_S
-        said = {node_id: one for node_id, one in self._said.items() if one[0] >= oldest}
+        said = {node_id: what for node_id, (at, what) in self._said.items() if at >= oldest}
         health, reports = self._steward.health()
+        table = self._replicas.table
         work = split_steps(
-            self._replicas.table,
+            table,
             reports,
             health,
-            {node_id: ready for node_id, (_, ready, _) in said.items()},
-            {child for _, _, parted in said.values() for child in parted},
+            {node_id: what[0] for node_id, what in said.items()},
+            {child for what in said.values() for child in what[1]},
+            {
+                child for what in said.values() for told in what[2:] for child in told
+            },  # older nodes do not say
         )
         self.waits.clear()
         self.waits.update(work.waits)
         for child, leader in work.now:
-            if leader == self._node.node_id:
-                self._splitting.split(child)
-            else:
-                self._send(leader, [SPLIT_NOW, child])
-        if not work.done or self._steward.changing:  # a plan is good only for the table it was made from
-            return
+            self._tell_leader(leader, [SPLIT_NOW, child])
+        for child, leader in work.stop:
+            self._tell_leader(leader, [SPLIT_NEVER, child])
+        if not (work.done or work.stopped) or self._steward.changing:
+            return  # a plan is good only for the table it was made from
+        if work.done:
+            plan = plan_split_done(table, work.done[0])
+        else:
+            plan = plan_split_abandoned(table, work.stopped[0])
         try:
-            self._steward.propose(plan_split_done(self._replicas.table, work.done[0]))
+            self._steward.propose(plan)
         except (RaftError, ServiceError) as error:  # the lead moves, or the disk is full
-            log.info("the table cannot say now that a shard is split", child=work.done[0], why=str(error))
+            log.info("the table cannot say now what came of a split", why=str(error))
+
+    def _tell_leader(self, leader: int, message: list[Any]) -> None:
+        if leader == self._node.node_id:
+            self.received(leader, message)
+        else:
+            self._send(leader, message)

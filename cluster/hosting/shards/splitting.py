@@ -15,6 +15,10 @@ What is left in the parent is deleted when the child has committed an entry, for
 Until then the parent's log keeps the entry, so that every replica that has it can still bring the rows over:
 what was acknowledged before the split has at all times as many copies as it had.
 
+A split that is not wanted any more is abandoned by an entry of the parent's, too. No leader proposes one of
+the two entries while there may be another in its log, so one comes, and it decides. Where it is applied, what
+was copied is thrown away.
+
 Everything is in the book (replicas/generations.py), in the same rounds as what it speaks of: a crash finds
 the copy as far as it was, or the entry applied and its rows still there, or the child. All steps are computed
 from that.
@@ -74,6 +78,7 @@ class Asked(msgspec.Struct, frozen=True):
     parent: int
     child: int
     ranges: Ranges
+    abandoned: bool = False
 
 
 class Splitting:
@@ -133,7 +138,7 @@ class Splitting:
     # ---- what is wanted, and how far it is
 
     def ask(self, wanted: Iterable[Asked]) -> None:
-        """The splits that the table wants now."""
+        """The splits that the table wants now, and those that it wants no more and waits for."""
         self._asked = {asked.child: asked for asked in wanted}
         self._look()
 
@@ -145,11 +150,25 @@ class Splitting:
 
     def parted(self) -> list[int]:
         """Children that groups led here have been split from, and that the table does not show yet."""
+        return self._decided(abandoned=False)
+
+    def abandoned(self) -> list[int]:
+        """Those that groups led here will not be split from, where the table does not show that yet."""
+        return self._decided(abandoned=True)
+
+    def _decided(self, *, abandoned: bool) -> list[int]:
+        found = ((child, self._said(asked.parent, child)) for child, asked in self._asked.items())
         return sorted(
             child
-            for child, asked in self._asked.items()
-            if child in self._children.get(asked.parent, ()) and self.committer.groups[asked.parent].leading
+            for child, said in found
+            if said is not None
+            and said.abandoned is abandoned
+            and self.committer.groups[self._asked[child].parent].leading
         )
+
+    def _said(self, parent: int, child: int) -> Split | None:
+        """What the parent's rows say of a child."""
+        return self._children.get(parent, {}).get(child)
 
     def may_open(self, child: int, parent: int, *, serving: bool, wanted: bool) -> bool:
         """Whether a shard that was split from `parent` may be opened here by itself, empty if it is new.
@@ -161,26 +180,48 @@ class Splitting:
             return True
         if parent not in self.committer.groups or not wanted:
             return serving and child not in self._partings
-        return child in self._children[parent] and child not in self._partings
+        said = self._said(parent, child)
+        return said is not None and not said.abandoned and child not in self._partings
 
     def split(self, child: int) -> None:
         """Propose the entry, if the parent is led here and this is the time; the steward asks again."""
         asked, job = self._asked.get(child), self._copies.get(child)
-        group = self.committer.groups.get(asked.parent) if asked is not None else None
-        if asked is None or group is None or job is None or not group.leading or group.frozen:
+        group = self._open(asked)
+        if asked is None or asked.abandoned or group is None or job is None or not job.complete:
             return
         raft = group.raft
-        if not job.complete or child in self._children[group.id] or raft.conf_changes or raft.transferee:
+        if raft.conf_changes or raft.transferee:
             return
-        said = Split(split.FORMAT_VERSION, child, asked.ranges, raft.conf_bytes, raft.last_index + 1)
-        rows: RowList = [(split.key_of(child), split.encode(said))]
+        said = Split(split.SPLIT, child, asked.ranges, raft.conf_bytes, raft.last_index + 1)
+        if self._propose(group, said):
+            reached("shard split")
+            log.info("a shard is split", group=group.id, child=child, index=said.index)
+
+    def abandon(self, child: int) -> None:
+        """Propose that the parent stays whole, if it is led here; the steward asks again."""
+        group = self._open(self._asked.get(child))
+        if group is None:
+            return
+        if self._propose(group, split.abandonment(child, group.raft.last_index + 1)):
+            reached("split abandoned")
+            log.info("a split is abandoned", group=group.id, child=child)
+
+    def _open(self, asked: Asked | None) -> Group | None:
+        """The parent, if it is led here and its log has nothing yet of the child."""
+        group = self.committer.groups.get(asked.parent) if asked is not None else None
+        if asked is None or group is None or not group.leading or group.frozen:
+            return None
+        # A leader has applied all that was in its log before, and what it proposed itself freezes it.
+        return group if self._said(group.id, asked.child) is None else None
+
+    def _propose(self, group: Group, said: Split) -> bool:
+        rows: RowList = [(split.key_of(said.child), split.encode(said))]
         try:
             group.propose_split(image.encode_split(rows), rows)
         except (RaftError, ServiceError) as error:
-            log.info("a shard cannot be split now", group=group.id, why=str(error))
-            return
-        reached("shard split")
-        log.info("a shard is split", group=group.id, child=child, index=said.index)
+            log.info("a shard cannot be split now", group=group.id, child=said.child, why=str(error))
+            return False
+        return True
 
     def parent_of(self, child: int) -> Group | None:
         """The replica here of the shard that this one was split from a moment ago."""
@@ -218,10 +259,15 @@ class Splitting:
         self._hide(group)
 
     def applied(self, group: Group, said: Split) -> None:
-        """From this entry on the slots are the child's."""
+        """From this entry on the slots are the child's; or it is certain that they will not be."""
         if said.child in self._children[group.id]:
             return  # said twice
         self._children[group.id][said.child] = said
+        if said.abandoned:
+            group.frozen = False
+            self.committer.loop.call_soon(self._look)
+            self.committer.loop.call_soon(self._on_news)
+            return
         self._give(group)
         parting = Parting(group.id, group.rows.generation, said)
         self._partings[said.child] = parting
@@ -297,13 +343,15 @@ class Splitting:
         if self._closed or not self._recovered:
             return
         for child, job in list(self._copies.items()):
-            if self._is_void(job.copy.parent, job.copy.source):
+            said = self._said(job.copy.parent, child)
+            if self._is_void(job.copy.parent, job.copy.source) or (said is not None and said.abandoned):
                 self._give_up(child)
         for asked in self._asked.values():
             group = self.committer.groups.get(asked.parent)
             if (
                 group is not None
                 and group.raft.conf.voters
+                and not asked.abandoned
                 and asked.child not in self._copies
                 and asked.child not in self._children[group.id]
                 and not group.damage
@@ -359,10 +407,16 @@ class Splitting:
         self._look()
 
     def _give_up(self, child: int) -> None:
-        """The rows that were copied are not the group's any more."""
+        """The rows that were copied are not the group's any more, or nobody will want them."""
         job = self._copies.pop(child)
         job.void = True
+        self._mirror_no_more(job)
         self.generations.drop(job.copy.target, child, [(self.generations.key(COPIED, child), None)])
+
+    def _mirror_no_more(self, job: _CopyJob) -> None:
+        group = self.committer.groups.get(job.copy.parent)
+        if group is not None and job.mirror in group.rows.mirrors:
+            group.rows.mirrors.remove(job.mirror)
 
     def _forget(self, child: int) -> None:
         """The rows that were to be cleared away are not there any more."""
@@ -389,9 +443,7 @@ class Splitting:
             if job.void:
                 return
             del self._copies[child]
-            group = self.committer.groups.get(parting.parent)
-            if group is not None and job.mirror in group.rows.mirrors:
-                group.rows.mirrors.remove(job.mirror)
+            self._mirror_no_more(job)
             self._begin_child(staged)
 
         self.committer.store(fill, done)

@@ -285,6 +285,35 @@ class TestShards:
         assert result.stdout == "w\n  shard 1: from a/1 to a/4\ndone\n"
         assert result.stderr == "0 of 1 shards are where they belong\n"
 
+    def test_an_abandoned_split_is_waited_for_and_may_be_too_late(
+        self, holdfast: Run, script: Script
+    ) -> None:
+        why = "shard 1 is to stay whole, without shard 9"
+        script.answers["abandon"] = [{"why": why, "changed": True, "moves": [], "shard": 1, "child": 9}]
+        coming = a_shard(9, state="preparing", leader=None, settled=False, waits="it is being abandoned")
+        script.answers["shards"] = [{"shards": shards} for shards in ([a_shard(1), coming], [a_shard(1)])]
+        result = holdfast("shard", "split", "9", "--abandon")
+        assert result.exit_code == 0
+        assert script.asked[0] == {"do": "abandon", "shard": 9}
+        assert result.stdout == f"done: {why}\n"
+        assert result.stderr == "shard 9 is coming: it is being abandoned\n"
+        script.answers["shards"] = [{"shards": shards} for shards in ([coming], [a_shard(9)])]
+        result = holdfast("shard", "split", "1", "--abandon", "--json")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "it was too late, shard 9 serves what shard 1 gave up" in result.stderr
+        result = holdfast("shard", "split", "1", "--abandon", "--json", "--no-wait")
+        assert json.loads(result.stdout)["done"] is False
+        assert holdfast("shard", "split", "1", "--abandon", "--at", "5").exit_code == 2
+
+    def test_who_waits_for_a_split_hears_that_it_was_abandoned(self, holdfast: Run, script: Script) -> None:
+        script.answers["split"] = [
+            {"why": "w", "changed": True, "moves": [], "shard": 1, "child": 9, "slot": 1024}
+        ]
+        script.answers["shards"] = [{"shards": [a_shard(1)]}]
+        result = holdfast("shard", "split", "1", "--at", "1024")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "the split of shard 1 was abandoned meanwhile" in result.stderr
+
     def test_a_split_says_its_slot_and_is_waited_for(self, holdfast: Run, script: Script) -> None:
         script.answers["split"] = [
             {"why": "w", "changed": True, "moves": [], "shard": 1, "child": 9, "slot": 1024}

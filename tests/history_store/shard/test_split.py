@@ -154,7 +154,7 @@ def test_rows_of_the_node_go_with_their_entry_and_not_before() -> None:
 
 
 def test_an_entry_that_splits_is_no_transaction_to_who_does_not_know_it() -> None:
-    said = Split(split.FORMAT_VERSION, 7, HALF, b"members", 12)
+    said = Split(split.SPLIT, 7, HALF, b"members", 12)
     rows: list[tuple[bytes, bytes | None]] = [(split.key_of(7), split.encode(said))]
     data = image.encode_split(rows)
     assert image.is_split(data)
@@ -162,6 +162,10 @@ def test_an_entry_that_splits_is_no_transaction_to_who_does_not_know_it() -> Non
     assert image.decode(data).version > image.TRANSACTION, "a program of before refuses it"
     for plain in (image.encode(rows, []), image.encode([], []), image.encode([(b"x" * 300, b"y")] * 40, [])):
         assert not image.is_split(plain)
+    never = split.abandonment(7, 13)
+    assert split.decode(split.encode(never)) == never
+    assert never.abandoned
+    assert never.version > said.version, "a program that would make a child of it refuses it"
     newer = msgspec.structs.replace(said, version=split.FORMAT_VERSION + 1)
     with pytest.raises(ValueError, match="reads up to"):
         split.decode(split.encode(newer))

@@ -15,6 +15,7 @@ from cluster.hosting.node import Node
 from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import Asker, NotAdmitted, stands
 from cluster.hosting.region.member import FIRST_NAMESPACE
+from cluster.hosting.shards.splitting import Splitting
 from cluster.membership import META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.environment import EngineLimits
@@ -562,6 +563,54 @@ def test_a_shard_is_split_once_however_often_it_is_asked_for(play: Play) -> None
         await world.until(world.is_well)
         half = await world.do("a/1", "split", shard=child)
         await world.until(partial(serves, world, half["child"]))
+        await world.until(world.is_well)
+
+    play(scene)
+
+
+def test_a_split_is_abandoned_while_its_rows_are_copied(play: Play) -> None:
+    async def coming(world: Settlement, number: int) -> Any:
+        shards = (await world.do("a/2", "shards"))["shards"]
+        return next((one for one in shards if one["id"] == number), None)
+
+    def is_idle(splitting: Splitting) -> bool:
+        return not splitting.busy
+
+    async def is_gone(world: Settlement, number: int) -> bool:
+        return await coming(world, number) is None
+
+    async def scene(world: Settlement) -> None:
+        await world.until(world.is_well)
+        before = await coming(world, 1)
+        assert "is not being split: " in (await world.told("a/1", "abandon", shard=1)).message
+        for by_child in (False, True):
+            for settler in world.running():  # nobody says that it has the rows: it can only be abandoned
+                settler.member.splits._splitting.ready = list  # type: ignore[method-assign]
+            told = await world.do("a/1", "split", shard=1)
+            child, last = told["child"], told["child"] if by_child else 1
+            world["a/3"].kill()
+            answer = await world.do("a/2", "abandon", shard=last)
+            assert (answer["changed"], answer["shard"], answer["child"]) == (True, 1, child)
+            await world.until(partial(is_gone, world, child))
+            world["a/3"].boot()
+            await world.until(world.is_well)
+            again = await world.do("a/1", "abandon", shard=last)
+            assert (again["changed"], again["child"]) == (False, child)
+            assert (await coming(world, 1))["slots"] == before["slots"]
+            for settler in world.running():
+                await world.until(partial(is_idle, settler.member.splits._splitting))
+            for name in ("a/1", "a/2"):
+                del world[name].member.splits._splitting.ready
+        told = await world.do("a/1", "split", shard=1)
+
+        async def serves() -> bool:
+            one = await coming(world, told["child"])
+            return bool(one["state"] == "serving" and one["leader"])
+
+        await world.until(serves)
+        for number in (1, told["child"]):
+            refused = (await world.told("a/1", "abandon", shard=number)).message
+            assert f"it is too late, shard {told['child']} serves what shard 1 gave up: " in refused
         await world.until(world.is_well)
 
     play(scene)

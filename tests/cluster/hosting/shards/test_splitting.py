@@ -50,6 +50,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 class SplitSite(Site):
     """A node whose shards can be split."""
 
+    region: SplitRegion
+    splitting: Splitting
+
     def prepare(self, found: dict[int, Any]) -> None:
         self.found = found
         self.splitting = Splitting(
@@ -86,7 +89,7 @@ class SplitSite(Site):
 
     def tick(self) -> None:
         super().tick()
-        self.splitting.ask([ASKED])
+        self.splitting.ask([ASKED] if self.region.wanted else [])
         self.news()
 
     def end(self) -> None:
@@ -99,6 +102,9 @@ class SplitRegion(Region):
 
     site_class = SplitSite
     sites: dict[int, SplitSite]  # type: ignore[assignment]
+    wanted = True  # as the table says
+    splits = True  # when all is ready
+    abandons = False  # an operator would have it so
 
     def propose(self, group: int = PARENT) -> None:
         """A transaction on some workflow, in whichever half owns it."""
@@ -150,11 +156,18 @@ class SplitRegion(Region):
 
     def split(self) -> None:
         """As the steward does: when the leader and a majority are ready, and who else is there."""
-        leader = self.leader(PARENT)
+        leader = self.led()
+        if leader is None:
+            return
         up = [site for site in self.sites.values() if site.id not in self.cut_off and not site.storage.died]
         ready = [site for site in up if site.splitting.ready() == [CHILD]]
-        if leader is not None and leader in ready and len(ready) == len(up) >= 2:
-            leader.splitting.split(CHILD)
+        may = self.splits and leader in ready and len(ready) == len(up) >= 2
+        both = [leader.splitting.split] if may else []
+        if self.abandons:
+            both.append(leader.splitting.abandon)
+            self.rng.shuffle(both)
+        for propose in both:
+            propose(CHILD)
 
     async def step(self, *, load: bool = True) -> None:
         """Load, and what the steward does."""
@@ -180,6 +193,43 @@ class SplitRegion(Region):
                     site.committer.flush(nobody)
                     return False
         return not any(site.images.busy or site.splitting.busy for site in self.sites.values())
+
+    def led(self) -> SplitSite | None:
+        """Where the shard is led."""
+        leader = self.leader(PARENT)
+        return self.sites.get(leader.id) if leader is not None else None
+
+    def decided(self) -> str:
+        """What the leader says of the split: "parted", "abandoned", or "" for nothing yet."""
+        leader = self.led()
+        if leader is None:
+            return ""
+        said = {"parted": leader.splitting.parted(), "abandoned": leader.splitting.abandoned()}
+        return next((what for what, children in said.items() if children), "")
+
+    def whole(self) -> bool:
+        """Whether the shard is as if nobody had wanted to split it, everywhere."""
+        leader = self.leader(PARENT)
+        if leader is None:
+            return False
+        upto = leader.committer.groups[PARENT].raft.last_index
+        for site in self.sites.values():
+            if site.committer.groups[PARENT].stored.index < upto:
+                site.committer.flush(nobody)
+                return False
+        return not any(site.images.busy or site.splitting.busy for site in self.sites.values())
+
+    def check_whole(self) -> None:
+        wanted, shown = self.committed[PARENT].state(max(self.committed[PARENT].entries))
+        for site in self.sites.values():
+            assert CHILD not in site.committer.groups, f"node {site.id}"
+            assert site.rows(PARENT) == wanted, f"node {site.id}: what the shard has"
+            assert site.listed() == shown, f"node {site.id}: what List shows"
+            assert not site.committer.groups[PARENT].rows.mirrors, f"node {site.id}: nothing is stored twice"
+            book = [key[4:5] for key, _ in site.storage.scan(b"\xff" * 4, b"\xff" * 5)]
+            assert set(book) <= {b"g"}, f"node {site.id}: nothing is under way"
+            left = site.generations() - {0xFFFFFFFF, site.committer.groups[PARENT].rows.generation}
+            assert not left, f"node {site.id}: rows are left over"
 
     def check(self) -> None:
         """Each half has its own rows on every disk, as the logs say; nothing else is there."""
@@ -271,7 +321,7 @@ async def test_a_replica_that_was_away_gets_both_halves(tmp_path: Path, rng: ran
         lagging = region.sites[3].committer.groups[PARENT].raft
         for _ in range(400):
             await region.step()
-            leader = region.leader(PARENT)
+            leader = region.led()
             if leader is not None and region.leader(CHILD) is not None and not leader.splitting.busy:
                 region.propose()
                 if leader.committer.groups[PARENT].raft.compacted > lagging.last_index:
@@ -281,5 +331,92 @@ async def test_a_replica_that_was_away_gets_both_halves(tmp_path: Path, rng: ran
         region.join(3)
         await until_split(region)
         assert region.sites[3].committer.groups[PARENT].rows.generation >= snapshot.GENERATION_FIRST
+    finally:
+        region.close()
+
+
+async def until_decided(region: SplitRegion) -> str:
+    """Go on until the log has one of the two entries, and all is done that follows from it."""
+    for number in range(1000):
+        await region.step(load=number < LOADED)
+        if number % 10 == 9:
+            for site in region.sites.values():
+                site.images.check()
+        if number < LOADED or not (decided := region.decided()):
+            continue
+        if decided == "parted" and region.done():
+            region.check()
+            return decided
+        if decided == "abandoned" and region.whole():
+            region.check_whole()
+            return decided
+    raise AssertionError(f"it is neither split nor whole: {region.describe()}")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("node_id", [1, 2])
+async def test_a_split_that_is_abandoned_leaves_nothing_wherever_a_node_ends(
+    node_id: int, after: bool, tmp_path: Path, rng: random.Random
+) -> None:
+    """The split may be proposed in the same moment, by either order: the log has one of the two."""
+    seen = set()
+    for rounds in range(0, 32, 4):
+        directory = tmp_path / str(rounds)
+        directory.mkdir()
+        region = SplitRegion("memory", directory, rng)
+        region.wanted, region.splits = False, rounds % 16 > 0
+        try:
+            await prepared(region)
+            region.wanted = True
+            region.sites[node_id].storage.die_at(rounds + rng.randrange(4), after=after)
+            for _ in range(rng.randrange(6)):
+                await region.step()
+            region.abandons = True
+            decided = await until_decided(region)
+            seen.add(decided)
+            if decided == "abandoned":
+                region.wanted = False  # the table follows
+                region.restart(rng.randrange(1, 4))
+                for _ in range(20):
+                    await region.step()
+                while not region.whole():
+                    await region.step(load=False)
+                region.check_whole()
+        finally:
+            region.close()
+    assert "abandoned" in seen
+
+
+@pytest.mark.parametrize("compacts", [False, True], ids=["log", "image"])
+async def test_a_node_that_was_down_throws_away_what_it_had_prepared(
+    compacts: bool, tmp_path: Path, rng: random.Random
+) -> None:
+    region = SplitRegion("memory", tmp_path, rng)
+    try:
+        await prepared(region)
+        await region.until(lambda: all(site.splitting.ready() for site in region.sites.values()))
+        region.cut(3)
+        region.splits, region.abandons = False, True
+        lagging = region.sites[3].committer.groups[PARENT].raft
+        for _ in range(400):
+            await region.step()
+            leader = region.leader(PARENT)
+            if leader is not None and region.decided():
+                far = leader.committer.groups[PARENT].raft.compacted > lagging.last_index
+                if far or not compacts:
+                    break
+        else:
+            raise AssertionError(f"it is not decided: {region.describe()}")
+        region.wanted = False
+        assert region.sites[3].splitting.ready() == [CHILD]
+        region.restart(3)
+        region.join(3)
+        for _ in range(1000):
+            await region.step(load=False)
+            for site in region.sites.values():
+                site.images.check()
+            if region.whole():
+                break
+        region.check_whole()
     finally:
         region.close()
