@@ -84,7 +84,7 @@ def decode(body: memoryview) -> list[Message]:
     """The messages of a frame; at least one, none empty. Fault: it is not one."""
     try:
         messages = _decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: arrays in arrays
         raise Fault(f"a frame whose checksum is right but which holds no messages: {error}") from None
     if not messages or not all(messages):
         raise Fault("a frame without messages, or with an empty one")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -69,6 +70,10 @@ def damaged(frame: bytes) -> bytes:
     return frame[:-1] + bytes((frame[-1] ^ 1,))
 
 
+def sealed(body: bytes) -> bytes:
+    return HEAD.pack(len(body), 1, crc32(body)) + body
+
+
 GARBAGE = {
     "http": (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", "an HTTP request"),
     "http2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "an HTTP request"),
@@ -81,6 +86,8 @@ GARBAGE = {
     "a ping first": (control([PING, 0]), "no hello"),
     "not a list": (batch({"kind": 1}), "holds no messages"),
     "an empty message": (batch([]), "an empty one"),
+    "too deep": (sealed(b"\x91" * 2000), "holds no messages"),
+    "no text": (sealed(b"\x91\x92\xff\xa1\xff"), "holds no messages"),
     "a kind that is none": (batch(["x"]), "a message of kind 'x'"),
     "half a hello": (control([-1, 1]), "makes no sense"),
     "silence": (b"", "did not say who it is"),
