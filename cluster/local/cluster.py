@@ -374,7 +374,9 @@ class LocalCluster:
         if result.returncode != 0:
             what, _, do = result.stderr.strip().partition("\n")
             log = self.directory / "supervisor.log"
-            raise LocalError(f"the supervisor did not start: {what or 'it ended'}", do or f"see {log}")
+            raise LocalError(
+                f"the cluster cannot start: {what or 'its supervisor ended'}", do or f"see {log}"
+            )
         replace(self.directory / CONTEXT_FILE, context_toml(Plan.read(self.directory)).encode())
 
     def _wait_all(self, plan: Plan, tell: Report, *, resumed: bool) -> None:

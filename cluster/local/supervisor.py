@@ -25,6 +25,7 @@ from typing import Any, Final
 from cluster.local import logs
 from cluster.local.life import Effect, Life, Phase, Refused, Signal, Spawn
 from cluster.local.plan import HOST, LocalError, NodePlan, Plan
+from cluster.local.ports import is_free
 from cluster.local.probe import serving
 from cluster.local.processes import end, mark_of
 from cluster.local.state import SUPERVISOR_LOCK, NodeState, RunState, locked, read_state
@@ -275,6 +276,18 @@ def _end_orphans(directory: Path) -> None:
             end(node.pid, node.mark)
 
 
+def refuse_taken_ports(plan: Plan) -> None:
+    """LocalError if somebody listens on a node's port: asked whether it serves, that would say yes."""
+    for node in plan.nodes:
+        for port in (node.grpc, node.peers, node.metrics):
+            if not is_free(port):
+                raise LocalError(
+                    f"port {port}, which {node.name} is to have, is in use",
+                    "`ss -ltnp` shows by whom: stop that; or `holdfast local down --delete` this cluster, "
+                    "and make it anew with another --port-base",
+                )
+
+
 def _detach(directory: Path) -> int:
     """Fork. The parent waits until the child is ready, and ends; the child gets the descriptor to say so."""
     told, ready = os.pipe()
@@ -301,6 +314,7 @@ def main(arguments: list[str]) -> int:
         taken = LocalError(f"another supervisor has {directory}", "`holdfast local status`")
         with locked(directory / SUPERVISOR_LOCK, LOCK_MAX_S, taken):
             _end_orphans(directory)
+            refuse_taken_ports(plan)
             # The path of a socket is short by law (about 100 bytes), a directory of the user's need not be.
             place = tempfile.mkdtemp(prefix="holdfast-")
             listener = socket.socket(socket.AF_UNIX)

@@ -23,6 +23,7 @@ from cluster.local.plan import (
     topology,
 )
 from cluster.local.ports import free_ports, is_free
+from cluster.local.supervisor import refuse_taken_ports
 
 
 def plan_of(nodes: int) -> Plan:
@@ -127,6 +128,17 @@ def test_the_context_is_a_client_configuration() -> None:
     assert profiles == {
         name: {"address": "127.0.0.1:7300", "namespace": "default"} for name in ("default", "a")
     }
+
+
+def test_a_port_that_somebody_has_is_refused(rng: random.Random) -> None:
+    ports = free_ports(9, rng)
+    plan = planned("a", 3, ports, ("program",), {})
+    refuse_taken_ports(plan)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[4]))
+        taken.listen()
+        with pytest.raises(LocalError, match=f"port {ports[4]}, which a/2 is to have, is in use"):
+            refuse_taken_ports(plan)
 
 
 def test_free_ports_are_free_and_differ(rng: random.Random) -> None:
