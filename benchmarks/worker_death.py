@@ -4,7 +4,8 @@
 
 Two cases. `held`: the worker has taken workflow tasks and works on them; nobody will answer them. `cached`:
 the worker has finished its tasks and keeps the workflows in its cache, so their next tasks go to its own
-sticky queue; each gets a signal right after the kill. Temporal's server waits for time-outs of 10 s in both.
+sticky queue; each gets a signal right after the kill. Temporal's server waits for time-outs in both, of 10 s
+unless they are given, as here.
 
 The dying worker is an unmodified Python SDK worker in a process of its own; the surviving one is a parked
 poll of the raw client, which adds next to nothing to the time.
@@ -20,7 +21,9 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
+from google.protobuf.duration_pb2 import Duration
 from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import EventType
@@ -42,8 +45,10 @@ from benchmarks.server import running
 
 NAMESPACE = "default"
 GOAL_MS = 300.0
-HOLD_S = 1.5  # the SDK takes a workflow that blocks for 2 s for dead-locked, and says so to the server
+HOLD_S = 60.0  # longer than anybody needs to kill it
+TIME_OUT_S = 60  # of a workflow task, and of a sticky queue: what is over sooner is none of them
 TASKS_MAX = 50
+LINE_S_MAX = 240.0  # until the worker says something, on a busy machine
 _numbers = itertools.count()
 
 
@@ -90,6 +95,8 @@ async def work(address: str, queue: str) -> None:
         workflow_runner=UnsandboxedWorkflowRunner(),
         workflow_task_executor=ThreadPoolExecutor(TASKS_MAX),
         max_concurrent_workflow_tasks=TASKS_MAX,
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=TIME_OUT_S),
+        debug_mode=True,  # else the SDK takes a workflow that blocks for 2 s for dead-locked, and says so
     )
     async with worker:
         say("ready")
@@ -117,7 +124,7 @@ class Victim:
     async def _lines(self, expected: str, count: int) -> None:
         assert self._process.stdout is not None
         for _ in range(count):
-            line = await asyncio.wait_for(self._process.stdout.readline(), 20)
+            line = await asyncio.wait_for(self._process.stdout.readline(), LINE_S_MAX)
             assert line.decode().strip() == expected, line
 
     async def give(self, kind: str, said: str, tasks: int) -> None:
@@ -128,6 +135,7 @@ class Victim:
             request = StartWorkflowExecutionRequest(
                 namespace=NAMESPACE, workflow_id=workflow_id, workflow_type=WorkflowType(name=kind),
                 task_queue=TaskQueue(name=self.queue), request_id=workflow_id,
+                workflow_task_timeout=Duration(seconds=TIME_OUT_S),
             )  # fmt: skip
             await self._connection.call(workflow_path("StartWorkflowExecution"), serialize(request))
         await self._lines(said, tasks)

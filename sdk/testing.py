@@ -28,7 +28,7 @@ from typing import Any
 from temporalio.client import Client
 
 READY_MAX_S = 60.0  # far above the one second it takes: a test machine may be busy
-STOP_MAX_S = 10.0  # a graceful stop; what still runs then is killed
+STOP_MAX_S = 30.0  # a graceful stop; what still runs then is killed
 POLL_S = 0.01
 PORT_ATTEMPTS = 5  # another process may take a free port before the server does
 LOG_TAIL_BYTES = 4000

@@ -45,8 +45,8 @@ class Proxy:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def listen(self, name: str, port: int, target: int) -> None:
-        """Stand before a node. OSError."""
+    async def listen(self, name: str, port: int, target: int) -> int:
+        """Stand before a node; the port, which is any free one for 0. OSError."""
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -59,7 +59,10 @@ class Proxy:
             finally:
                 writer.close()
 
-        self._servers.append(await asyncio.start_server(accepted, HOST, port))
+        server = await asyncio.start_server(accepted, HOST, port)
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
+        return bound
 
     async def close(self) -> None:
         """Hang up everywhere."""

@@ -26,8 +26,8 @@ from chaos.live.history import Event, Final, History, Kind, RunState
 NAMESPACE = "default"
 READS_AT_ONCE = 8
 PAGE = 500
-READ_S = 20.0
-TASK_S_MAX = 10.0
+READ_S = 120.0  # both: of a busy machine
+TASK_S_MAX = 60.0
 TASK_PAUSE_S = 0.05
 
 # Events of a workflow task that is not finished: not part of what was promised, they may be replaced.

@@ -37,6 +37,7 @@ DISK_BYTES: Final = 384 << 20
 NAMESPACE: Final = "HOLDFAST_CHAOS_NAMESPACE"  # set in the environment inside of one
 ADMIN: Final = "/holdfast.admin.v1.AdminService/Do"
 ORDER_S: Final = 5.0
+PATIENCE_S: Final = 240.0  # of a busy machine: for processes that come up, and for the proxy
 COMPLAINT: Final = re.compile(r"^Traceback|\[(error|critical) *\]|\[(ERROR|CRITICAL)\]")
 EXPECTED: Final = "the disk takes no writes"  # of a node whose disk was filled
 COMPLAINTS_MAX: Final = 5  # of a node
@@ -74,7 +75,7 @@ class RegionNodes:
         self._filled = ""
         self.disk_node = plan.nodes[-1].name
         self._prepare(plan)
-        self.cluster = LocalCluster(directory)
+        self.cluster = LocalCluster(directory, ready_max_s=PATIENCE_S)
         self._proxy: asyncio.subprocess.Process | None = None
         self._channels: dict[str, grpc.aio.Channel] = {}
 
@@ -185,7 +186,7 @@ class RegionNodes:
     async def _proxy_says(self) -> None:
         assert self._proxy is not None
         assert self._proxy.stdout is not None
-        async with asyncio.timeout(ORDER_S):
+        async with asyncio.timeout(PATIENCE_S):
             if not await self._proxy.stdout.readline():
                 raise RuntimeError("the proxy has ended")
 

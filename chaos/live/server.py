@@ -20,8 +20,8 @@ from pathlib import Path
 from history_store.storage.files import DATA_SUFFIXES, JOURNAL_SUFFIX
 from history_store.storage.journal import BLOCK_BYTES, newest
 
-READY_S_MAX = 90.0  # a busy machine
-STOPPED_S_MAX = 30.0
+READY_S_MAX = 240.0  # a busy machine
+STOPPED_S_MAX = 120.0
 PROGRAM = (sys.executable, "-m", "cluster.admin.main")
 TORN_ROUNDS_MAX = 40
 

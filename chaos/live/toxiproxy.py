@@ -19,8 +19,8 @@ from typing import Any, Final
 
 HOST: Final = "127.0.0.1"
 SERVER: Final = "TOXIPROXY_SERVER"  # in the environment
-START_S: Final = 20.0  # of a busy machine
-CALL_S: Final = 5.0
+START_S: Final = 120.0  # of a busy machine
+CALL_S: Final = 60.0
 LOOK_S: Final = 0.05
 DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by way of an HTTP proxy
 

@@ -40,7 +40,7 @@ from sdk.demo.servers import Region, Say, Servers, SingleServer
 from sdk.demo.takeover import Takeover, takeover_checks
 from sdk.demo.workflow import Research
 
-STAGE_WAIT_MAX_S = 60.0  # a stage takes a second or two with the stand-in
+STAGE_WAIT_MAX_S = 240.0  # a stage takes a second or two with the stand-in; a test machine may be busy
 MODEL_WAIT_MAX_S = 600.0  # an endpoint may be slow, and refuse at first
 LOOK_AGAIN_S = 0.05
 LOG_TAIL_BYTES = 3000

@@ -28,12 +28,12 @@ pytestmark = pytest.mark.live
 
 CROWD = 2_000
 CALLS = 100
-CALL_S_MAX = 10.0  # a normal call amid the crowd; on a quiet machine it takes 1 to 3 ms
+CALL_S_MAX = 60.0  # a normal call amid the crowd: 1 to 3 ms, but the machine may be busy
 WAVES = 3
 # Allocators keep what they got, and a queue is remembered for five minutes (DescribeTaskQueue shows who
 # polled), so the first crowd leaves a mark. What later ones add is the normal clients' workflows, or a leak.
 GROWTH_BYTES_MAX = 6 << 20  # a wave; 2,000 connections that were kept would be 20 MiB
-FORGET_S_MAX = 60.0
+PATIENCE_S = 240.0
 FILES_MIN = CROWD + 200
 
 
@@ -94,7 +94,7 @@ async def normal_calls(client: Client, prefix: str) -> float:
             ("DescribeWorkflowExecution", describe, wire.DescribeWorkflowExecutionResponse),
         ):
             began = loop.time()
-            await client.call(method, request, answer)
+            await client.call(method, request, answer, CALL_S_MAX)
             slowest = max(slowest, loop.time() - began)
     return slowest
 
@@ -125,7 +125,7 @@ async def crowd_comes_and_dies(server: Server, client: Client, wave: int) -> Non
     )
     try:
         assert crowd.stdout is not None
-        line = await asyncio.wait_for(crowd.stdout.readline(), 60)
+        line = await asyncio.wait_for(crowd.stdout.readline(), PATIENCE_S)
         assert line == b"parked\n"
         assert psutil.Process(server.pid).num_fds() >= descriptors + CROWD
         assert await pollers(client, "crowd-7") == ["stranger 7"]
@@ -133,7 +133,7 @@ async def crowd_comes_and_dies(server: Server, client: Client, wave: int) -> Non
     finally:
         crowd.kill()
         await crowd.wait()
-    async with asyncio.timeout(FORGET_S_MAX):
+    async with asyncio.timeout(PATIENCE_S):
         while psutil.Process(server.pid).num_fds() > descriptors + 5:
             await asyncio.sleep(0.05)
     assert await normal_calls(client, f"after-{wave}") < CALL_S_MAX
@@ -145,7 +145,7 @@ async def pollers(client: Client, queue: str) -> list[str]:
     request = wire.DescribeTaskQueueRequest(
         namespace="default", task_queue=TaskQueue(name=queue), task_queue_type=1
     )
-    answer = await client.call("DescribeTaskQueue", request, wire.DescribeTaskQueueResponse)
+    answer = await client.call("DescribeTaskQueue", request, wire.DescribeTaskQueueResponse, CALL_S_MAX)
     return [poller.identity for poller in answer.pollers]
 
 
@@ -156,11 +156,11 @@ async def started_by(client: Client, queue: str) -> list[str]:
         namespace="default", workflow_id=workflow_id, workflow_type=WorkflowType(name="x"),
         task_queue=TaskQueue(name=queue), request_id=workflow_id,
     )  # fmt: skip
-    await client.call("StartWorkflowExecution", start, wire.StartWorkflowExecutionResponse)
+    await client.call("StartWorkflowExecution", start, wire.StartWorkflowExecutionResponse, CALL_S_MAX)
     execution = WorkflowExecution(workflow_id=workflow_id)
     request = wire.GetWorkflowExecutionHistoryRequest(namespace="default", execution=execution)
     answer = await client.call(
-        "GetWorkflowExecutionHistory", request, wire.GetWorkflowExecutionHistoryResponse
+        "GetWorkflowExecutionHistory", request, wire.GetWorkflowExecutionHistoryResponse, CALL_S_MAX
     )
     return [event.workflow_task_started_event_attributes.identity for event in answer.history.events]
 

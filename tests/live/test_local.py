@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from cluster.local.life import Phase
 from cluster.local.probe import serving
 from cluster.local.processes import mark_of, wait_until
 from cluster.local.state import read_state
+from tests.live.patience import PATIENCE_S, faults
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(1200)]
 
 STANDIN = (sys.executable, str(Path(__file__).parents[1] / "cluster/local/standin.py"))
+SUPERVISOR = "cluster.local.supervisor"
 HOLDFAST = Path(sys.executable).parent / "holdfast"
-PATIENCE_S = 30.0  # of a busy machine; everything here takes a second
 
 
 def standins(directory: Path, nodes: int = 2, **more: Any) -> LocalCluster:
@@ -39,9 +40,9 @@ def standins(directory: Path, nodes: int = 2, **more: Any) -> LocalCluster:
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """A test that fails in the middle leaves no processes; supervisors, which restart nodes, go first."""
     yield
-    left = processes_of(tmp_path)
-    for process in sorted(left, key=lambda one: "cluster.local.supervisor" not in one.cmdline()):
-        process.kill()
+    for process in [*processes_of(tmp_path, SUPERVISOR), *processes_of(tmp_path)]:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            process.kill()
 
 
 @pytest.fixture
@@ -52,12 +53,13 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
     assert processes_of(tmp_path) == []
 
 
-def processes_of(directory: Path) -> list[psutil.Process]:
+def processes_of(directory: Path, program: str = "") -> list[psutil.Process]:
     """Every process that has something to do with the directory, the tests' own left out."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and str(directory) in " ".join(process.cmdline()):
+            words = " ".join(process.cmdline())
+            if process.pid != os.getpid() and str(directory) in words and program in words:
                 found.append(process)
         except psutil.Error:
             continue
@@ -273,7 +275,7 @@ def holdfast(directory: Path, *arguments: str) -> Any:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
         start_new_session=True,
     )
@@ -282,20 +284,32 @@ def holdfast(directory: Path, *arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
+def health_of(directory: Path) -> dict[str, Any]:
+    """What is wrong with the region, which the command finds by the current directory."""
+    result = subprocess.run(
+        [str(HOLDFAST), "cluster", "health", "--json"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout, result.stderr
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
 async def test_a_region_of_three_nodes_by_the_command_line(tmp_path: Path) -> None:
     """Up, a workflow through each node, a node killed and brought back, down, up on the same data."""
     try:
         nodes = holdfast(tmp_path, "local", "up")["regions"][0]["nodes"]
-        assert holdfast(tmp_path, "cluster", "health")["ok"], "found by the current directory"
+        assert wait_until(lambda: not faults(health_of(tmp_path)), PATIENCE_S)
         for number, node in enumerate(nodes):
             client = await Client.connect(node["grpc"])
             await client.start_workflow("W", id=f"w{number}", task_queue="q")
         assert holdfast(tmp_path, "local", "kill", "a/1") == {"name": "a/1", "state": "killed", "pid": None}
         client = await Client.connect(nodes[1]["grpc"])
-        began = time.monotonic()
         for number in range(3):
             assert (await client.get_workflow_handle(f"w{number}").describe()).workflow_type == "W"
-        assert time.monotonic() - began < PATIENCE_S
         holdfast(tmp_path, "local", "restart", "a/1")
         status = holdfast(tmp_path, "local", "status")
         assert [node["serving"] for node in status["regions"][0]["nodes"]] == [True] * 3

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
-DEMO_MAX_S = 240  # it takes 10; a test machine may be busy
-GONE_MAX_S = 60  # for processes that were told to end
+DEMO_MAX_S = 1100  # it takes 10; a test machine may be busy
+GONE_MAX_S = 240  # for processes that were told to end
 
 
 def environment(scratch: Path) -> dict[str, str]:
@@ -58,6 +58,7 @@ def scratch(tmp_path: Path) -> Path:
 
 
 @pytest.mark.live
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("nodes", "checks"), [("3", 18), ("1", 13)], ids=["region", "single server"])
 def test_two_kills_and_nothing_is_paid_twice(nodes: str, checks: int, scratch: Path) -> None:
     done = demo(scratch, "--json", "--nodes", nodes)
@@ -102,6 +103,7 @@ def test_two_kills_and_nothing_is_paid_twice(nodes: str, checks: int, scratch: P
 
 
 @pytest.mark.live
+@pytest.mark.timeout(1200)
 def test_documents_of_ones_own_in_words_and_kept(scratch: Path, tmp_path: Path) -> None:
     documents = tmp_path / "notes"
     documents.mkdir()
@@ -154,6 +156,7 @@ def test_wrong_usage(arguments: list[str], words: str, scratch: Path) -> None:
 
 
 @pytest.mark.live
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("sign", "word"),
     [(signal.SIGINT, "worker:"), (signal.SIGTERM, "worker:"), (signal.SIGINT, "model:")],
