@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 
 import pytest
 
 from chaos.live.proxy import HOST, Proxy
 from chaos.live.region import CUT_IN, CUT_OUT, PAIR, PARTITION, ways
-from cluster.local.ports import free_ports
 from cluster.peers.contract import Identity
 from cluster.peers.frames import control
 from cluster.peers.handshake import hello
@@ -19,7 +17,7 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-async def proxy(rng_ports: list[int]) -> AsyncIterator[Proxy]:
+async def proxy(ports: list[int]) -> AsyncIterator[Proxy]:
     open_: set[asyncio.StreamWriter] = set()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,9 +26,9 @@ async def proxy(rng_ports: list[int]) -> AsyncIterator[Proxy]:
             writer.write(data)
         writer.close()
 
-    server = await asyncio.start_server(echo, HOST, rng_ports[1])
+    server = await asyncio.start_server(echo, HOST, 0)
     made = Proxy()
-    await made.listen("a/2", rng_ports[0], rng_ports[1])
+    ports.append(await made.listen("a/2", 0, server.sockets[0].getsockname()[1]))
     yield made
     await made.close()
     server.close()
@@ -40,8 +38,9 @@ async def proxy(rng_ports: list[int]) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def rng_ports() -> list[int]:
-    return free_ports(2, random.Random(1))
+def ports() -> list[int]:
+    """Where the proxy listens: filled by it."""
+    return []
 
 
 async def dial(port: int, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -61,11 +60,9 @@ async def hang_up(*writers: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("way", [("a/1", "a/2"), ("a/2", "a/1")])
-async def test_a_cut_holds_and_loses_nothing(
-    proxy: Proxy, rng_ports: list[int], way: tuple[str, str]
-) -> None:
-    reader, writer = await dial(rng_ports[0], "a/1")
-    other_reader, other_writer = await dial(rng_ports[0], "a/3")
+async def test_a_cut_holds_and_loses_nothing(proxy: Proxy, ports: list[int], way: tuple[str, str]) -> None:
+    reader, writer = await dial(ports[0], "a/1")
+    other_reader, other_writer = await dial(ports[0], "a/3")
     proxy.cut([way])
     writer.write(b"held")
     other_writer.write(b"free")
@@ -80,8 +77,8 @@ async def test_a_cut_holds_and_loses_nothing(
     await hang_up(writer, other_writer)
 
 
-async def test_a_hang_up_passes(proxy: Proxy, rng_ports: list[int]) -> None:
-    reader, writer = await dial(rng_ports[0], "a/1")
+async def test_a_hang_up_passes(proxy: Proxy, ports: list[int]) -> None:
+    reader, writer = await dial(ports[0], "a/1")
     writer.write_eof()
     async with asyncio.timeout(PATIENCE_S):
         assert await reader.read() == b""

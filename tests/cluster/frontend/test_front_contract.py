@@ -64,7 +64,7 @@ async def test_the_three_ways_to_answer(serve: Serve) -> None:
         return b"plain " + call.request
 
     async def coroutine(call: Call) -> bytes:
-        async with asyncio.timeout(5):  # needs a current task, from the first line on
+        async with asyncio.timeout(60):  # needs a current task, from the first line on
             await asyncio.sleep(0)
         return b"coroutine " + call.request
 
@@ -164,11 +164,11 @@ async def test_what_a_call_knows(serve: Serve) -> None:
 
     channel = await serve({"M": look})
     metadata = (("x-text", "a b"), ("x-twice", "1"), ("x-twice", "2"), ("x-raw-bin", b"\x00\x01\xff"))
-    call = unary(channel, "M")(b"", timeout=30, metadata=metadata)
+    call = unary(channel, "M")(b"", timeout=600, metadata=metadata)
     await call
     assert (seen["x-text"], seen["x-twice"], seen["x-raw-bin"]) == ("a b", "1,2", b"\x00\x01\xff")
     assert seen["method"] == "/t.T/M"
-    assert 25 < seen["deadline"] - seen["now"] <= 30.1
+    assert 300 < seen["deadline"] - seen["now"] <= 600.1
     assert seen["peer"].startswith("127.0.0.1:")
     assert not {"te", "content-type", "grpc-timeout", "grpc-encoding"} & seen.keys()
     assert dict(await call.initial_metadata())["x-first"] == "1"
@@ -191,32 +191,31 @@ async def test_metadata_that_grpc_forbids_is_refused(serve: Serve, pair: tuple[s
 
 
 async def test_a_deadline_ends_the_call_and_tells_the_handler(serve: Serve) -> None:
-    told: list[str] = []
-    both = asyncio.Event()
-
-    def note(what: str) -> None:
-        told.append(what)
-        if len(told) == 2:
-            both.set()
+    arrived, told = asyncio.Event(), asyncio.Event()
 
     def parked(call: Call) -> None:
-        call.on_cancel = lambda: note("callback")
+        arrived.set()
+        call.on_cancel = told.set
 
     async def waiting(call: Call) -> bytes:
+        arrived.set()
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            note("coroutine")
+            told.set()
             raise
         return b""
 
     channel = await serve({"Parked": parked, "Waiting": waiting})
     for name in ("Parked", "Waiting"):
-        assert (
-            await refused(unary(channel, name)(b"", timeout=0.05))
-        ).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(both.wait(), 60)
-    assert told == ["callback", "coroutine"]
+        arrived.clear()
+        told.clear()
+        timeout = 0.05
+        while not arrived.is_set():  # a busy machine may not even have sent it by then
+            error = await refused(unary(channel, name)(b"", timeout=timeout))
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            timeout *= 2
+        await asyncio.wait_for(told.wait(), 60)
 
 
 async def test_cancellation_tells_the_handler(serve: Serve) -> None:
@@ -362,7 +361,7 @@ async def test_draining_lets_calls_end(serve: Serve) -> None:
     channel = await serve({"Slow": slow})
     call = unary(channel, "Slow")(b"")
     await started.wait()
-    drained = asyncio.ensure_future(channel.front.drain(10))
+    drained = asyncio.ensure_future(channel.front.drain(60))
     await asyncio.sleep(0.05)
     release.set()
     assert await call == b"in time"

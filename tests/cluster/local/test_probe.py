@@ -47,7 +47,7 @@ def grpc_server(statuses: dict[str, Any] | None) -> Iterator[int]:
 )
 def test_a_grpc_server(statuses: dict[str, Any] | None, answer: bool) -> None:
     with grpc_server(statuses) as port:
-        assert serving("127.0.0.1", port, timeout_s=10.0) is answer
+        assert serving("127.0.0.1", port, timeout_s=60.0) is answer
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def test_something_else_that_answers(answer: bytes) -> None:
             connection.sendall(answer)
 
     with socket_server(handle) as port:
-        assert not serving("127.0.0.1", port, timeout_s=10.0)
+        assert not serving("127.0.0.1", port, timeout_s=60.0)
 
 
 def test_an_answer_in_single_bytes() -> None:
@@ -92,7 +92,7 @@ def test_an_answer_in_single_bytes() -> None:
             connection.sendall(bytes([byte]))
 
     with socket_server(handle) as port:
-        assert serving("127.0.0.1", port, timeout_s=10.0)
+        assert serving("127.0.0.1", port, timeout_s=60.0)
 
 
 def test_an_answer_without_end() -> None:
@@ -115,4 +115,4 @@ def test_nobody_and_one_who_says_nothing() -> None:
         silent.listen()
         began = time.monotonic()
         assert not serving("127.0.0.1", silent.getsockname()[1], timeout_s=0.05)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 60.0

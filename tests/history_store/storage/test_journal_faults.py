@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from history_store.storage import files
+from history_store.storage import files, tables
 from history_store.storage.contract import (
     Entry,
     HardState,
@@ -323,8 +323,9 @@ def test_an_append_that_finds_no_space_is_not_there_and_can_be_tried_again(tmp_p
 # ------------------------------------------------------------------------------------------ two threads
 
 
-def test_appends_do_not_wait_for_a_fold(tmp_path):
+def test_appends_do_not_wait_for_a_fold(tmp_path, monkeypatch):
     """Another program holds SQLite's lock, so the fold takes as long as we like."""
+    monkeypatch.setattr(tables, "BUSY_MS", 300_000)
     path = tmp_path / "x.db"
     storage = SqliteStorage(path)
     append(storage, 1, 1)

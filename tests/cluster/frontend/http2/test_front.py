@@ -280,7 +280,7 @@ async def test_tls(tmp_path: Path) -> None:
     crt, pem = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(crt, pem)
-    front = Http2Front({"/t.T/Echo": echo}, limits=Limits(handshake_timeout_s=0.3))
+    front = Http2Front({"/t.T/Echo": echo})
     await front.start("127.0.0.1", 0, context)
     credentials = grpc.ssl_channel_credentials(crt.read_bytes())
     async with grpc.aio.secure_channel(f"localhost:{front.port}", credentials) as channel:
@@ -292,15 +292,19 @@ async def test_tls(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", front.port, ssl=trusting)
         assert (await get(reader, writer, b"GET /healthz HTTP/1.1\r\n\r\n"))[1] == b"ok\n"
         writer.transport.abort()
+    await front.drain(60)
+    assert front._accepted_total == 0
 
-        # Neither plain text nor silence gets through the handshake, nor holds a place after it.
-        plain, plain_writer = await asyncio.open_connection("127.0.0.1", front.port)
-        plain_writer.write(wire.PREFACE)
-        silent, silent_writer = await asyncio.open_connection("127.0.0.1", front.port)
-        await asyncio.wait_for(asyncio.gather(plain.read(), silent.read(), return_exceptions=True), 60)
-        plain_writer.transport.abort()
-        silent_writer.transport.abort()
-    await front.drain(2)
+    # Neither plain text nor silence gets through the handshake, nor holds a place after it.
+    front = Http2Front({"/t.T/Echo": echo}, limits=Limits(handshake_timeout_s=0.3))
+    await front.start("127.0.0.1", 0, context)
+    plain, plain_writer = await asyncio.open_connection("127.0.0.1", front.port)
+    plain_writer.write(wire.PREFACE)
+    silent, silent_writer = await asyncio.open_connection("127.0.0.1", front.port)
+    await asyncio.wait_for(asyncio.gather(plain.read(), silent.read(), return_exceptions=True), 60)
+    plain_writer.transport.abort()
+    silent_writer.transport.abort()
+    await front.drain(60)
     assert front._accepted_total == 0
 
 

@@ -173,7 +173,7 @@ async def test_a_list_waits_for_the_round_that_carries_what_it_must_show() -> No
     harness = Harness(storage, inline=False)
     await harness.start("a")
     first = harness.begin(listing())
-    assert await asyncio.to_thread(storage.holding.wait, 10)  # the round is under way, its records taken out
+    assert await asyncio.to_thread(storage.holding.wait, 60)  # the round is under way, its records taken out
     assert harness.node.committer.visibility_pending
     second = harness.begin(listing())
     await harness.turn()

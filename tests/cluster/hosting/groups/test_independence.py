@@ -204,7 +204,7 @@ async def test_an_action_that_fails_does_not_hold_up_those_behind_it(
     monkeypatch.setattr(Actions, "_close_child", sometimes)
     await play.terminate("w")
     await play.settle()
-    assert sorted(tried) == ["c1", "c2"]
+    assert sorted(tried[:2]) == ["c1", "c2"], "the second of them, before the first again"
     second = tried[1]
     assert (await play.describe(second)).workflow_execution_info.status == 5
     async with asyncio.timeout(60):
