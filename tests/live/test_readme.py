@@ -17,11 +17,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 async def test_the_first_example_runs_as_a_file_of_its_own(tmp_path: Path) -> None:
-    (example,) = (
-        code
-        for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-        if "Worker(" in code
-    )
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = (code for code in examples if "Worker(" in code)
     assert '"localhost:7233"' in example
     async with DevServer() as server:
         file = tmp_path / "hello.py"
