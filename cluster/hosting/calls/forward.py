@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -345,6 +346,7 @@ class Forward:
         self._asked: dict[int, Hearer] = {}
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
+        self._behind: dict[int, deque[list[Any]]] = {}  # by node: what its queue has no room for
 
     def wrap(self, handler: Handler) -> Handler:
         """The handler as the front calls it."""
@@ -452,7 +454,7 @@ class Forward:
         number = self._connections.pop(connection, None)
         if number is not None:
             for peer in self.node.peers():
-                self.send(peer, [HUNG_UP, number])
+                self.tell(peer, [HUNG_UP, number])
 
     def later(self, attempt: Attempt) -> None:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
@@ -479,9 +481,32 @@ class Forward:
             node_id, number = attempt.remote
             attempt.remote = None
             if self._sent.pop(number, None) is not None:
-                self.send(node_id, [CANCEL, number])
+                self.tell(node_id, [CANCEL, number])
 
     # ---- peers
+
+    def tell(self, node_id: int, message: list[Any]) -> None:
+        """Send what is said once; while the queue to that node is full it waits for room.
+
+        Nobody asks again while the two nodes can talk, and when they cannot, all of this is void.
+        """
+        behind = self._behind.get(node_id)
+        if behind is not None:
+            behind.append(message)
+        elif not self.send(node_id, message) and node_id in self.node.peers():
+            reached("answer waits for room")
+            behind = self._behind[node_id] = deque((message,))
+            self.loop.call_later(RETRY_S, self._tell_rest, node_id, behind)
+
+    def _tell_rest(self, node_id: int, behind: deque[list[Any]]) -> None:
+        if self._behind.get(node_id) is not behind:
+            return  # the node went down meanwhile
+        while behind and self.send(node_id, behind[0]):
+            behind.popleft()
+        if behind:
+            self.loop.call_later(RETRY_S, self._tell_rest, node_id, behind)
+        else:
+            del self._behind[node_id]
 
     def received(self, node_id: int, message: list[Any]) -> None:
         """A message of this module's kinds."""
@@ -600,7 +625,7 @@ class Forward:
     def ask_no_more(self, node_id: int, number: int) -> None:
         """The answer is not wanted any more."""
         if self._asked.pop(number, None) is not None:
-            self.send(node_id, [CANCEL, number])
+            self.tell(node_id, [CANCEL, number])
 
     def _tell_part(self, node_id: int, message: list[Any]) -> None:
         _, number, method, request, left_ms, slots, known = message
@@ -631,6 +656,7 @@ class Forward:
 
     def down(self, node_id: int) -> None:
         """The node is gone, with its clients and with what we asked of it."""
+        self._behind.pop(node_id, None)
         for key in [key for key in self.served if key[0] == node_id]:
             call = self.served.pop(key)
             call.done = True

@@ -83,13 +83,13 @@ class RemoteCall:
         """Send the answer back."""
         if not self.done:
             self._close()
-            self._forward.send(self.node_id, [ANSWER, self.number, body])
+            self._forward.tell(self.node_id, [ANSWER, self.number, body])
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Send the status back."""
         if not self.done:
             self._close()
-            self._forward.send(self.node_id, [ERROR, self.number, int(code), message, details])
+            self._forward.tell(self.node_id, [ERROR, self.number, int(code), message, details])
 
     def lost(self, *, in_doubt: bool, group: int = 0, leader: int = 0) -> None:
         """We do not lead (any more): the node that has the client asks another, perhaps `leader`."""
@@ -97,7 +97,7 @@ class RemoteCall:
             self._close()
             # The request says by now which run was meant, if it was found and the call may be in doubt.
             named = self.request if in_doubt else None
-            self._forward.send(self.node_id, [LOST, self.number, in_doubt, group, leader, named])
+            self._forward.tell(self.node_id, [LOST, self.number, in_doubt, group, leader, named])
 
     def _close(self) -> None:
         self.done = True

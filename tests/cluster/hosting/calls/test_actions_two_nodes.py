@@ -19,7 +19,12 @@ from temporalio.api.command.v1.message_pb2 import Command
 from temporalio.api.common.v1.message_pb2 import Header, Payload, Payloads
 from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.sdk.v1.user_metadata_pb2 import UserMetadata
+from temporalio.api.workflowservice.v1.request_response_pb2 import (
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+)
 
+from cluster.frontend.services.base import WORKFLOW_SERVICE
 from cluster.hosting.calls import actions, deeds
 from cluster.hosting.calls.deeds import (
     METHOD,
@@ -65,12 +70,13 @@ class Line:
         self.held: list[Callable[[], None]] | None = None  # a list: nothing arrives until `release`
         self.change: Callable[[list[Any]], list[Any]] = lambda message: message
         self.cut = False
+        self.full: set[int] = set()  # nodes whose queue takes nothing at present
 
     def sender(self, origin: int) -> Callable[[int, list[Any]], bool]:
         """`Forward.send` of a node."""
 
         def send(to: int, message: list[Any]) -> bool:
-            if self.cut:
+            if self.cut or origin in self.full:
                 return False
             self.sent.append(message)
             if message[0] in self.lose:
@@ -501,6 +507,32 @@ async def test_a_child_is_ended_although_its_parent_never_heard_of_it(pair: Pair
     found = await pair.table("b")
     wanted = "WorkflowExecutionCancelRequested" if asks else "WorkflowExecutionTerminated"
     assert found.count(wanted) == 1, found
+
+
+# ---- a queue that is full
+
+
+async def test_an_answer_waits_for_room_in_the_queue(pair: Pair) -> None:
+    """Whoever asked waits for it alone: nobody would ask again while the two can talk."""
+    run_id = await pair.b.start("b")
+    pair.b.node.peers = lambda: [1]  # type: ignore[method-assign]
+    asked = DescribeWorkflowExecutionRequest(namespace="default", execution=execution("b"))
+    method = f"/{WORKFLOW_SERVICE}/DescribeWorkflowExecution"
+    forward = pair.a.node.forward
+    assert forward is not None
+    calls = [FakeCall(method, asked.SerializeToString(), None, FakeConnection()) for _ in range(2)]
+    for call in calls:
+        forward.wrap(pair.a.handlers[method])(call)
+    pair.line.full = {2}
+    await pair.settle()
+    assert pair.b.node.forward is not None
+    assert not pair.b.node.forward.served, "both are answered there"
+    assert not any(call.done for call in calls)
+    pair.line.full = set()
+    for call in calls:
+        body = await asyncio.wait_for(call.answer, 60.0)
+        found = DescribeWorkflowExecutionResponse.FromString(body)
+        assert found.workflow_execution_info.execution.run_id == run_id
 
 
 # ---- leaders, here and there
