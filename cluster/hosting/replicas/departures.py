@@ -73,7 +73,7 @@ class Departures:
         self._send = send
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[object, int, int] | None = None  # the table and the replicas as all were wanted
-        images.generations.shown_by_other = self._shown_by_other
+        images.generations.owner_of = lambda slot: replicas.table.shard_of_slot(slot)
 
     def start(self) -> None:
         """Begin to look."""
@@ -170,10 +170,6 @@ class Departures:
             self._images.generations.cleared(group.id, old)
         self._replicas.leaving.discard(group.id)
         self._replicas.reconcile(again=True)
-
-    def _shown_by_other(self, slot: int, group: int) -> bool:
-        owner = self._replicas.table.shard_of_slot(slot)
-        return owner != group and owner in self._node.committer.groups
 
 
 def _absent(out: Out, hard: HardState, conf: bytes) -> GroupLog:

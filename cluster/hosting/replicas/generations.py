@@ -2,8 +2,8 @@
 
 Rows lie under a generation's number (see `history_store.shard.snapshot`). An image comes under a new one, and
 when it is complete one write makes it the group's; then the records that came with it are shown (put into the
-projection), the old generation's rows are deleted, and runs that only it had are hidden. Both are done
-a few rows a round, so that other groups' rounds are short.
+projection), the old generation's rows are deleted, and runs that only it had are hidden (`stale`). Both are
+done a few rows a round, so that other groups' rounds are short.
 
 What is under way is written in the *book*, rows of this node under a generation that no group has, in the
 same rounds as what they speak of:
@@ -20,7 +20,7 @@ So a restart goes on where it was; rows of a generation that the book does not k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -31,7 +31,7 @@ from history_store.engine import keys
 from history_store.shard import snapshot
 from history_store.shard.snapshot import Progress
 from history_store.shard.split import Copy, Parting
-from history_store.storage.contract import RowCorrupt
+from history_store.storage.contract import RowCorrupt, StorageCorrupt
 from history_store.visibility.record import DeleteRecord
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from cluster.hosting.groups.committer import Committer
     from cluster.hosting.groups.group import Group, RowList
-    from history_store.storage.contract import Round, Storage
+    from history_store.storage.contract import Round
 
 log = structlog.get_logger("snapshots")
 
@@ -49,7 +49,7 @@ SHOWN_AT_ONCE = 64
 PAUSE_S = 0.005  # between two such rounds, and as long as they take: this is nobody's hurry
 
 _BOOK = snapshot.prefix(0xFFFFFFFF)
-_GENERATION, _STAGED, _DROPPED = b"g", b"s", b"d"
+_GENERATION, STAGED, _DROPPED = b"g", b"s", b"d"
 COPIED, PARTED = b"m", b"p"
 
 
@@ -92,8 +92,7 @@ class Generations:
         self.storage = committer.storage
         self.deleted = 0  # rows
         self.shown = 0  # records
-        # Whether runs of a slot are another group's by now (slot, group), which is here, too, and shows them.
-        self.shown_by_other: Callable[[int, int], bool] = lambda _slot, _group: False
+        self.owner_of: Callable[[int], int] = lambda _slot: META_GROUP  # the group of a slot, by the table
         self._on_done = on_done
         self._next = snapshot.GENERATION_FIRST
         self._jobs: deque[Job] = deque()
@@ -112,7 +111,7 @@ class Generations:
             kind = key[4:5]
             if kind == _GENERATION:
                 known.add(_number(value))
-            elif kind == _STAGED:
+            elif kind == STAGED:
                 staged.append(_staged(value))
                 known.add(staged[-1].generation)
             elif kind == COPIED:
@@ -149,14 +148,14 @@ class Generations:
     @staticmethod
     def staged(image: Staged) -> tuple[bytes, bytes]:
         """The row that says how far an image is."""
-        return _BOOK + _STAGED + snapshot.prefix(image.group), _pack(image)
+        return _BOOK + STAGED + snapshot.prefix(image.group), _pack(image)
 
     def switched(self, image: Staged, old: int) -> RowList:
         """What goes with the write that makes an image the group's rows. Then call `begun`."""
         group = snapshot.prefix(image.group)
         return [
             (_BOOK + _GENERATION + group, _pack(image.generation)),
-            (_BOOK + _STAGED + group, None),
+            (_BOOK + STAGED + group, None),
             (_BOOK + _DROPPED + snapshot.prefix(old), _pack((image.group, True))),
         ]
 
@@ -234,6 +233,49 @@ class Generations:
         else:
             self._working = False
 
+    def stale(
+        self, group: int, found: Iterable[tuple[bytes, bytes | None]], *, kept: bool
+    ) -> list[DeleteRecord]:
+        """The records of runs whose rows these are, and which nobody here has any more; keys in full.
+
+        The group had them. `kept`: it has them still where its present rows have them. Otherwise who owns the
+        slot by now has to be here and to have the row, or the run was deleted since, or is not for this node.
+        """
+        if group == META_GROUP:
+            return []
+        own = self._rows_of(group) if kept else []
+        groups, splits = self.committer.groups, self.committer.splits
+        others: dict[int, list[bytes]] = {}  # by slot
+        gone: list[DeleteRecord] = []
+        for full, value in found:
+            key = full[4:]
+            if key[:1] != keys.RUN or value is None:
+                continue  # a damaged row: its run stays shown until another image comes
+            slot = int.from_bytes(key[1:3], "big")
+            if slot not in others:
+                owner = splits.heir(slot, group) if splits is not None else group
+                if owner not in groups:
+                    owner = self.owner_of(slot)
+                others[slot] = self._rows_of(owner) if owner not in (group, META_GROUP) else []
+            if not any(self._has(start + key) for start in (*own, *others[slot])):
+                gone.append(DeleteRecord(*snapshot.run_name(value)))
+        return gone
+
+    def _rows_of(self, group: int) -> list[bytes]:
+        """What the keys of a group's rows begin with, and those of what will be its rows with no records."""
+        current = self.storage.get(self.key(_GENERATION, group))
+        staged = self.storage.get(self.key(STAGED, group))
+        found = [snapshot.prefix(group if current is None else _number(current))]
+        if staged is not None and (image := _staged(staged)).local:
+            found.append(snapshot.prefix(image.generation))
+        return found
+
+    def _has(self, key: bytes) -> bool:
+        try:
+            return self.storage.get(key) is not None
+        except StorageCorrupt:
+            return True
+
     def hiding(self, group: int | None) -> bool:
         """Whether runs are to be hidden that the group (None: any) had before."""
         return any(isinstance(job, _Drop) and job.hides(group) for job in self._jobs)
@@ -294,29 +336,13 @@ class _Drop:
         start, end = snapshot.prefix(self._generation), snapshot.prefix_end(self._generation)
         found = storage.sweep(start, end, DELETED_AT_ONCE)
         if self._shown:
-            batch.visibility[:0] = self._gone(storage, found)
+            batch.visibility[:0] = self._generations.stale(self._group, found, kept=True)
         batch.rows.extend((key, None) for key, _ in found)
         self._generations.deleted += len(found)
         if len(found) == DELETED_AT_ONCE:
             return False
         batch.rows.append((_BOOK + _DROPPED + start, None))
         return True
-
-    def _gone(self, storage: Storage, found: list[tuple[bytes, bytes | None]]) -> list[DeleteRecord]:
-        current = storage.get(_BOOK + _GENERATION + snapshot.prefix(self._group))
-        if current is None or self._group == META_GROUP:
-            return []
-        now = snapshot.prefix(_number(current))
-        shown_by_other, splits = self._generations.shown_by_other, self._generations.committer.splits
-        return [
-            DeleteRecord(*snapshot.run_name(value))
-            for key, value in found
-            if key[4:5] == keys.RUN
-            and value is not None  # else it stays shown: what else the run has is under the new generation
-            and storage.get(now + key[4:]) is None
-            and not shown_by_other(slot := int.from_bytes(key[5:7], "big"), self._group)
-            and not (splits is not None and splits.shown_by_child(slot, self._group))
-        ]
 
     def hides(self, group: int | None) -> bool:
         """Until the last of its rows has gone."""

@@ -36,6 +36,7 @@ from msgspec.structs import replace
 from cluster.hosting.replicas.generations import (
     COPIED,
     PARTED,
+    STAGED,
     Generations,
     Staged,
     decode_copy,
@@ -236,12 +237,15 @@ class Splitting:
             for pair in parting.split.ranges
         )
 
-    def shown_by_child(self, slot: int, group: int) -> bool:
-        """Whether the group gave the slot to one that is here: the table may not say so yet."""
-        return any(
-            child in self.committer.groups and any(first <= slot <= last for first, last in said.ranges)
+    def heir(self, slot: int, group: int) -> int:
+        """The group that has the slot, which this one had: as the logs say, before the table does."""
+        given = (
+            child
             for child, said in self._children.get(group, {}).items()
+            if any(first <= slot <= last for first, last in said.ranges)
         )
+        child = next(given, 0)
+        return self.heir(slot, child) if child else group
 
     @property
     def busy(self) -> bool:
@@ -411,7 +415,10 @@ class Splitting:
         job = self._copies.pop(child)
         job.void = True
         self._mirror_no_more(job)
-        self.generations.drop(job.copy.target, child, [(self.generations.key(COPIED, child), None)])
+        rows: RowList = [(self.generations.key(COPIED, child), None)]
+        if child in self._finishing:  # it is being made the child's image in this moment, or was
+            rows.append((self.generations.key(STAGED, child), None))
+        self.generations.drop(job.copy.target, child, rows)
 
     def _mirror_no_more(self, job: _CopyJob) -> None:
         group = self.committer.groups.get(job.copy.parent)
@@ -593,7 +600,9 @@ class _ClearJob:
             limit = CLEARED_ROWS - looked
             found = list(splitting.storage.scan(source + start, source + end, limit))
             looked += len(found)
-            batch.rows.extend((full, None) for full, value in found if self._slots.have(full[4:], value))
+            gone = [(full, value) for full, value in found if self._slots.have(full[4:], value)]
+            batch.visibility[:0] = splitting.generations.stale(parting.parent, gone, kept=False)
+            batch.rows.extend((full, None) for full, _ in gone)
             if len(found) == limit:
                 self._after = found[-1][0][4:]
             else:

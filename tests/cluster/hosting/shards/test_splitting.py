@@ -22,7 +22,7 @@ from history_store.engine.keys import SLOTS, slot_of
 from history_store.raft import Config, RaftError
 from history_store.shard import image, snapshot, split
 from history_store.storage.contract import Entry
-from history_store.visibility.record import ExecutionRecord, VisibilityOp
+from history_store.visibility.record import DeleteRecord, ExecutionRecord, VisibilityOp
 from tests.cluster.hosting.lagging import NAMESPACE, Region, Site
 
 PARENT, CHILD = 1, 2
@@ -104,6 +104,7 @@ class SplitRegion(Region):
     sites: dict[int, SplitSite]  # type: ignore[assignment]
     wanted = True  # as the table says
     splits = True  # when all is ready
+    deletes = 0.15
     abandons = False  # an operator would have it so
 
     def propose(self, group: int = PARENT) -> None:
@@ -136,6 +137,9 @@ class SplitRegion(Region):
         run = bytes((7,)) * 15 + bytes((workflow,))
         namespace = keys.raw_id(NAMESPACE)
         value = pack((NAMESPACE, workflow_id, run.hex(), "W", self.proposals))
+        if rng.random() < self.deletes:  # the run is
+            gone = [keys.run(slot, run), *(keys.history(slot, run, 0, number) for number in range(1, 5))]
+            return [(key, None) for key in gone], [DeleteRecord(NAMESPACE, run.hex())]
         deletes = rng.random() < 0.3
         rows: list[tuple[bytes, bytes | None]] = [
             (keys.run(slot, run), value),
@@ -246,6 +250,8 @@ class SplitRegion(Region):
                     else:
                         wanted[key] = value
                 shown.update({record.run_id: record for record in found.shown})
+                for gone in found.hidden:
+                    shown.pop(gone.run_id, None)
         half = split.Slots(HALF)
         theirs = {key: value for key, value in wanted.items() if half.have(key, value)}
         ours = {key: value for key, value in wanted.items() if not half.have(key, value)}
@@ -323,6 +329,7 @@ async def test_a_replica_that_was_away_gets_both_halves(tmp_path: Path, rng: ran
             await region.step()
             leader = region.led()
             if leader is not None and region.leader(CHILD) is not None and not leader.splitting.busy:
+                region.deletes = 0.5  # and what it shows of them is stale
                 region.propose()
                 if leader.committer.groups[PARENT].raft.compacted > lagging.last_index:
                     break
