@@ -275,13 +275,13 @@ async def prepared(region: SplitRegion) -> None:
     await region.round()
 
 
-async def until_split(region: SplitRegion) -> None:
+async def until_split(region: SplitRegion, *, loaded: int = LOADED) -> None:
     for number in range(1000):
-        await region.step(load=number < LOADED)
+        await region.step(load=number < loaded)
         if number % 10 == 9:
             for site in region.sites.values():
                 site.images.check()
-        if number >= LOADED and region.done():
+        if number >= loaded and region.done():
             break
     else:
         raise AssertionError(f"it is not split: {region.describe()}")
@@ -329,14 +329,17 @@ async def test_a_replica_that_was_away_gets_both_halves(tmp_path: Path, rng: ran
             await region.step()
             leader = region.led()
             if leader is not None and region.leader(CHILD) is not None and not leader.splitting.busy:
-                region.deletes = 0.5  # and what it shows of them is stale
                 region.propose()
                 if leader.committer.groups[PARENT].raft.compacted > lagging.last_index:
                     break
         else:
             raise AssertionError(f"no image is needed: {region.describe()}")
+        region.deletes = 1.0  # and what it shows of them is stale
+        for _ in range(4 * WORKFLOWS):
+            region.propose()
+            await region.round(tick=False)
         region.join(3)
-        await until_split(region)
+        await until_split(region, loaded=0)
         assert region.sites[3].committer.groups[PARENT].rows.generation >= snapshot.GENERATION_FIRST
     finally:
         region.close()
