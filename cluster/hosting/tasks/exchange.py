@@ -160,12 +160,15 @@ class ExchangeHost:
 
     def undelivered(self, node: NodeId, receipt: object, *, certain: bool) -> None:
         """What was started for a poll of `node` did not arrive there."""
-        if not isinstance(receipt, list) or len(receipt) != 6:
-            return  # a query: who asked gives up, or asks again
-        namespace_id, workflow_id, run_id, kind, stamp, ref = receipt
-        if not certain and kind != WORKFLOW:
-            return  # the worker may have it: its time-outs decide
+        if not isinstance(receipt, list) or len(receipt) not in (1, 6):
+            return  # of another release
         try:
+            if len(receipt) == 1:
+                self.node.queries.undelivered(receipt[0])
+                return
+            namespace_id, workflow_id, run_id, kind, stamp, ref = receipt
+            if not certain and kind != WORKFLOW:
+                return  # the worker may have it: its time-outs decide
             shard = self.node.shard_of(namespace_id, workflow_id)
             give_back(shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
         except ServiceError as error:

@@ -14,9 +14,10 @@ from temporalio.api.workflowservice.v1.request_response_pb2 import QueryWorkflow
 
 from cluster.frontend.status import status_details
 from cluster.hosting.tasks import answers
-from cluster.hosting.tasks.dispatch import WORKFLOW
+from cluster.hosting.tasks.dispatch import WORKFLOW, Poll
 from cluster.matching.contract import QueueKey
 from history_store.engine.errors import Code, ServiceError
+from history_store.rare import reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +101,8 @@ class Query:
                     poller.wait_on()
             elif poller.open:
                 self.connection = poller.connection
+                if not isinstance(poller, Poll):
+                    poller.receipt = [self.id]
                 poller.answer(body)
             elif not self.call.done:
                 self.ask(run)
@@ -117,6 +120,13 @@ class Query:
             return
         run.state.sticky_queue = ""
         self.ask(run)
+
+    def undelivered(self) -> None:
+        """The worker's poll had gone."""
+        run = self.run() if not self.call.done else None
+        if run is not None:
+            self.connection = None
+            self.ask(run)
 
     def gone(self) -> None:
         """The caller does not wait any more."""
@@ -197,6 +207,13 @@ class Queries:
             run = query.shard.runs.get(query.run_key[2])  # if it is not in memory, it holds no question
             if run is not None:
                 run.queries.pop(query.id, None)
+
+    def undelivered(self, query_id: str) -> None:
+        """Another node had no poll any more to give the question to."""
+        query = self.open.get(query_id)
+        if query is not None and query.connection is not None:
+            reached("query asked again")
+            query.undelivered()
 
     def closed(self, connection: Connection) -> None:
         """A worker died: what it was asked is asked again elsewhere."""
