@@ -96,8 +96,11 @@ async def work(address: str, queue: str) -> None:
         workflow_task_executor=ThreadPoolExecutor(TASKS_MAX),
         max_concurrent_workflow_tasks=TASKS_MAX,
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=TIME_OUT_S),
-        debug_mode=True,  # else the SDK takes a workflow that blocks for 2 s for dead-locked, and says so
     )
+    # The SDK takes a workflow that blocks for 2 s for dead-locked, and says so to the server. No setting
+    # changes that but a debug mode, which has one task at a time.
+    if worker._workflow_worker is not None:
+        worker._workflow_worker._deadlock_timeout_seconds = None
     async with worker:
         say("ready")
         await asyncio.Event().wait()
