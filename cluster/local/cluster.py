@@ -65,9 +65,9 @@ DIRECTORY_DEFAULT: Final = ".holdfast"
 REGIONS_DEFAULT: Final = ("a",)
 NODES_DEFAULT: Final = 3
 CONTEXT_FILE: Final = "context.toml"
-READY_MAX_S: Final = 60.0  # three nodes take two seconds; a busy machine more
+READY_MAX_S: Final = 120.0  # three nodes take two seconds; a busy machine more
 DEATHS_MAX: Final = 3  # a node that died so often while the cluster was coming up will not come up
-ORDER_MAX_S: Final = 30.0  # an order waits for a process to end, not for one to serve
+ORDER_MAX_S: Final = 60.0  # an order waits for a process to end, not for one to serve
 DOWN_ANSWER_MAX_S: Final = 5.0  # the supervisor only writes down what it will do
 OUR_FILES: Final = (
     CLUSTER_FILE,
