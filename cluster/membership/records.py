@@ -24,7 +24,8 @@ from typing import TypeAlias
 import msgspec
 
 FORMAT = 1
-FORMATS = 1  # the newest that this program reads; it writes what the region's record says
+FORMATS = 2  # the newest that this program reads; it writes what the region's record says
+ABANDONED_SPLITS = 2  # from this number on the log and the table have a word for them
 
 REGION = b"G"
 NODE = b"N"

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from msgspec.structs import replace
 
 from cluster.membership.plans import Draft, Plan, Refusal
-from cluster.membership.records import FORMAT, ShardRecord, ShardState
+from cluster.membership.records import ABANDONED_SPLITS, FORMAT, ShardRecord, ShardState
 from cluster.membership.seating import choose_first, even_out, fill
 from cluster.membership.table import Table, slots_of
 
@@ -116,11 +116,11 @@ def plan_abandon(table: Table, group: int) -> Plan | Refusal:
             f"it is too late, shard {shard.id} serves what shard {shard.parent} gave up",
             "leave it so, shards are not joined again; `holdfast shard move` brings it to other nodes",
         )
-    versions = sorted({node.version for node in table.present()} - {""})
-    if shard.state is ShardState.PREPARING and len(versions) > 1:
-        return Refusal(  # an older one ends where the log says so, since it cannot read that
-            f"the nodes run different releases ({', '.join(versions)})",
-            "finish the upgrade first, or let the split be",
+    written = table.region.formats if table.region is not None else 0
+    if shard.state is ShardState.PREPARING and written < ABANDONED_SPLITS:
+        return Refusal(  # an older node ends where the log says so, since it cannot read that
+            f"the region still writes format {written}; {ABANDONED_SPLITS} is the first with a word for that",
+            "finish the upgrade of all nodes first (`holdfast cluster nodes`), or let the split be",
         )
     draft = Draft(table)
     if shard.state is ShardState.PREPARING:

@@ -18,7 +18,7 @@ from cluster.hosting.groups.lanes import InlineLane
 from cluster.hosting.region.administration import METHOD
 from cluster.hosting.region.joining import Asker, InnerCall, NotAdmitted, Place, Told, join
 from cluster.hosting.region.member import Founding, Member, Surroundings, Virtual
-from cluster.membership import FORMAT, NodeRecord, NodeState, Table, initial_ids
+from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, Table, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork
 from cluster.peers.virtual_time import Process, VirtualLoop
@@ -56,7 +56,7 @@ class Settler:
         self.key = f"{name} {world.rng.getrandbits(32)}"
         self.node_id = 0
         self.peers: dict[int, Any] | None = None
-        self.release = ("0.1.0", 1)  # and the formats that it reads
+        self.release = ("0.1.0", FORMATS)  # and the formats that it reads
         self.process: Process
         self.member: Member
         self.broken: list[BaseException] = []

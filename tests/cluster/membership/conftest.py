@@ -8,6 +8,7 @@ import pytest
 
 from cluster.membership import (
     FORMAT,
+    FORMATS,
     META_GROUP,
     GroupReport,
     NodeRecord,
@@ -16,6 +17,7 @@ from cluster.membership import (
     Refusal,
     Table,
     first_table,
+    plan_formats,
 )
 from history_store.raft.configuration import Configuration
 
@@ -29,6 +31,9 @@ class Region:
         newcomers = [newcomer(i, machines[i - 1 : i]) for i in range(1, nodes + 1)]
         self.table = Table()
         self.take(first_table(newcomers, shards, replicas, "cluster-1", "a", created_ns=1))
+        raised = plan_formats(self.table)
+        assert raised is not None
+        self.take(raised)
 
     def take(self, plan: Plan | Refusal) -> Plan:
         """Apply a plan, as if it had been proposed and committed."""
@@ -71,6 +76,7 @@ def newcomer(number: int, machine: str = "", version: str = "0.1.0") -> NodeReco
         NodeState.ACTIVE,
         1,
         version,
+        formats=FORMATS,
     )
 
 

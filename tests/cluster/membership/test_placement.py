@@ -7,6 +7,7 @@ import random
 from msgspec.structs import replace
 
 from cluster.membership import (
+    FORMATS,
     META_GROUP,
     Move,
     NodeState,
@@ -384,7 +385,7 @@ def test_machines_of_any_size(rng: random.Random) -> None:
 
 def test_a_region_writes_what_its_oldest_node_reads_and_never_goes_back() -> None:
     region = Region(3)
-    newer = [replace(node, formats=2, version="0.2.0") for node in region.table.present()]
+    newer = [replace(node, formats=FORMATS + 1, version="0.2.0") for node in region.table.present()]
     for node in newer[:2]:
         region.take(plan_announce(region.table, node))
         assert plan_formats(region.table) is None  # the third could not read it
@@ -393,23 +394,23 @@ def test_a_region_writes_what_its_oldest_node_reads_and_never_goes_back() -> Non
     assert raised is not None
     region.take(raised)
     assert region.table.region is not None
-    assert region.table.region.formats == 2
+    assert region.table.region.formats == FORMATS + 1
     assert plan_formats(region.table) is None
     for plan in (
-        plan_announce(region.table, replace(newer[0], formats=1, version="0.1.0")),
+        plan_announce(region.table, replace(newer[0], formats=FORMATS, version="0.1.0")),
         plan_join(region.table, newcomer(4)),
     ):
         assert isinstance(plan, Refusal)
-        assert "the region writes format 2" in plan.why
+        assert f"the region writes format {FORMATS + 1}" in plan.why
         assert "version 0.2.0 or newer" in plan.do
-    region.take(plan_join(region.table, replace(newcomer(4, version="0.3.0"), formats=3)))
+    region.take(plan_join(region.table, replace(newcomer(4, version="0.3.0"), formats=FORMATS + 2)))
     assert plan_formats(region.table) is None
 
 
 def test_a_node_that_is_gone_for_ever_holds_no_upgrade_up() -> None:
     region = Region(4)
     for number in (1, 2, 3):
-        region.take(plan_announce(region.table, replace(region.table.nodes[number], formats=2)))
+        region.take(plan_announce(region.table, replace(region.table.nodes[number], formats=FORMATS + 1)))
     assert plan_formats(region.table) is None
     region.take(plan_remove(region.table, 4))
     assert plan_formats(region.table) is None  # it still has replicas

@@ -196,7 +196,7 @@ WRITTEN = {
 def test_rows_of_old_are_read() -> None:
     table = Table((bytes.fromhex(key), bytes.fromhex(value)) for key, value in WRITTEN.items())
     assert table.region == RegionRecord(1, "cluster-1", "a", 3, 1, (2, 1, 3))
-    assert table.nodes[2] == replace(newcomer(2), id=2)
+    assert table.nodes[2] == replace(newcomer(2), id=2, formats=1)
     assert table.shards[1] == ShardRecord(
         1, 1, ((0, 4095),), (3, 1, 2), ShardState.SERVING, parent=0, first=(3, 1, 2), epoch=1
     )

@@ -16,7 +16,7 @@ from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import Asker, NotAdmitted, stands
 from cluster.hosting.region.member import FIRST_NAMESPACE
 from cluster.hosting.shards.splitting import Splitting
-from cluster.membership import META_GROUP
+from cluster.membership import FORMATS, META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.environment import EngineLimits
 from history_store.engine.errors import Code
@@ -581,6 +581,7 @@ def test_a_split_is_abandoned_while_its_rows_are_copied(play: Play) -> None:
 
     async def scene(world: Settlement) -> None:
         await world.until(world.is_well)
+        await world.until(lambda: world["a/2"].table.region.formats == FORMATS)
         before = await coming(world, 1)
         assert "is not being split: " in (await world.told("a/1", "abandon", shard=1)).message
         for by_child in (False, True):

@@ -12,8 +12,11 @@ import pytest
 
 from cluster.hosting.region.administration import INTERNAL_METHOD, ask
 from cluster.hosting.region.joining import InnerCall, NotAdmitted, Told
+from cluster.membership import FORMATS
 from cluster.peers import virtual_time
 from tests.cluster.hosting.settlement import Settlement
+
+NEXT = FORMATS + 1  # what a release after this one reads
 
 
 def play(rng: random.Random, scene: Callable[[Settlement], Coroutine[Any, Any, None]]) -> None:
@@ -50,26 +53,26 @@ def test_formats_are_raised_with_the_last_node_and_never_fall(rng: random.Random
         names = ["a/1", "a/2", "a/3"]
         rng.shuffle(names)
         for number, name in enumerate(names):
-            assert {formats(world, one) for one in names} == {1}
-            await restart(world, name, ("0.2.0", 2))
+            await world.until(lambda: {formats(world, one) for one in names} == {FORMATS})
+            await restart(world, name, ("0.2.0", NEXT))
             await world.until(partial(is_known, world, name, "0.2.0"))
             await world.until(world.is_well)
             told = await world.do(name, "health")
             assert {version: len(nodes) for version, nodes in told["versions"].items()} == {
                 version: count for version, count in (("0.1.0", 2 - number), ("0.2.0", number + 1)) if count
             }
-        await world.until(lambda: {formats(world, name) for name in names} == {2})
-        assert (await world.do(names[0], "health"))["formats"] == 2
+        await world.until(lambda: {formats(world, name) for name in names} == {NEXT})
+        assert (await world.do(names[0], "health"))["formats"] == NEXT
 
         back = world[names[0]]
-        await restart(world, back.name, ("0.1.0", 1))
+        await restart(world, back.name, ("0.1.0", FORMATS))
         await world.until(lambda: bool(back.refusal))
-        assert "the region writes format 2" in back.refusal
+        assert f"the region writes format {NEXT}" in back.refusal
         assert "start it with version 0.2.0 or newer" in back.refusal
-        with pytest.raises(NotAdmitted, match="the region writes format 2"):
+        with pytest.raises(NotAdmitted, match=f"the region writes format {NEXT}"):
             await world.add("a/4", "w").join()
         back.kill()
-        await restart(world, back.name, ("0.2.0", 2))
+        await restart(world, back.name, ("0.2.0", NEXT))
         await world.until(world.is_well)
 
     play(rng, scene)
@@ -79,7 +82,7 @@ def test_what_the_last_process_said_of_itself_is_put_right_if_it_comes_late(rng:
     async def scene(world: Settlement) -> None:
         name, at = rng.choice(world.founders), rng.choice(world.founders)
         late = ask("announce", record=world[name].record())
-        await restart(world, name, ("0.2.0", 2))
+        await restart(world, name, ("0.2.0", NEXT))
         await world.until(partial(is_known, world, name, "0.2.0"))
         await world.until(world.is_well)
 
