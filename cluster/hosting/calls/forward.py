@@ -471,6 +471,20 @@ class Forward:
             return
         self.loop.call_later(RETRY_S, self._again, attempt)
 
+    def _ask_leader(self, attempt: Attempt, node_id: int, group: int, leader: int) -> None:
+        """A node does not lead the group, and says who does as far as it knows (0: nobody)."""
+        if leader in (0, node_id):
+            self.later(attempt)
+            return
+        self.node.leader_hints[group] = leader
+        if leader != self.node.node_id and leader not in self.node.peers():
+            self.elsewhere(attempt, NotLeading(leader, group))
+        elif attempt.tries:
+            self.later(attempt)  # whoever is asked names somebody else: until they agree
+        else:
+            attempt.tries += 1
+            self.loop.call_soon(self._again, attempt)
+
     def _again(self, attempt: Attempt) -> None:
         if not attempt.done:
             attempt.run()
@@ -539,12 +553,7 @@ class Forward:
                 attempt.again = attempt.again or bool(message[2])
                 if message[5] is not None:
                     attempt.request = message[5]
-                group, leader = message[3], message[4]
-                if leader not in (0, node_id):
-                    self.node.leader_hints[group] = leader
-                    self.loop.call_soon(self._again, attempt)
-                else:
-                    self.later(attempt)
+                self._ask_leader(attempt, node_id, message[3], message[4])
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:
