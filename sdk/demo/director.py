@@ -207,7 +207,7 @@ class Director:
         self._release(HOLD_SOURCES)
 
     async def _judge(self, client: Client, report: Report, takeover: Takeover | None) -> Outcome:
-        handle = client.get_workflow_handle_for(Research.run, WORKFLOW_ID)
+        handle = client.get_workflow_handle(WORKFLOW_ID)
         run_id = (await handle.describe()).run_id
         history = await handle.fetch_history()
         (self._directory / "history.json").write_text(history.to_json())
