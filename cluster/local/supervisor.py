@@ -34,6 +34,7 @@ LOCK_MAX_S: Final = 5.0  # a former supervisor that is about to end
 PROBE_EVERY_S: Final = 0.05
 PROBE_TIMEOUT_S: Final = 1.0
 ORDER_BYTES_MAX: Final = 65536
+SOCKET_PATH_BYTES_MAX: Final = 103  # macOS; Linux has four more
 LOG_BYTES_MAX: Final = (
     64 << 20
 )  # looked at when a node is started: a longer log is put aside, the one before gone
@@ -288,6 +289,18 @@ def refuse_taken_ports(plan: Plan) -> None:
                 )
 
 
+def _place() -> str:
+    """A new directory for our socket, whose path is short by law: no place for it is the user's directory.
+
+    Nor may be the one that they have for temporary files.
+    """
+    place = tempfile.mkdtemp(prefix="holdfast-")
+    if len(f"{place}/orders".encode()) > SOCKET_PATH_BYTES_MAX:
+        Path(place).rmdir()
+        place = tempfile.mkdtemp(prefix="holdfast-", dir="/tmp")  # noqa: S108 - nobody can guess its name
+    return place
+
+
 def _detach(directory: Path) -> int:
     """Fork. The parent waits until the child is ready, and ends; the child gets the descriptor to say so."""
     told, ready = os.pipe()
@@ -315,8 +328,7 @@ def main(arguments: list[str]) -> int:
         with locked(directory / SUPERVISOR_LOCK, LOCK_MAX_S, taken):
             _end_orphans(directory)
             refuse_taken_ports(plan)
-            # The path of a socket is short by law (about 100 bytes), a directory of the user's need not be.
-            place = tempfile.mkdtemp(prefix="holdfast-")
+            place = _place()
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(f"{place}/orders")
             ready = _detach(directory)

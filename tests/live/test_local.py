@@ -265,6 +265,19 @@ def test_a_temporary_cluster_leaves_nothing() -> None:
     assert not psutil.pid_exists(pid)
 
 
+def test_a_long_way_to_temporary_files_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket may have a hundred bytes."""
+    far = tmp_path / ("x" * 100)
+    far.mkdir()
+    monkeypatch.setenv("TMPDIR", str(far))
+    with standins(tmp_path / "c", nodes=1) as cluster:
+        cluster.kill("a/1")
+    assert processes_of(tmp_path) == []
+    assert not list(far.iterdir())
+
+
 # ------------------------------------------------------------------------------------------ the real thing
 
 

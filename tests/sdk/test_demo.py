@@ -175,9 +175,13 @@ def test_interrupted_it_takes_its_processes_with_it(sign: signal.Signals, word: 
     )
     with process:
         assert process.stderr is not None
+        said = []
         for line in process.stderr:
+            said.append(line)
             if line.startswith(word):
                 break
+        else:
+            pytest.fail(f"it ended by itself:\n{''.join(said)}")
         end = time.monotonic() + GONE_MAX_S
         while not (running := processes_of(scratch)) and time.monotonic() < end:
             time.sleep(0.01)
