@@ -336,6 +336,7 @@ class Member:
         log.info("peer is up", node=node_id, incarnation=incarnation)
         self.replicas.up(node_id)
         self.tasks.up(node_id)
+        self.takeovers.up(node_id)
         self.snapshots.up(node_id)
 
     def down(self, node_id: int) -> None:

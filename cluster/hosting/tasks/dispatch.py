@@ -309,7 +309,7 @@ class Delivery:
             return True  # there is no other leader, or the poll's node keeps the note
         state = self.run.state
         receipt = (state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref)
-        return takeovers.receipts.give(receipt)
+        return takeovers.receipts.give(receipt, self.poll.node.clock.now_ns())
 
 
 def give_back(

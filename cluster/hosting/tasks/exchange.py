@@ -152,7 +152,7 @@ class ExchangeHost:
         takeovers = self.node.takeovers
         if takeovers is not None and isinstance(receipt, list) and len(receipt) == 6:
             named: Any = tuple(receipt)
-            if not takeovers.receipts.give(named):
+            if not takeovers.receipts.give(named, self.node.clock.now_ns()):
                 poll.wait_on()  # its shard has another leader by now, which gave the task to somebody else
                 return True
         poll.answer(body)
@@ -167,9 +167,10 @@ class ExchangeHost:
                 self.node.queries.undelivered(receipt[0])
                 return
             namespace_id, workflow_id, run_id, kind, stamp, ref = receipt
-            if not certain and kind != WORKFLOW:
-                return  # the worker may have it: its time-outs decide
             shard = self.node.shard_of(namespace_id, workflow_id)
-            give_back(shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
+            if certain or kind == WORKFLOW:
+                give_back(shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
+            elif self.node.takeovers is not None:  # the worker may have it: that node knows
+                self.node.takeovers.doubt(node, shard, (namespace_id, workflow_id, run_id, kind, stamp, ref))
         except ServiceError as error:
             log.info("a task that reached nobody waits for its time-out", node=node, why=error.message)

@@ -6,14 +6,17 @@ activity perhaps for an hour. So every start names the node that has the poll (i
 that node remembers for a while what it handed to its clients, and a new leader asks it about the starts that
 are young enough to be in doubt. What was not handed over by then never will be, and goes back to its queue.
 
-A node that does not answer because it is gone may have had the worker: those tasks are left to their
-time-outs (activities) and to the grace of orphans (workflow tasks).
+The same is asked where the leader stays and the connection between the two nodes breaks, with answers of
+started tasks on their way.
+
+A node that does not answer is asked again when it can be reached; one that is gone may have had the worker.
+Until then those tasks are left to their time-outs (activities) and to the grace of orphans (workflow tasks).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import structlog
@@ -44,6 +47,7 @@ SKEW_NS = 2_000_000_000  # between two nodes' clocks, at most
 RECENT_NS = 20_000_000_000  # a start older than this was handed over, or its node would have said so
 STRANDED_S = 1.0  # for other nodes to tell which workers live
 REMEMBERED = 65_536  # receipts; about 20 MB
+QUESTIONS_MAX = 4_096  # that wait for nodes that do not answer
 
 Receipt = tuple[str, str, str, int, int, int]  # namespace id, workflow id, run id, kind, stamp, ref
 Doubt = tuple[Receipt, int]  # and when it was started
@@ -65,16 +69,17 @@ class Receipts:
 
     def __init__(self, now_ns: int) -> None:
         self._since = now_ns + SKEW_NS  # what an earlier process handed over is not known
-        self._given: OrderedDict[Receipt, None] = OrderedDict()
+        self._given: OrderedDict[Receipt, int] = OrderedDict()  # and when
         self._denied: OrderedDict[Receipt, None] = OrderedDict()
 
-    def give(self, receipt: Receipt) -> bool:
-        """A task is about to be handed over. False: its shard's new leader was told that it was not."""
+    def give(self, receipt: Receipt, now_ns: int) -> bool:
+        """A task is about to be handed over. False: its shard's leader was told that it was not."""
         if receipt in self._denied:
             return False
-        self._given[receipt] = None
+        self._given[receipt] = now_ns
         if len(self._given) > REMEMBERED:
-            self._given.popitem(last=False)
+            _, given = self._given.popitem(last=False)
+            self._since = max(self._since, given + SKEW_NS)  # of what was started before, not all is known
         return True
 
     def deny(self, doubts: list[Doubt]) -> list[Receipt]:
@@ -90,6 +95,14 @@ class Receipts:
         return missing
 
 
+class Question(NamedTuple):
+    """What another node is asked, until it has answered."""
+
+    node_id: int
+    shard: ShardHost
+    doubts: list[Doubt]
+
+
 class Takeovers:
     """Asks, and answers."""
 
@@ -97,7 +110,7 @@ class Takeovers:
         self._node = node
         self._send = send
         self._numbers = 0
-        self._asked: dict[int, ShardHost] = {}
+        self._asked: dict[int, Question] = {}  # by number, in order
         self.receipts = Receipts(node.clock.now_ns())
 
     def take_over(self, shard: ShardHost) -> None:
@@ -112,11 +125,32 @@ class Takeovers:
             if node_id == self._node.node_id:
                 self._give_back(shard, self.receipts.deny(asked))
                 continue
-            self._numbers += 1
-            if self._send(node_id, [ASK, self._numbers, asked]):
-                self._asked[self._numbers] = shard
+            self._ask(Question(node_id, shard, asked))
         if doubts:
             log.info("asks who has what was started", shard=shard.group.id, nodes=sorted(doubts))
+
+    def doubt(self, node_id: int, shard: ShardHost, receipt: Receipt) -> None:
+        """An activity was started here for a poll of that node, and perhaps its answer never came there."""
+        namespace_id, workflow_id, run_id, _, stamp, ref = receipt
+        run = shard.find(namespace_id, workflow_id, run_id)
+        activity = run.activities.get(ref) if run is not None and run.running else None
+        if activity is not None and activity.stamp == stamp and activity.started_id:
+            self._ask(Question(node_id, shard, [(receipt, activity.started_time)]))
+
+    def up(self, node_id: int) -> None:
+        """The node can be reached again: what it was asked, or what it answered, may be lost."""
+        reopened = [number for number, asked in self._asked.items() if asked.node_id == node_id]
+        for number in reopened:
+            question = self._asked.pop(number)
+            if not question.shard.retired:
+                self._ask(question)
+
+    def _ask(self, question: Question) -> None:
+        self._numbers += 1
+        self._asked[self._numbers] = question
+        self._send(question.node_id, [ASK, self._numbers, question.doubts])
+        if len(self._asked) > QUESTIONS_MAX:
+            del self._asked[next(iter(self._asked))]
 
     def _reroute_stranded(self, shard: ShardHost, runs: list[Run]) -> None:
         """Workflow tasks of sticky queues whose worker is gone would wait for their time-out."""
@@ -176,9 +210,9 @@ class Takeovers:
             doubts: list[Doubt] = [(tuple(receipt), started) for receipt, started in named]
             self._send(node_id, [DENY, number, self.receipts.deny(doubts)])
         elif kind == DENY:
-            shard = self._asked.pop(number, None)
-            if shard is not None and not shard.retired:
-                self._give_back(shard, [tuple(receipt) for receipt in named])
+            question = self._asked.pop(number, None)
+            if question is not None and not question.shard.retired:
+                self._give_back(question.shard, [tuple(receipt) for receipt in named])
 
 
 def _started(run: Run, since_ns: int) -> Iterator[tuple[int, Doubt]]:

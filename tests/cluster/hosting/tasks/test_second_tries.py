@@ -8,6 +8,7 @@ import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.hosting.calls.forward import name_run, names_no_run
+from cluster.hosting.tasks import takeover
 from cluster.hosting.tasks.dispatch import ACTIVITY
 from cluster.hosting.tasks.takeover import SKEW_NS, Receipts
 from tests.cluster.hosting.play import execution
@@ -47,9 +48,24 @@ def test_a_task_that_was_denied_is_handed_to_nobody_when_it_comes_after_all() ->
     receipts = Receipts(NOW_NS)
     after = NOW_NS + 2 * SKEW_NS
     given, denied, other = (("n", "w", "r", ACTIVITY, 1, ref) for ref in (5, 6, 7))
-    assert receipts.give(given)
+    assert receipts.give(given, after)
     assert receipts.deny([(given, after), (denied, after)]) == [denied]
-    assert not receipts.give(denied)
-    assert receipts.give(other)
+    assert not receipts.give(denied, after)
+    assert receipts.give(other, after)
     assert receipts.deny([(other, after)]) == []
     assert receipts.deny([(("n", "w", "r", ACTIVITY, 1, 8), NOW_NS)]) == [], "an earlier process may know"
+
+
+def test_what_was_handed_over_too_long_ago_to_be_remembered_is_not_denied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(takeover, "REMEMBERED", 2)
+    receipts = Receipts(NOW_NS)
+    given = [("n", "w", "r", ACTIVITY, 1, ref) for ref in range(5)]
+    after = NOW_NS + 2 * SKEW_NS
+    for seconds, receipt in enumerate(given):
+        assert receipts.give(receipt, after + seconds * 10**9)
+    assert receipts.deny([(given[0], after), (given[2], after + 2 * 10**9)]) == []
+    never: Any = ("n", "w", "r", ACTIVITY, 1, 9)
+    assert receipts.deny([(never, after + 2 * 10**9)]) == [], "it may be one of those"
+    assert receipts.deny([(never, after + 3 * 10**9 + SKEW_NS)]) == [never]
