@@ -297,7 +297,7 @@ def _place() -> str:
     place = tempfile.mkdtemp(prefix="holdfast-")
     if len(f"{place}/orders".encode()) > SOCKET_PATH_BYTES_MAX:
         Path(place).rmdir()
-        place = tempfile.mkdtemp(prefix="holdfast-", dir="/tmp")  # noqa: S108 - nobody can guess its name
+        place = tempfile.mkdtemp(prefix="holdfast-", dir="/tmp")
     return place
 
 
