@@ -120,8 +120,8 @@ class Splits(Protocol):
     def gone_from(self, group: Group, index: int) -> Ranges:
         """Slots whose rows storage has of the group, at that entry, although they are not its any more."""
 
-    def heir(self, slot: int, group: int) -> int:
-        """The group that has the slot, which this one had: as the logs say, before the table does."""
+    def heirs(self, slot: int, group: int) -> list[int]:
+        """To which groups the slot went from this one, and on: as the logs say, before the table does."""
 
     def replaced(self, group: Group) -> None:
         """An image takes the place of all rows in the round that is being formed."""

@@ -238,13 +238,14 @@ class Generations:
     ) -> list[DeleteRecord]:
         """The records of runs whose rows these are, and which nobody here has any more; keys in full.
 
-        The group had them. `kept`: it has them still where its present rows have them. Otherwise who owns the
-        slot by now has to be here and to have the row, or the run was deleted since, or is not for this node.
+        The group had them. `kept`: it has them still where its present rows have them. Otherwise who got the
+        slot has to have the row on this disk, or the run was deleted since, or is not for this node. If one
+        has it that gave the slot on, that is looked at once more when its rows are cleared away.
         """
         if group == META_GROUP:
             return []
         own = self._rows_of(group) if kept else []
-        groups, splits = self.committer.groups, self.committer.splits
+        splits = self.committer.splits
         others: dict[int, list[bytes]] = {}  # by slot
         gone: list[DeleteRecord] = []
         for full, value in found:
@@ -253,10 +254,11 @@ class Generations:
                 continue  # a damaged row: its run stays shown until another image comes
             slot = int.from_bytes(key[1:3], "big")
             if slot not in others:
-                owner = splits.heir(slot, group) if splits is not None else group
-                if owner not in groups:
-                    owner = self.owner_of(slot)
-                others[slot] = self._rows_of(owner) if owner not in (group, META_GROUP) else []
+                heirs = splits.heirs(slot, group) if splits is not None else []
+                if not heirs or heirs[-1] not in self.committer.groups:
+                    heirs.append(self.owner_of(slot))  # the logs that are here may not say all
+                owners = set(heirs) - {group, META_GROUP}
+                others[slot] = [start for owner in owners for start in self._rows_of(owner)]
             if not any(self._has(start + key) for start in (*own, *others[slot])):
                 gone.append(DeleteRecord(*snapshot.run_name(value)))
         return gone

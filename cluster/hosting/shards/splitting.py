@@ -237,15 +237,12 @@ class Splitting:
             for pair in parting.split.ranges
         )
 
-    def heir(self, slot: int, group: int) -> int:
-        """The group that has the slot, which this one had: as the logs say, before the table does."""
-        given = (
-            child
-            for child, said in self._children.get(group, {}).items()
-            if any(first <= slot <= last for first, last in said.ranges)
-        )
-        child = next(given, 0)
-        return self.heir(slot, child) if child else group
+    def heirs(self, slot: int, group: int) -> list[int]:
+        """To which groups the slot went from this one, and on: as the logs say, before the table does."""
+        for child, said in self._children.get(group, {}).items():
+            if any(first <= slot <= last for first, last in said.ranges):
+                return [child, *self.heirs(slot, child)]
+        return []
 
     @property
     def busy(self) -> bool:
