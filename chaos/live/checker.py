@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
+from chaos.checkers.verdict import Verdict
 from chaos.live.history import Final, History, Kind, Operation, Outcome, RunState
 
 PROBLEMS_MAX = 50
@@ -54,14 +54,6 @@ ENDS = {
 }
 
 
-class Verdict(StrEnum):
-    """What the judge says. Only `ok` is a pass."""
-
-    OK = "ok"
-    BROKEN = "broken"
-    UNKNOWN = "unknown"
-
-
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A verdict with its reasons."""
@@ -72,7 +64,7 @@ class Judgement:
 
 
 def judge(history: History, final: Final, *, tail_lost: bool = False) -> Judgement:
-    """Look at everything. `broken` wins over `unknown`, `unknown` over `ok`."""
+    """Look at everything."""
     problems = list(history.alarms)
     problems += _operations(history, final, tail_lost=tail_lost)
     for run in final.runs:
@@ -85,6 +77,11 @@ def judge(history: History, final: Final, *, tail_lost: bool = False) -> Judgeme
     doubts = list(final.unread)
     if not any(operation.acknowledged for operation in history.operations):
         doubts.append("nothing was ever acknowledged, so nothing was tested")
+    return judged(problems, doubts)
+
+
+def judged(problems: list[str], doubts: list[str]) -> Judgement:
+    """`broken` wins over `unknown`, `unknown` over `ok`."""
     if problems:
         more = len(problems) - PROBLEMS_MAX
         shown = problems[:PROBLEMS_MAX] + ([f"… and {more} more"] if more > 0 else [])

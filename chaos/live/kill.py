@@ -27,8 +27,9 @@ from typing import Any
 
 import click
 
+from chaos.checkers.verdict import Verdict
 from chaos.live import history as recorded
-from chaos.live.checker import Judgement, Verdict, judge
+from chaos.live.checker import Judgement, judge
 from chaos.live.client import Client, Refused
 from chaos.live.history import History
 from chaos.live.readback import read_everything

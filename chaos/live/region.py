@@ -28,8 +28,8 @@ import msgspec
 
 from chaos.checkers import history as checked
 from chaos.checkers import linearizability
-from chaos.checkers.verdict import Verdict as Linear
-from chaos.live.checker import Judgement, Verdict
+from chaos.checkers.verdict import Verdict
+from chaos.live.checker import Judgement
 from chaos.live.client import Client, Refused
 from chaos.live.history import Final
 from chaos.live.readback import digests, read_history, read_list, read_run
@@ -290,9 +290,9 @@ class Suite:
         }  # fmt: skip
         report.problems += found.problems
         report.doubts += found.doubts
-        if linear.verdict is Linear.BROKEN:
+        if linear.verdict is Verdict.BROKEN:
             report.problems += [str(problem) for problem in linear.problems]
-        elif linear.verdict is Linear.UNKNOWN:
+        elif linear.verdict is Verdict.UNKNOWN:
             report.doubts += linear.doubts
 
 

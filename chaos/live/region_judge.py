@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from chaos.live.checker import PROBLEMS_MAX, Judgement, Verdict, listing_problems, run_problems
+from chaos.live.checker import Judgement, judged, listing_problems, run_problems
 from chaos.live.history import Final
 from chaos.live.region_record import RegionRecord, Traces, Want
 
@@ -34,11 +34,7 @@ def judge_region(record: RegionRecord, runs: Sequence[Traces], final: Final) -> 
     doubts = list(final.unread)
     if not any(wish.acknowledged for wish in record.wishes):
         doubts.append("nothing was ever acknowledged, so nothing was tested")
-    if problems:
-        more = len(problems) - PROBLEMS_MAX
-        shown = problems[:PROBLEMS_MAX] + ([f"… and {more} more"] if more > 0 else [])
-        return Judgement(Verdict.BROKEN, shown, doubts)
-    return Judgement(Verdict.UNKNOWN if doubts else Verdict.OK, [], doubts)
+    return judged(problems, doubts)
 
 
 def _where(run: Traces) -> str:

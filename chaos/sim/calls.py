@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
 from cluster.frontend.contract import Handler
+from cluster.frontend.plain import PlainCall, PlainConnection
 from cluster.frontend.status import status_of
 from history_store.engine.errors import Code
 
@@ -51,50 +52,21 @@ class Host(Protocol):
     handlers: Mapping[str, Handler]  # empty while it does not serve
 
 
-class Connection:
-    """The node's side of a client's connection (a `contract.Connection`)."""
-
-    __slots__ = ("_callbacks", "closed", "peer")
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.closed = False
-        self._callbacks: list[Callable[[], None]] = []
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once when it is gone."""
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def close(self) -> None:
-        """It is gone."""
-        if not self.closed:
-            self.closed = True
-            callbacks, self._callbacks = self._callbacks, []
-            for callback in callbacks:
-                callback()
-
-
-class ServerCall:
+class ServerCall(PlainCall):
     """The node's side of a call (a `contract.Call`)."""
 
-    __slots__ = (
-        "_tell", "connection", "deadline", "done", "metadata", "method", "on_cancel", "on_message", "request"
-    )  # fmt: skip
+    __slots__ = ("_tell", "connection")
 
     def __init__(
-        self, method: str, request: bytes, deadline: float, connection: Connection, tell: Callable[..., None]
+        self,
+        method: str,
+        request: bytes,
+        deadline: float,
+        connection: PlainConnection,
+        tell: Callable[..., None],
     ) -> None:
-        self.method = method
-        self.request = request
-        self.deadline: float | None = deadline
+        super().__init__(method, request, deadline)
         self.connection = connection
-        self.done = False
-        self.on_cancel: Callable[[], None] | None = None
-        self.on_message: Callable[[bytes | None], None] | None = None
-        self.metadata: Mapping[str, str | bytes] = {}
         self._tell = tell
 
     def finish(self, body: bytes) -> None:
@@ -108,18 +80,6 @@ class ServerCall:
         if not self.done:
             self.done = True
             self._tell(b"", Refused(code, message, details))
-
-    def set_metadata(
-        self,
-        *,
-        initial: Iterable[tuple[str, str | bytes]] = (),
-        trailing: Iterable[tuple[str, str | bytes]] = (),
-    ) -> None:
-        """No client here looks at any."""
-
-    def write(self, body: bytes) -> None:  # noqa: ARG002 - the protocol's signature
-        """Unary calls only."""
-        raise AssertionError(f"{self.method} is no stream")
 
     def cancel(self) -> None:
         """The client has gone, or its time is up."""
@@ -140,7 +100,7 @@ class Channel:
         self._trace = trace
         self._node = host
         self._process = host.process
-        self._connection = Connection(peer)
+        self._connection = PlainConnection(peer)
         self._open: dict[ServerCall, asyncio.Future[bytes]] = {}
         if self._process.dead or not host.handlers:
             self.broken = True

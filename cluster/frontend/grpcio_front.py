@@ -19,6 +19,7 @@ from cluster.frontend.contract import Handler
 from cluster.frontend.http2.answer import metadata_block
 from cluster.frontend.http2.http1 import Responder
 from cluster.frontend.http2.limits import Limits
+from cluster.frontend.plain import PlainConnection
 from cluster.frontend.status import status_of
 from history_store.engine.errors import Code
 
@@ -48,29 +49,6 @@ def credentials(cert: str, key: str, ca: str | None) -> Any:
     chain = (Path(key).read_bytes(), Path(cert).read_bytes())
     roots = Path(ca).read_bytes() if ca is not None else None
     return _import_grpc().ssl_server_credentials([chain], roots, ca is not None)
-
-
-class GrpcioConnection:
-    """The client's end of a connection, as far as grpcio tells: its address."""
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.closed = False
-        self._callbacks: list[Callable[[], None]] = []
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Called when the front stops. grpcio does not say when a single connection closes."""
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def close(self) -> None:
-        """The front has stopped."""
-        self.closed = True
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
 
 
 class GrpcioCall:
@@ -248,7 +226,7 @@ class GrpcioFront:
         self._http1 = http1
         self._server: Any = None
         self._port = 0
-        self._connections: dict[str, GrpcioConnection] = {}
+        self._connections: dict[str, PlainConnection] = {}
 
     @property
     def port(self) -> int:
@@ -301,14 +279,14 @@ class GrpcioFront:
         """A method's handler, and whether it streams."""
         return self._methods.get(method), method in self._streaming
 
-    def connection(self, peer: str) -> GrpcioConnection:
+    def connection(self, peer: str) -> PlainConnection:
         """The connection of a client address: one socket has one, and keeps it."""
         connection = self._connections.get(peer)
         if connection is None:
             if len(self._connections) >= self.limits.connections_max:
                 # grpcio does not tell which are gone: forget the oldest.
                 del self._connections[next(iter(self._connections))]
-            connection = self._connections[peer] = GrpcioConnection(peer)
+            connection = self._connections[peer] = PlainConnection(peer)
         return connection
 
 

@@ -99,10 +99,11 @@ def initiate(tx: Transaction, run: Run, command: Command, completed_id: int) -> 
     )
     run.touch_child(child)
     tx.act(
-        _action(
+        action(
             "start_child",
             run,
             child.initiated_id,
+            run.batch_first,
             namespace_id,
             wanted.workflow_id,
             "",
@@ -112,16 +113,18 @@ def initiate(tx: Transaction, run: Run, command: Command, completed_id: int) -> 
     )
 
 
-def _action(
+def action(
     kind: str,
     run: Run,
     event_id: int,
+    batch_id: int,
     namespace_id: str,
     workflow_id: str,
     run_id: str,
     request_id: str,
     policy: int = 0,
 ) -> Action:
+    """What the run asks of another one: its event, and the batch that has that."""
     s = run.state
     return Action(
         kind,
@@ -129,7 +132,7 @@ def _action(
         s.workflow_id,
         s.run_id,
         event_id,
-        run.batch_first,
+        batch_id,
         namespace_id,
         workflow_id,
         run_id,
@@ -341,10 +344,11 @@ def signal_external(tx: Transaction, run: Run, command: Command, completed_id: i
     request = ExternalState(event.event_id, run.batch_first, EXTERNAL_SIGNAL, tx.env.new_id())
     run.put_external(request)
     tx.act(
-        _action(
+        action(
             "signal",
             run,
             event.event_id,
+            run.batch_first,
             namespace_id,
             wanted.execution.workflow_id,
             wanted.execution.run_id,
@@ -377,8 +381,15 @@ def cancel_external(tx: Transaction, run: Run, command: Command, completed_id: i
     request = ExternalState(event.event_id, run.batch_first, EXTERNAL_CANCEL, tx.env.new_id())
     run.put_external(request)
     tx.act(
-        _action(
-            "cancel", run, event.event_id, namespace_id, wanted.workflow_id, wanted.run_id, request.request_id
+        action(
+            "cancel",
+            run,
+            event.event_id,
+            run.batch_first,
+            namespace_id,
+            wanted.workflow_id,
+            wanted.run_id,
+            request.request_id,
         )
     )
 

@@ -17,13 +17,14 @@ from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
 
 from history_store.engine import activity as activities
-from history_store.engine import close, deadlines, inputs, keys, options, updates, workflow_task
+from history_store.engine import children, close, deadlines, inputs, keys, options, updates, workflow_task
 from history_store.engine.errors import invalid
 from history_store.engine.replay import HistoryBroken, replay
 from history_store.engine.run import ID_BUFFERED, frame
-from history_store.engine.state import EXTERNAL_SIGNAL, Action, UpdateState
+from history_store.engine.state import EXTERNAL_SIGNAL, UpdateState
 
 if TYPE_CHECKING:
+    from temporalio.api.common.v1.message_pb2 import Link
     from temporalio.api.update.v1.message_pb2 import Request
     from temporalio.api.workflow.v1.message_pb2 import PostResetOperation
 
@@ -268,17 +269,7 @@ def _reapply(tx: Transaction, run: Run, event: history.HistoryEvent, excluded: f
     if kind == E.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
         if EXCLUDE_SIGNAL not in excluded:
             signal = event.workflow_execution_signaled_event_attributes
-            inputs.signal(
-                tx,
-                run,
-                signal.signal_name,
-                signal.input if signal.HasField("input") else None,
-                signal.header if signal.HasField("header") else None,
-                signal.identity,
-                signal.request_id,
-                event.links,
-                skip_task=True,
-            )
+            _signal(tx, run, signal, signal.identity, signal.request_id, event.links)
     elif kind == E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED:
         if EXCLUDE_UPDATE not in excluded:
             admitted = event.workflow_execution_update_admitted_event_attributes
@@ -360,17 +351,7 @@ def _operate(tx: Transaction, run: Run, operation: PostResetOperation, wanted: R
         options.update(tx, run, change.workflow_execution_options, change.update_mask.paths, wanted.identity)
         return
     signal = operation.signal_workflow
-    inputs.signal(
-        tx,
-        run,
-        signal.signal_name,
-        signal.input if signal.HasField("input") else None,
-        signal.header if signal.HasField("header") else None,
-        wanted.identity,
-        "",
-        signal.links,
-        skip_task=True,
-    )
+    _signal(tx, run, signal, wanted.identity, "", signal.links)
 
 
 # ---- what was under way
@@ -384,7 +365,7 @@ def _resume(tx: Transaction, run: Run) -> None:
     for child in run.children.values():
         if child.started_id in (0, ID_BUFFERED):
             tx.act(
-                _action(
+                children.action(
                     "start_child",
                     run,
                     child.initiated_id,
@@ -403,7 +384,7 @@ def _resume(tx: Transaction, run: Run) -> None:
         else:
             asked = initiated.request_cancel_external_workflow_execution_initiated_event_attributes
         tx.act(
-            _action(
+            children.action(
                 "signal" if request.kind == EXTERNAL_SIGNAL else "cancel",
                 run,
                 request.initiated_id,
@@ -416,29 +397,22 @@ def _resume(tx: Transaction, run: Run) -> None:
         )
 
 
-def _action(
-    kind: str,
+def _signal(
+    tx: Transaction,
     run: Run,
-    event_id: int,
-    batch_id: int,
-    namespace_id: str,
-    workflow_id: str,
-    run_id: str,
+    signal: history.WorkflowExecutionSignaledEventAttributes | PostResetOperation.SignalWorkflow,
+    identity: str,
     request_id: str,
-    policy: int = 0,
-) -> Action:
-    s = run.state
-    return Action(
-        kind,
-        s.namespace_id,
-        s.workflow_id,
-        s.run_id,
-        event_id,
-        batch_id,
-        namespace_id,
-        workflow_id,
-        run_id,
-        policy,
-        b"",
+    links: Iterable[Link],
+) -> None:
+    inputs.signal(
+        tx,
+        run,
+        signal.signal_name,
+        signal.input if signal.HasField("input") else None,
+        signal.header if signal.HasField("header") else None,
+        identity,
         request_id,
+        links,
+        skip_task=True,
     )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.live.checker import Verdict, judge
+from chaos.checkers.verdict import Verdict
+from chaos.live.checker import judge
 from chaos.live.history import Event, Final, History, Kind, Outcome, RunState, load, save
 
 WORKFLOW, RUN = "workflow-1", "run-1"

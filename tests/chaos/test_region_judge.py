@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.live.checker import Verdict
+from chaos.checkers.verdict import Verdict
 from chaos.live.history import Event, Final, RunState
 from chaos.live.region_judge import judge_region
 from chaos.live.region_measure import Felt, measure

@@ -18,7 +18,8 @@ from temporalio.api.common.v1.message_pb2 import WorkflowExecution, WorkflowType
 from temporalio.api.taskqueue.v1.message_pb2 import TaskQueue
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from chaos.live.checker import Verdict, judge
+from chaos.checkers.verdict import Verdict
+from chaos.live.checker import judge
 from chaos.live.client import Client, Refused
 from chaos.live.history import History, Kind, Outcome
 from chaos.live.program import payloads

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from chaos.live.checker import Verdict
+from chaos.checkers.verdict import Verdict
 from chaos.live.kill import run_suite, show
 
 KILLS = 10

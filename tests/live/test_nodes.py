@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,8 @@ class Load:
             assert kinds.count("workflow_execution_signaled_event_attributes") == count, name
 
 
-async def test_nodes_come_and_go_under_load(nodes: Nodes) -> None:
+async def under_load(nodes: Nodes, scene: Callable[[Nodes, Load], Awaitable[None]]) -> tuple[Load, Client]:
+    """A new region, and what happens in it while clients write."""
     for name in ("a/1", "a/2", "a/3"):
         nodes.first(name)
         nodes.start(name)
@@ -155,19 +156,24 @@ async def test_nodes_come_and_go_under_load(nodes: Nodes) -> None:
     # Through the node that stays: a client of a node that goes has to know another one.
     client = await Client.connect(nodes.grpc["a/3"])
     async with asyncio.TaskGroup() as group:
-        writers = [group.create_task(load.write(client, number)) for number in range(WRITERS)]
+        for number in range(WRITERS):
+            group.create_task(load.write(client, number))
         try:
-            await come_and_go(nodes)
+            await scene(nodes, load)
         finally:
             load.over.set()
-        await asyncio.gather(*writers)
+    return load, client
+
+
+async def test_nodes_come_and_go_under_load(nodes: Nodes) -> None:
+    load, client = await under_load(nodes, come_and_go)
     await load.check(client, await Client.connect(nodes.grpc["a/4"]))
     for name in ("a/3", "a/4"):
         assert "Traceback" not in nodes.log(name)
         assert "[error" not in nodes.log(name)
 
 
-async def come_and_go(nodes: Nodes) -> None:
+async def come_and_go(nodes: Nodes, _: Load) -> None:
     # A fourth joins, and gets its share.
     await nodes.run(
         "node", "add", "a/4", "--peers", nodes.peers["a/4"], "--grpc", nodes.grpc["a/4"], "--machine", "m4",
@@ -232,33 +238,25 @@ def all_serve(shards: list[Any]) -> bool:
     return len(shards) >= 12 and all(one["state"] == "serving" for one in shards)
 
 
-async def test_shards_are_split_under_load_and_a_leader_dies_meanwhile(nodes: Nodes) -> None:
-    for name in ("a/1", "a/2", "a/3"):
-        nodes.first(name)
-        nodes.start(name)
-    await nodes.well()
-    load = Load()
-    client = await Client.connect(nodes.grpc["a/3"])
+async def split_and_kill(nodes: Nodes, load: Load) -> None:
+    for shard in ("1", "2"):
+        await nodes.run("shard", "split", shard)
+    shards = (await nodes.until(lambda told: any(map(dies, told["shards"])), *SHARDS))["shards"]
+    mortal = next(filter(dies, shards))
     async with asyncio.TaskGroup() as group:
-        writers = [group.create_task(load.write(client, number)) for number in range(WRITERS)]
-        try:
-            for shard in ("1", "2"):
-                await nodes.run("shard", "split", shard)
-            shards = (await nodes.until(lambda told: any(map(dies, told["shards"])), *SHARDS))["shards"]
-            mortal = next(filter(dies, shards))
-            splitting = group.create_task(split(nodes, mortal))
-            await asyncio.sleep(random.Random(len(load.signals)).uniform(0.3, 0.6))
-            nodes.running[mortal["leader"]].send_signal(signal.SIGKILL)
-            await nodes.ended(mortal["leader"])
-            await splitting
-            nodes.start(mortal["leader"])
-            shards = (await nodes.until(lambda told: all_serve(told["shards"]), *SHARDS))["shards"]
-            await nodes.well()
-        finally:
-            load.over.set()
-        await asyncio.gather(*writers)
-    await load.check(client, await Client.connect(nodes.grpc["a/1"]), await Client.connect(nodes.grpc["a/2"]))
+        group.create_task(split(nodes, mortal))
+        await asyncio.sleep(random.Random(len(load.signals)).uniform(0.3, 0.6))
+        nodes.running[mortal["leader"]].send_signal(signal.SIGKILL)
+        await nodes.ended(mortal["leader"])
+    nodes.start(mortal["leader"])
+    shards = (await nodes.until(lambda told: all_serve(told["shards"]), *SHARDS))["shards"]
     assert sum(one["slot_count"] for one in shards) == 16_384
+    await nodes.well()
+
+
+async def test_shards_are_split_under_load_and_a_leader_dies_meanwhile(nodes: Nodes) -> None:
+    load, client = await under_load(nodes, split_and_kill)
+    await load.check(client, await Client.connect(nodes.grpc["a/1"]), await Client.connect(nodes.grpc["a/2"]))
     for name in nodes.running:
         assert "Traceback" not in nodes.log(name)
         assert "[error" not in nodes.log(name)

@@ -17,7 +17,7 @@ Not here: how long an action is tried again (actions.py), and how a leader is fo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, assert_never, cast
 
@@ -27,6 +27,7 @@ from temporalio.api.common.v1.message_pb2 import Header, Payloads, WorkflowExecu
 from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
 from temporalio.api.sdk.v1.user_metadata_pb2 import UserMetadata
 
+from cluster.frontend.plain import PlainCall
 from cluster.hosting.groups.group import NotLeading, nobody
 from cluster.hosting.shards.meta import not_found
 from history_store.engine import children, close, inputs, start
@@ -227,26 +228,16 @@ class NoConnection:
 NO_CONNECTION = NoConnection()
 
 
-class InternalCall:
+class InternalCall(PlainCall):
     """A call that the node makes itself (a `contract.Call`)."""
 
-    __slots__ = ("_on_answer", "deadline", "done", "method", "on_cancel", "on_message", "request")
+    __slots__ = ("_on_answer",)
 
     def __init__(
         self, method: str, request: bytes, deadline: float, on_answer: Callable[[bytes | ServiceError], None]
     ) -> None:
-        self.method = method
-        self.request = request
-        self.deadline: float | None = deadline
-        self.done = False
-        self.on_cancel: Callable[[], None] | None = None
-        self.on_message: Callable[[bytes | None], None] | None = None
+        super().__init__(method, request, deadline)
         self._on_answer = on_answer
-
-    @property
-    def metadata(self) -> Mapping[str, str | bytes]:
-        """None."""
-        return {}
 
     @property
     def connection(self) -> Connection:
@@ -271,18 +262,6 @@ class InternalCall:
             if self.on_cancel is not None:
                 self.on_cancel()
             self.fail(Code.DEADLINE_EXCEEDED, "no answer in time")
-
-    def set_metadata(
-        self,
-        *,
-        initial: Iterable[tuple[str, str | bytes]] = (),
-        trailing: Iterable[tuple[str, str | bytes]] = (),
-    ) -> None:
-        """Nobody reads it."""
-
-    def write(self, body: bytes) -> None:
-        """It is no stream."""
-        raise NotImplementedError(f"{self.method} is no stream")
 
 
 # A namespace that is not found is one that the target's node has not heard of yet (see `Deeds._answer`).

@@ -16,7 +16,6 @@ from temporalio.api.enums.v1 import command_type_pb2, workflow_pb2
 from temporalio.api.protocol.v1.message_pb2 import Message as ProtocolMessage
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.frontend.status import status_of
 from cluster.hosting.shards.meta import REGISTERED, Namespace
 from cluster.hosting.tasks.tokens import HistoryToken, encode
 from history_store.engine.errors import Code
@@ -36,22 +35,6 @@ PARKED = frozenset(  # RPCs that may wait for something that may never happen
 )  # fmt: skip
 TURNS_MAX = 50
 THREAD_S = 60.0
-
-
-def send(harness: Harness, name: str, data: bytes) -> FakeCall:
-    """Make the call as a front would."""
-    loop = asyncio.get_running_loop()
-    call = FakeCall(name, data, loop.time() + 10.0, harness.connection)
-    try:
-        result = harness.handlers[name](call)
-    except Exception as error:
-        call.fail(*status_of(error, name, "test"))
-        return call
-    if isinstance(result, bytes):
-        call.finish(result)
-    else:
-        assert result is None
-    return call
 
 
 async def answered(harness: Harness, name: str, call: FakeCall) -> bool:
@@ -82,7 +65,7 @@ async def one(world: World, name: str, response: type[Message], data: bytes) -> 
     """One call, and everything that must hold after it. Whether the world is as it was."""
     harness = world.harness
     before = world.digest()
-    call = send(harness, name, data)
+    call = harness.send(name, data)
     if not await answered(harness, name, call):
         return world.digest() == before
     told = outcome(call)

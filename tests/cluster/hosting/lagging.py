@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,16 @@ class Committed:
         """Rows and what List shows after an entry."""
         rows: dict[bytes, bytes] = {}
         records: dict[str, ExecutionRecord] = {}
-        for index in range(1, upto + 1):
+        self.replay(range(1, upto + 1), rows, records)
+        return rows, records
+
+    def replay(
+        self, indexes: Iterable[int], rows: dict[bytes, bytes], records: dict[str, ExecutionRecord]
+    ) -> None:
+        """Do to rows, and to what List shows, what these entries do."""
+        for index in indexes:
             entry = self.entries[index]
-            if entry.kind != DATA:
+            if entry.kind != DATA or not entry.data:
                 continue
             found = image.decode(entry.data)
             for key, value in found.rows:
@@ -219,7 +226,6 @@ class Committed:
             records.update({record.run_id: record for record in found.shown})
             for gone in found.hidden:
                 records.pop(gone.run_id, None)
-        return rows, records
 
 
 class Region:
@@ -442,7 +448,11 @@ class Region:
 
     def settled(self) -> bool:
         """Whether every replica has everything on disk, and nothing is under way."""
-        for group in self.groups:
+        return self.stored(self.groups) and not any(site.images.busy for site in self.sites.values())
+
+    def stored(self, groups: Iterable[int]) -> bool:
+        """Whether every replica of these groups has everything on disk; what has not is told to."""
+        for group in groups:
             leader = self.leader(group)
             if leader is None:
                 return False
@@ -454,7 +464,7 @@ class Region:
                 if replica.stored.index < upto or replica.rows.pending_entries or replica.rows.records_wait:
                     site.committer.flush(nobody)
                     return False
-        return not any(site.images.busy for site in self.sites.values())
+        return True
 
     def check_equal(self) -> None:
         """All replicas have the same rows and show the same; nothing else is on any disk."""

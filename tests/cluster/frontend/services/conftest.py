@@ -22,6 +22,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from temporalio.api.workflowservice.v1 import service_pb2 as workflow_service
 
 from cluster.frontend.contract import Handler
+from cluster.frontend.plain import PlainConnection
 from cluster.frontend.services import everything
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
 from cluster.frontend.status import status_of
@@ -51,27 +52,11 @@ class MovableClock(Clock):
         self.now += int(seconds * SECOND)
 
 
-class FakeConnection:
+class FakeConnection(PlainConnection):
     """A client's connection."""
 
     def __init__(self) -> None:
-        self.closed = False
-        self._callbacks: list[Callable[[], None]] = []
-
-    @property
-    def peer(self) -> str:
-        return "test:0"
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def close(self) -> None:
-        self.closed = True
-        for callback in self._callbacks:
-            callback()
+        super().__init__("test:0")
 
 
 class Refused(Exception):
@@ -187,9 +172,14 @@ class Harness:
               connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
         """Make the call and leave it open."""
         name = RPCS[request.DESCRIPTOR.full_name].name
+        return self.send(name, request.SerializeToString(), deadline_s, connection)
+
+    def send(self, name: str, data: bytes, deadline_s: float | None = 10.0,
+             connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
+        """As a front would, whatever the bytes are."""
         loop = asyncio.get_running_loop()
         deadline = None if deadline_s is None else loop.time() + deadline_s
-        call = FakeCall(name, request.SerializeToString(), deadline, connection or self.connection)
+        call = FakeCall(name, data, deadline, connection or self.connection)
         try:
             result = self.handlers[name](call)
         except Exception as error:

@@ -186,16 +186,11 @@ class SplitRegion(Region):
 
     def done(self) -> bool:
         """Whether both halves are everywhere, and nothing is left to do."""
-        for group in (PARENT, CHILD):
-            leader = self.leader(group)
-            if leader is None:
-                return False
-            upto = leader.committer.groups[group].raft.last_index
-            for site in self.sites.values():
-                replica = site.committer.groups.get(group)
-                if replica is None or replica.stored.index < upto or replica.rows.records_wait:
-                    site.committer.flush(nobody)
-                    return False
+        both = all(CHILD in site.committer.groups for site in self.sites.values())
+        return both and self.stored((PARENT, CHILD)) and self.at_rest()
+
+    def at_rest(self) -> bool:
+        """Whether nothing is under way."""
         return not any(site.images.busy or site.splitting.busy for site in self.sites.values())
 
     def led(self) -> SplitSite | None:
@@ -213,15 +208,7 @@ class SplitRegion(Region):
 
     def whole(self) -> bool:
         """Whether the shard is as if nobody had wanted to split it, everywhere."""
-        leader = self.leader(PARENT)
-        if leader is None:
-            return False
-        upto = leader.committer.groups[PARENT].raft.last_index
-        for site in self.sites.values():
-            if site.committer.groups[PARENT].stored.index < upto:
-                site.committer.flush(nobody)
-                return False
-        return not any(site.images.busy or site.splitting.busy for site in self.sites.values())
+        return self.stored((PARENT,)) and self.at_rest()
 
     def check_whole(self) -> None:
         wanted, shown = self.committed[PARENT].state(max(self.committed[PARENT].entries))
@@ -240,18 +227,7 @@ class SplitRegion(Region):
         wanted, shown = self.committed[PARENT].state(max(self.committed[PARENT].entries))
         later = self.committed[CHILD].entries
         assert min(later) == split.FIRST_INDEX + 1
-        for index in range(min(later), max(later) + 1):
-            entry = later[index]
-            if entry.data:
-                found = image.decode(entry.data)
-                for key, value in found.rows:
-                    if value is None:
-                        wanted.pop(key, None)
-                    else:
-                        wanted[key] = value
-                shown.update({record.run_id: record for record in found.shown})
-                for gone in found.hidden:
-                    shown.pop(gone.run_id, None)
+        self.committed[CHILD].replay(range(min(later), max(later) + 1), wanted, shown)
         half = split.Slots(HALF)
         theirs = {key: value for key, value in wanted.items() if half.have(key, value)}
         ours = {key: value for key, value in wanted.items() if not half.have(key, value)}
@@ -428,5 +404,37 @@ async def test_a_node_that_was_down_throws_away_what_it_had_prepared(
             if region.whole():
                 break
         region.check_whole()
+    finally:
+        region.close()
+
+
+async def test_a_run_is_stale_only_if_nobody_who_got_its_slot_has_its_row(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """Not while its shard is only not open yet, and not while that has just given the slot on."""
+    region = SplitRegion("memory", tmp_path, rng)
+    try:
+        await prepared(region)
+        await until_split(region)
+        site = region.sites[rng.randrange(1, 4)]
+        here = {key: value for key, value in site.rows(CHILD).items() if key[:1] == keys.RUN}
+        key, value = rng.choice(sorted(here.items()))
+        other = keys.run(key[1:3], bytes((8,)) * 16)
+        run, gone = msgspec.msgpack.decode(value)[2], (bytes((8,)) * 16).hex()
+        left = [
+            (snapshot.prefix(PARENT) + key, value),
+            (snapshot.prefix(PARENT) + other, pack((NAMESPACE, "w", gone, "W", 0))),
+        ]
+        stale = site.images.generations.stale
+        assert stale(PARENT, left, kept=False) == [DeleteRecord(NAMESPACE, gone)]
+        child = site.committer.groups.pop(CHILD)
+        assert stale(PARENT, left, kept=False) == [DeleteRecord(NAMESPACE, gone)]
+        site.images.generations.owner_of = lambda _slot: CHILD + 1
+        said = split.Split(split.SPLIT, CHILD + 1, HALF, b"", 9)
+        site.splitting._children[CHILD] = {CHILD + 1: said}
+        assert stale(PARENT, left, kept=False) == [DeleteRecord(NAMESPACE, gone)]
+        left = [(snapshot.prefix(child.rows.generation) + key, value)]
+        assert stale(CHILD, left, kept=True) == []
+        assert stale(CHILD, left, kept=False) == [DeleteRecord(NAMESPACE, run)], "the third has not got it"
     finally:
         region.close()
