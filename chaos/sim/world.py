@@ -288,7 +288,11 @@ class World:
     def is_removed(self, node: Node) -> bool:
         """Whether the region has let it go."""
         table = self.table()
-        known = table.nodes.get(node.node_id) if table is not None else None
+        if table is None:
+            return False
+        known = table.nodes.get(node.node_id)
+        if not node.node_id:  # it went before it was told its number
+            known = next((one for one in table.nodes.values() if one.name == node.name), None)
         return known is not None and known.state is NodeState.REMOVED
 
     def leave(self) -> None:
