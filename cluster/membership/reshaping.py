@@ -108,9 +108,8 @@ def plan_abandon(table: Table, group: int) -> Plan | Refusal:
     """
     shard = table.shards.get(split_of(table, group))
     if shard is None:
-        return Refusal(
-            f"shard {group} is not being split", "see which shards are coming: `holdfast shard list`"
-        )
+        what = f"shard {group} is not being split" if group in table.shards else f"there is no shard {group}"
+        return Refusal(what, "see which shards are coming: `holdfast shard list`")
     if shard.state is ShardState.SERVING:
         return Refusal(
             f"it is too late, shard {shard.id} serves what shard {shard.parent} gave up",
