@@ -8,23 +8,17 @@ benchmark `machine` of the same run; they are no promise about another machine.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import uvloop
-
-from benchmarks import cases_scale, cases_speed
+from benchmarks import cases_scale, cases_speed, report
 from benchmarks.cases_speed import Bench
 from benchmarks.measure import Figure
 from benchmarks.server import cores
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 MINUTES_MAX = 30
 
@@ -50,23 +44,6 @@ CASES: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
 }
 
 
-def number(value: float) -> str:
-    """Print three significant digits, and no exponent."""
-    if value and abs(value) < 0.01:
-        return f"{value:.4f}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def table(figures: list[Figure]) -> list[str]:
-    """Write figures as the Markdown table of docs/performance.md."""
-    rows = ["| benchmark | what | value | target | verdict |", "|---|---|--:|--:|---|"]
-    for figure in figures:
-        target = "" if figure.target is None else f"{figure.better} {number(figure.target)}"
-        cells = [figure.benchmark, figure.what, f"{number(figure.value)} {figure.unit}".strip(), target]
-        rows.append("| " + " | ".join([*cells, figure.verdict]) + " |")
-    return rows
-
-
 def about(options: argparse.Namespace) -> str:
     """Say where and how the figures were taken."""
     model = next(
@@ -84,71 +61,18 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def write_page(figures: list[Figure], options: argparse.Namespace) -> None:
-    """Put the table between the marks of docs/performance.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, found, rest = text.partition(BEGIN)
-    assert found, f"{PAGE} has no line {BEGIN}"
-    tail = rest.partition(END)[2]
-    body = "\n".join([BEGIN, "", about(options), "", *table(figures), "", END])
-    PAGE.write_text(head + body + tail, encoding="utf-8")
-
-
-async def run(options: argparse.Namespace, names: list[str]) -> tuple[list[Figure], list[str]]:
-    """Run benchmarks one after another; one that breaks is named, and the others still run."""
-    bench = Bench(options.holdfast, options.dir, options.server_argument, options.quick)
-    figures: list[Figure] = []
-    broken: list[str] = []
-    for name in names:
-        began = time.perf_counter()
-        print(f"{name}: {(CASES[name].__doc__ or '').splitlines()[0]}", file=sys.stderr)
-        try:
-            async with asyncio.timeout(MINUTES_MAX * 60):
-                got = await CASES[name](bench)
-        except Exception as error:
-            broken.append(f"{name}: {error!r}")
-            print(f"    BROKEN: {error!r}", file=sys.stderr)
-            if options.raise_errors:
-                raise
-            continue
-        figures += got
-        for figure in got:
-            target = (
-                ""
-                if figure.target is None
-                else f"  ({figure.better} {number(figure.target)}: {figure.verdict})"
-            )
-            print(f"    {figure.what:<52}{number(figure.value):>10} {figure.unit}{target}", file=sys.stderr)
-        print(f"    took {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    return figures, broken
-
-
 def main() -> int:
     """Run what was asked for; exit 1 when a target is missed or a benchmark breaks."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", metavar="NAME", help=f"one of: {', '.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="short rounds and a twentieth of the scale")
-    parser.add_argument("--json", action="store_true", help="print figures as JSON instead of a table")
-    parser.add_argument("--dir", help="where servers keep their files (default: the temporary directory)")
+    parser = report.options_of("benchmarks.run", __doc__, CASES)
     parser.add_argument("--holdfast", default=str(Path(sys.executable).parent / "holdfast"))
     parser.add_argument("--server-argument", action="append", default=[], help="pass on, e.g. --front=grpcio")
-    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/performance.md")
-    parser.add_argument("--raise-errors", action="store_true", help="stop at the first broken benchmark")
-    options = parser.parse_args()
-    names = options.only or list(CASES)
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"no such benchmark: {', '.join(unknown)}")
+    options, names = report.parse(parser, CASES)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores()[1])
-    figures, broken = uvloop.run(run(options, names))
-    if options.json:
-        result = {"about": about(options), "broken": broken, "figures": [f.as_json() for f in figures]}
-        print(json.dumps(result, indent=1))
-    else:
-        print("\n".join(table(figures)))
-    if options.write_docs:
-        write_page(figures, options)
-    return 1 if broken or any(figure.verdict == "MISSED" for figure in figures) else 0
+    bench = Bench(options.holdfast, options.dir, options.server_argument, options.quick)
+    return report.run(
+        CASES, bench, names, options, minutes_max=MINUTES_MAX, about=about(options), marks=(BEGIN, END)
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from temporalio.api.workflowservice.v1 import (
     RespondActivityTaskFailedByIdRequest,
     RespondActivityTaskFailedRequest,
     UnpauseActivityRequest,
+    UpdateActivityExecutionOptionsRequest,
     UpdateActivityOptionsRequest,
 )
 
@@ -122,9 +123,13 @@ def check_options(request: UpdateActivityOptionsRequest, limits: Limits) -> None
     _check_target(request)
     fields.check_identity(request.identity, limits)
     check_priority(request.activity_options.priority)
-    masked = len(request.update_mask.paths) > 0
+    check_change(request)
+
+
+def check_change(request: UpdateActivityOptionsRequest | UpdateActivityExecutionOptionsRequest) -> None:
+    """Options are given with a mask, or it is said that the original ones are to come back."""
     if request.restore_original:
-        if masked:
+        if request.update_mask.paths:
             raise invalid("Both UpdateMask and RestoreOriginal are provided")
         return
     if not request.HasField("activity_options"):

@@ -18,6 +18,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 
 from cluster.frontend.validate import fields
+from cluster.frontend.validate.activity import check_change
 from history_store.engine import retry
 from history_store.engine.command_rules import complete_activity_timeouts
 from history_store.engine.durations import check_and_cap
@@ -135,15 +136,10 @@ def check_options(request: UpdateActivityExecutionOptionsRequest, limits: Limits
     _check_activity_id(request.activity_id, limits)
     _check_length("identity", request.identity, limits)
     _check_run_id(request.run_id)
-    paths = request.update_mask.paths
+    check_change(request)
     if request.restore_original:
-        if paths:
-            raise invalid("Both UpdateMask and RestoreOriginal are provided")
         return
-    if not request.HasField("activity_options"):
-        raise invalid("ActivityOptions are not provided")
-    if not request.HasField("update_mask"):
-        raise invalid("UpdateMask is not provided")
+    paths = request.update_mask.paths
     if not paths:
         raise invalid("UpdateMask must specify at least one path")
     for path in paths:
