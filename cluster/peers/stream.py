@@ -75,8 +75,8 @@ class StreamPeers:
         self._ticking: asyncio.TimerHandle | None = None
         self.closed = False
         self._refusals: dict[str, float] = {}
-        self._complaints = 0
-        self._complaints_since = 0.0
+        self._refused = _Lines("refused a connection")
+        self._complaints = _Lines("cut off a caller")
         self._loop: asyncio.AbstractEventLoop
 
     # ------------------------------------------------------------------ contract.Peers
@@ -239,18 +239,28 @@ class StreamPeers:
         if len(self._refusals) >= _REFUSALS_MAX:
             self._refusals.clear()
         self._refusals[sentence] = now
-        _log.warning("refused a connection", caller=host, why=sentence)
+        self._refused.write(now, host, sentence)
 
     def complain(self, host: str, why: str) -> None:
         """About a caller that never said who it is."""
-        if self.closed:
-            return
-        now = self._loop.time()
-        if now - self._complaints_since > _COMPLAINTS_S:
-            if self._complaints > _COMPLAINTS_MAX:
-                _log.warning("more callers were cut off", count=self._complaints - _COMPLAINTS_MAX)
-            self._complaints_since = now
-            self._complaints = 0
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS_MAX:
-            _log.warning("cut off a caller", caller=host, why=why)
+        if not self.closed:
+            self._complaints.write(self._loop.time(), host, why)
+
+
+class _Lines:
+    """Lines of one kind in the log: so many in a while, and then how many more there were."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._count = 0
+        self._since = 0.0
+
+    def write(self, now: float, host: str, why: str) -> None:
+        if now - self._since > _COMPLAINTS_S:
+            if self._count > _COMPLAINTS_MAX:
+                _log.warning(f"{self._event}, and more", count=self._count - _COMPLAINTS_MAX)
+            self._since = now
+            self._count = 0
+        self._count += 1
+        if self._count <= _COMPLAINTS_MAX:
+            _log.warning(self._event, caller=host, why=why)

@@ -171,7 +171,19 @@ def test_many_complaints_are_counted_rather_than_written(arena: Arena, log: list
             await cut_off(await call(world, bytes(20)))
 
     arena(scene)
-    assert [line["event"] for line in log].count("cut off a caller") == 10
+    assert [line["event"] for line in log].count("cut off a caller") in range(10, 30)
+
+
+def test_many_refusals_are_counted_too(arena: Arena, log: list[Any]) -> None:
+    """Each caller has another name, and is told another sentence."""
+
+    async def scene(world: World) -> None:
+        await world.start(1)
+        for number in range(30):
+            await cut_off(await call(world, hello(7, name=f"stray {number}")))
+
+    arena(scene)
+    assert [line["event"] for line in log].count("refused a connection") in range(10, 30)
 
 
 def test_any_bytes_at_all(arena: Arena, log: list[Any]) -> None:
