@@ -17,14 +17,18 @@ POLL_S = 0.02
 
 
 def mark_of(pid: int) -> str | None:
-    """What tells this process from a later one with the same id; None if it is gone (or a zombie)."""
+    """What tells this process from a later one with the same id; None if it is gone (or a zombie).
+
+    One whose first thread has ended before the others still has its ports and locks: that is no zombie yet.
+    """
     if sys.platform == "linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return None
         fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-        return None if fields[0] in "ZX" else fields[19]
+        ended = fields[0] in "ZX" and int(fields[17]) <= 1  # threads, itself included
+        return None if ended else fields[19]
     shown = subprocess.run(  # noqa: S603 - a number
         ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

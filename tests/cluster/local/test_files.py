@@ -12,7 +12,7 @@ import pytest
 from cluster.local import logs
 from cluster.local.life import Phase
 from cluster.local.plan import LocalError
-from cluster.local.processes import end, lives, mark_of
+from cluster.local.processes import end, lives, mark_of, wait_until
 from cluster.local.state import NodeState, RunState, locked, read_state, replace
 
 
@@ -65,6 +65,29 @@ def test_only_the_process_that_was_meant_is_ended() -> None:
         end(process.pid, mark)
         assert process.wait() == -9
         assert mark_of(process.pid) is None
+
+
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells by /proc")
+def test_a_process_whose_first_thread_has_ended_is_not_gone() -> None:
+    """That is how one looks that was killed a moment ago, and it still has its ports."""
+    with subprocess.Popen([sys.executable, "-c", HEADLESS]) as process:
+        mark = mark_of(process.pid)
+        assert mark is not None
+        stat = Path(f"/proc/{process.pid}/stat")
+        try:
+            assert wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", 60.0)
+            assert lives(process.pid, mark)
+            end(process.pid, mark)
+            assert mark_of(process.pid) is None
+        finally:
+            process.kill()
 
 
 LOG = """\
