@@ -508,7 +508,6 @@ class Forward:
         if behind is not None:
             behind.append(message)
         elif not self.send(node_id, message) and node_id in self.node.peers():
-            reached("answer waits for room")
             behind = self._behind[node_id] = deque((message,))
             self.loop.call_later(RETRY_S, self._tell_rest, node_id, behind)
 

@@ -17,7 +17,6 @@ from cluster.hosting.tasks import answers
 from cluster.hosting.tasks.dispatch import WORKFLOW, Poll
 from cluster.matching.contract import QueueKey
 from history_store.engine.errors import Code, ServiceError
-from history_store.rare import reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,7 +211,6 @@ class Queries:
         """Another node had no poll any more to give the question to."""
         query = self.open.get(query_id)
         if query is not None and query.connection is not None:
-            reached("query asked again")
             query.undelivered()
 
     def closed(self, connection: Connection) -> None:
