@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cluster.hosting.groups.group import Group
 
 WATCH_S = 0.2
+STEADY_S = 10.0
 RECORDS = (
     "SELECT slot, run_id, workflow_id, workflow_type, start_time, status, order_key, execution_time, "
     "close_time, execution_duration, task_queue, history_length, history_size_bytes, state_transition_count, "
@@ -111,6 +112,9 @@ async def compare_replicas(world: World) -> None:
     for flushed in waits:
         await flushed
     await asyncio.sleep(1.0)  # what an image brought is shown a little at a time
+    if not await world.until_whole(STEADY_S):  # leaders are evened out: one may go to another in this moment
+        trace.problem("the region does not stay whole")
+        return
     records = {}
     for node in world.nodes.values():
         with_records = node.disk.visibility_connection()
