@@ -149,7 +149,7 @@ def decode(key: bytes, value: bytes) -> Record:
                 "start a version that is as new as the one that wrote it"
             )
         record: Record = _DECODERS[key[:1]].decode(value)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TableError(f"row {key.hex()} is no record of the region's table: {error}") from error
     if key_of(record) != key:
         raise TableError(f"row {key.hex()} holds a record that belongs to {key_of(record).hex()}")

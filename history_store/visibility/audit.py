@@ -41,7 +41,7 @@ def record_in(core: bytes) -> ExecutionRecord | None:
     """The record that a run's core row makes; None if it is no such row."""
     try:
         return record_of(_decode(core))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the latter: of a text in it
         return None
 
 

@@ -95,7 +95,7 @@ def read_token(token: bytes, list_digest: bytes) -> list[object]:
         raise invalid("Invalid NextPageToken: it was made for another query or namespace.")
     try:
         values = msgspec.msgpack.decode(body[1 + _DIGEST :], type=list[int | str | None])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise bad_token() from None
     # Anybody can make a check sum: what no row has is not to reach the database.
     if not values or any(isinstance(value, int) and not -_INT_END <= value < _INT_END for value in values):

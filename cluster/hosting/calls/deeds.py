@@ -193,7 +193,7 @@ def decode(data: bytes) -> Deed:
     if data[:1] == _HEAD:
         try:
             deed: Deed = _deed(memoryview(data)[1:])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ServiceError(Code.UNIMPLEMENTED, f"this node cannot read the deed: {error}") from error
         return deed
     raise ServiceError(
@@ -206,7 +206,7 @@ def decode_outcome(data: bytes) -> Outcome:
     if data[:1] == _HEAD:
         try:
             outcome: Done | Refused = _outcome(memoryview(data)[1:])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return Again(f"this node cannot read the answer: {error}", Pause.LONG)
         return outcome
     return Again(f"this node reads answers of format {FORMAT} only", Pause.LONG)

@@ -108,7 +108,7 @@ def read(message: bytes) -> Request:
     """The request of a message. INVALID_ARGUMENT."""
     try:
         return _decode(message)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise invalid(f"this is no request of this release: {error}") from None
 
 

@@ -198,7 +198,7 @@ class Replicas:
             return  # we have no replica (yet): the sender goes on asking
         try:
             letter = decode(message[2])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("a Raft message cannot be read; is that node newer?", node=node_id, why=str(error))
             return
         if letter.kind is Kind.SNAPSHOT:

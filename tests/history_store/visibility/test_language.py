@@ -363,3 +363,11 @@ def test_doubles_sort_as_integers() -> None:
 def test_words() -> None:
     assert words("Café-au-lait, CAFÉ! über_x 42") == ["cafe", "au", "lait", "uber", "x", "42"]
     assert words("日本語") == ["日本語"]
+
+
+def test_a_token_whose_text_is_none_is_refused() -> None:
+    of_list = pages.digest("ns", "")
+    body = pages._TOKEN_VERSION + of_list + b"\x91\xa1\xff"
+    token = body + pages.blake2b(body, digest_size=pages._DIGEST).digest()
+    with pytest.raises(ServiceError, match="Invalid NextPageToken"):
+        pages.read_token(token, of_list)

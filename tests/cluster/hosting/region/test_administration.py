@@ -12,14 +12,14 @@ import pytest
 
 from cluster.hosting.clock import Identifiers
 from cluster.hosting.node import Node
-from cluster.hosting.region.administration import Standing
+from cluster.hosting.region.administration import Standing, read
 from cluster.hosting.region.joining import Asker, NotAdmitted, stands
 from cluster.hosting.region.member import FIRST_NAMESPACE
 from cluster.hosting.shards.splitting import Splitting
 from cluster.membership import FORMATS, META_GROUP
 from cluster.peers import virtual_time
 from history_store.engine.environment import EngineLimits
-from history_store.engine.errors import Code
+from history_store.engine.errors import Code, ServiceError
 from history_store.engine.keys import slot_of
 from history_store.storage.contract import StorageError
 from tests.cluster.hosting.settlement import PORT, SHARDS, Settlement, VirtualClock
@@ -615,3 +615,10 @@ def test_a_split_is_abandoned_while_its_rows_are_copied(play: Play) -> None:
         await world.until(world.is_well)
 
     play(scene)
+
+
+@pytest.mark.parametrize("message", [b"", b"{", b"[]", b'{"do": 1}', b'{"do": "\xff"}'])
+def test_bytes_that_are_no_request_are_refused(message: bytes) -> None:
+    with pytest.raises(ServiceError) as caught:
+        read(message)
+    assert caught.value.code is Code.INVALID_ARGUMENT
