@@ -14,7 +14,7 @@ from chaos.checkers.verdict import Verdict
 from chaos.live.kill import run_suite, show
 
 KILLS = 10
-ACKNOWLEDGED_MIN = 50  # fewer, and the run has tested little
+ACKNOWLEDGED_MIN = 200  # fewer, and the run has tested little
 
 pytestmark = pytest.mark.live
 

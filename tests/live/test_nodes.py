@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(1200)]
 
 HOLDFAST = Path(sys.executable).parent / "holdfast"
 WRITERS = 8
-ACKNOWLEDGED_MIN = 50  # fewer, and the run has tested little
+ACKNOWLEDGED_MIN = 200  # fewer, and the run has tested little
 NODES = ("cluster", "nodes")
 SHARDS = ("shard", "list")
 

@@ -27,7 +27,7 @@ from chaos.live.region import (
 )
 
 FAULTS = (KILL, PAUSE, RESTART, CUT_OUT, PARTITION, FULL_DISK, SLOW_DISK, SLOW_NETWORK)
-ACKNOWLEDGED_MIN = 100  # fewer, and the run has tested little
+ACKNOWLEDGED_MIN = 500  # fewer, and the run has tested little
 RUN_S_MAX = 1400.0  # of a busy machine; some 80 s are usual
 
 pytestmark = pytest.mark.live
