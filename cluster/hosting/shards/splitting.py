@@ -278,12 +278,21 @@ class Splitting:
         job = self._copies.get(said.child)
         if job is not None:
             job.mirror.until = said.index
-        self._hide(group)
+        self._hold(group)
         loop = self.committer.loop
         self.committer.flush(lambda _error: self._look())
         if group.leading:
-            loop.call_soon(group.lead_anew)
+            # Who waits for an entry before this one, of the same round, hears of it in this turn of the loop,
+            # and may read: a worker's task with its history, say.
+            loop.call_soon(self._part, group)
+        else:
+            self._hide(group)
         loop.call_soon(self._on_news)
+
+    def _part(self, group: Group) -> None:
+        """What was given up is not seen any more where the group is led."""
+        self._hide(group)
+        group.lead_anew()
 
     def replaced(self, group: Group) -> None:
         """An image takes the place of the group's rows: what was not brought over by now is not here."""
@@ -327,11 +336,14 @@ class Splitting:
         ]
 
     def _hide(self, group: Group) -> None:
-        """See to it that rows that are left are not seen, and that the log keeps what others may need."""
-        partings = self._of(group)
-        ranges = [pair for parting in partings for pair in parting.split.ranges]
+        """See to it that rows that are left are not seen."""
+        ranges = [pair for parting in self._of(group) for pair in parting.split.ranges]
         group.rows.gone = Slots(ranges) if ranges else None
-        kept = [p.split.index for p in partings if p.split.child not in self._clearing]
+        self._hold(group)
+
+    def _hold(self, group: Group) -> None:
+        """See to it that the log keeps what others may need."""
+        kept = [p.split.index for p in self._of(group) if p.split.child not in self._clearing]
         group.hold_from = min(kept, default=0)
 
     def _is_void(self, parent: int, source: int) -> bool:

@@ -264,6 +264,34 @@ async def until_split(region: SplitRegion, *, loaded: int = LOADED) -> None:
     region.check()
 
 
+async def test_who_waits_for_an_entry_before_the_split_still_sees_its_rows(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are committed in one round. A worker's task that waited for the first is sent with its history."""
+    region = SplitRegion("memory", tmp_path, rng)
+    slot = keys.slot_bytes(HALF[0][0])
+    row = (keys.history(slot, bytes(16), 0, 1), b"events")
+    seen: list[bytes | None] = []
+    split_now = Splitting._propose
+
+    def propose(splits: Splitting, group: Group, said: split.Split) -> bool:
+        group.propose(image.encode([row], []), [row], [])
+        group.when_committed(lambda error: seen.append(group.rows.get(row[0])))
+        return split_now(splits, group, said)
+
+    monkeypatch.setattr(Splitting, "_propose", propose)
+    try:
+        await prepared(region)
+        while region.decided() != "parted":
+            await region.step(load=False)
+        leader = region.led()
+        assert leader is not None
+        assert seen == [row[1]]
+        assert leader.committer.groups[PARENT].rows.get(row[0]) is None, "and nobody after that"
+    finally:
+        region.close()
+
+
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_both_halves_go_on_with_their_rows(kind: str, tmp_path: Path, rng: random.Random) -> None:
     region = SplitRegion(kind, tmp_path, rng)
