@@ -68,6 +68,8 @@ State = tuple[Run, ...]
 Step = Callable[["WorkflowModel", State, Any, Answer | None], list[State]]
 
 _RUNNING = Status.RUNNING
+# The starts of so many runs before the current one are known again: repeated, they are answered as before.
+EARLIER_STARTS = 8
 
 
 class WorkflowModel:
@@ -170,6 +172,8 @@ class WorkflowModel:
         run = next((each for each in state if each.run_id == answer.run_id), None)
         if run is None:
             return False
+        if isinstance(answer, Started) and run.request_id:
+            return False  # the same start again
         if not isinstance(answer, Described):
             return run is not state[-1]
         if run is not state[-1] and isinstance(operation.call, Describe) and not operation.call.run_id:
@@ -222,13 +226,20 @@ class WorkflowModel:
         if not state:
             return [(Run(run_id, request_id),)] if answer is None or type(answer) is Started else []
         nexts: list[State] = []
+        for back, earlier in enumerate(reversed(state[:-1]), 1):
+            if request_id and earlier.request_id == request_id:
+                if type(answer) is Started:
+                    nexts += _named(state, len(state) - 1 - back, run_id)
+                if back <= EARLIER_STARTS:
+                    return nexts
+                break
         for _, run in _views(len(state) - 1, state[-1]):
             if request_id and run.request_id == request_id:
                 if type(answer) is Started:
-                    nexts += _named(state, run, run_id)
+                    nexts += _named((*state[:-1], run), len(state) - 1, run_id)
             elif run.status is _RUNNING or not call.reuse:
                 if type(answer) is AlreadyStarted:
-                    nexts += _named(state, run, run_id)
+                    nexts += _named((*state[:-1], run), len(state) - 1, run_id)
             elif answer is None or (type(answer) is Started and not taken):
                 nexts.append((*state[:-1], run, Run(run_id, request_id)))
         return nexts
@@ -339,13 +350,14 @@ def _put(state: State, position: int, run: Run) -> State:
     return (*state[:position], run, *state[position + 1 :])
 
 
-def _named(state: State, run: Run, run_id: str) -> list[State]:
-    """The current run was shown under this run id: right, or news, or impossible."""
+def _named(state: State, position: int, run_id: str) -> list[State]:
+    """The run there was shown under this run id: right, or news, or impossible."""
+    run = state[position]
     if not run_id or run.run_id == run_id:
-        return [_put(state, len(state) - 1, run)]
+        return [state]
     if run.run_id or any(other.run_id == run_id for other in state):
         return []
-    return [(*state[:-1], run._replace(run_id=run_id))]
+    return [_put(state, position, run._replace(run_id=run_id))]
 
 
 def _says_closed(answer: Answer | None) -> bool:

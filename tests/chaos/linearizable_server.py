@@ -30,6 +30,7 @@ from chaos.checkers.history import (
     Update,
     Updated,
 )
+from history_store.engine.state import EARLIER_STARTS_MAX
 
 
 class Fault(Enum):
@@ -96,8 +97,9 @@ class FakeWorkflow:
     def start(self, call: Start) -> Answer:
         current = self.find("")
         if current is not None:
-            if current.request_id == call.request_id:
-                return Started(current.run_id)
+            for run in reversed(self.runs[-1 - EARLIER_STARTS_MAX :]):
+                if run.request_id == call.request_id:
+                    return Started(run.run_id)
             if current.status is Status.RUNNING or not call.reuse:
                 return AlreadyStarted(current.run_id)
         run_id = f"{self.name}-r{len(self.runs) + 1}"

@@ -31,7 +31,8 @@ from chaos.checkers.history import (
 )
 from chaos.checkers.linearizability import check
 from chaos.checkers.verdict import Verdict
-from chaos.checkers.workflow import State, WorkflowModel
+from chaos.checkers.workflow import EARLIER_STARTS, State, WorkflowModel
+from history_store.engine.state import EARLIER_STARTS_MAX
 from tests.chaos.linearizable_server import Clients, FakeWorkflow, Fault, FaultyWorkflow
 
 RUNNING, COMPLETED, TERMINATED = Status.RUNNING, Status.COMPLETED, Status.TERMINATED
@@ -65,6 +66,16 @@ def see(at: int, until: int, **shown: object) -> Line:
     return (at, until, Describe(), Described(shown.pop("status", RUNNING), **shown))  # type: ignore[arg-type]
 
 
+def _runs(count: int) -> list[Line]:
+    """One after the other, each terminated before the next."""
+    lines: list[Line] = []
+    for number in range(count):
+        at = 10 * number
+        lines.append((at + 1, at + 2, Start(f"s{number}"), Started(f"r{number}")))
+        lines.append((at + 3, at + 4, Terminate(), Terminated()))
+    return lines
+
+
 OK: dict[str, list[Line]] = {
     "one after the other": [START, signal("a", 3, 4), see(5, 6, run_id="r", signals=1, value=0)],
     "a read during a signal sees it": [START, signal("a", 3, 9), see(4, 5, signals=1)],
@@ -87,6 +98,18 @@ OK: dict[str, list[Line]] = {
     "a start and its repetition": [
         (1, None, Start("s"), None), (3, 4, Start("s"), Started("r")), (5, 6, Start("s"), Started("r")),
     ],
+    "a start repeated when another run is there": [
+        (1, None, Start("s"), None), see(3, 4, run_id="r"), (5, 6, Terminate(), Terminated()),
+        (7, 8, Start("t"), Started("r2")), (9, 10, Start("s"), Started("r")), see(11, 12, run_id="r2"),
+    ],
+    "a start repeated whose run nobody was shown": [
+        (1, None, Start("s"), None), (5, 6, Terminate(), Terminated()),
+        (7, 8, Start("t"), Started("r2")), (9, 10, Start("s"), Started("r")), see(11, 12, run_id="r2"),
+    ],
+    "a start repeated after the longest time": [
+        *_runs(EARLIER_STARTS + 1), (101, 102, Start("s0"), Started("r0")),
+    ],
+    "a start repeated after too long": [*_runs(EARLIER_STARTS + 2), (111, 112, Start("s0"), Started("r"))],
     "a start of unknown outcome made a run": [
         (1, None, Start("s"), None), (3, 4, Start("t"), AlreadyStarted("r")), see(5, 6, run_id="r"),
     ],
@@ -134,6 +157,11 @@ BROKEN: dict[str, list[Line]] = {
     "a repeated start done twice": [
         START, (3, 4, Terminate(), Terminated()), (5, 6, Start("s"), Started("r2")),
     ],
+    "a repeated start done twice, with another between": [
+        *_runs(2), (21, 22, Start("s0"), Started("r2")),
+    ],
+    "a repeated start refused": [*_runs(2), (21, 22, Start("s0", reuse=False), AlreadyStarted("r1"))],
+    "a repeated start answered with another run": [*_runs(2), (21, 22, Start("s0"), Started("r1"))],
     "two runs at once": [(1, 9, Start("s"), Started("r")), (2, 8, Start("t"), Started("r2"))],
     "reordered": [START, add("u", 3, 4, 2), add("v", 5, 6, 1)],
     "one sum for two": [START, add("u", 3, 9, 1), add("v", 4, 8, 1)],
@@ -162,6 +190,10 @@ BROKEN: dict[str, list[Line]] = {
         (1, None, Start("s"), None), see(3, 4, run_id="r"), see(5, 6, run_id="r2"),
     ],
 }  # fmt: skip
+
+
+def test_the_model_remembers_as_many_starts_as_the_server() -> None:
+    assert EARLIER_STARTS == EARLIER_STARTS_MAX
 
 
 @pytest.mark.parametrize("name", OK)
