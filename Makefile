@@ -38,14 +38,18 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # The first run is fast and in parallel; the second starts real processes, kills them, and wants them alone. What
-# fails there is run once more, and named in any case: a machine that stood still is told from a server that did.
+# fails is run once more, with the same seeds, and named in any case: a machine that stood still, or a socket, is told
+# from a server that is wrong, which is wrong again.
+FAST := -m "not live" --timeout 300 -q -rfEs
 LIVE := -m live --timeout 600 -q -rfEs --ignore tests/compat/sdks
+AGAIN := --last-failed --last-failed-no-failures none
+NAMED := echo "==== once more, what failed (the first failure is above; look at it)"
+test: export SIM_BASE_SEED ?= $(shell date +%s)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist=worksteal --timeout 300 -m "not live" -q -rfEs --durations=5
-	$(BIN)/python -m pytest $(LIVE) --durations=5 || { \
-	    echo "==== once more, what failed with real processes (the first failure is above; look at it)"; \
-	    $(BIN)/python -m pytest $(LIVE) --last-failed --last-failed-no-failures none; }
+	$(BIN)/python -m pytest $(FAST) -n 2 --dist=worksteal --durations=5 || { \
+	    $(NAMED); $(BIN)/python -m pytest $(FAST) $(AGAIN); }
+	$(BIN)/python -m pytest $(LIVE) --durations=5 || { $(NAMED); $(BIN)/python -m pytest $(LIVE) $(AGAIN); }
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate.rpcs
