@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from temporalio.api.common.v1.message_pb2 import SearchAttributes
 
     from cluster.frontend.contract import Connection
-    from cluster.hosting.calls.forward import Entered, Forward
+    from cluster.hosting.calls.attempt import Entered
+    from cluster.hosting.calls.forward import Forward
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.groups.group import Group, Send
     from cluster.hosting.groups.lanes import MakeLane

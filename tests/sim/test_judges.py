@@ -21,7 +21,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from chaos.sim import disk
 from chaos.sim.run import Options, simulate
-from cluster.hosting.calls.forward import Attempt
+from cluster.hosting.calls.attempt import Attempt
 from cluster.hosting.groups.group import Group
 from cluster.hosting.shards.host import ShardHost
 from cluster.hosting.tasks import dispatch, takeover

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.frontend.services.base import Services, fail
 from cluster.frontend.status import status_of
-from cluster.hosting.calls.forward import slots_asked
+from cluster.hosting.calls.attempt import slots_asked
 from cluster.hosting.calls.parts import Answer, Lacking, Part, Question, Then, Work, write_part
 from history_store.engine.errors import ServiceError
 

@@ -14,7 +14,7 @@ from temporalio.api.taskqueue.v1 import message_pb2 as shown
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
-from cluster.hosting.calls.forward import scattered
+from cluster.hosting.calls.attempt import scattered
 from cluster.matching import QueueKey
 from cluster.matching.stats import DEFAULT_RATE_PER_SECOND
 from history_store.engine.durations import from_ns, timestamp_from_ns

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, rpc
-from cluster.hosting.calls.forward import scattered
+from cluster.hosting.calls.attempt import scattered
 from cluster.hosting.tasks.dispatch import WORKFLOW, Poll
 from cluster.matching import QueueKey
 

@@ -37,7 +37,7 @@ from history_store.engine.start import Started
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Connection, Handler
-    from cluster.hosting.calls.forward import Attempt
+    from cluster.hosting.calls.attempt import Attempt
     from cluster.hosting.groups.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shards.host import ShardHost
@@ -365,7 +365,7 @@ class Deeds:
             if not source.retired:
                 then(again(answer) if isinstance(answer, ServiceError) else decode_outcome(answer))
 
-        from cluster.hosting.calls.forward import Attempt  # it needs the node's module, which needs this one
+        from cluster.hosting.calls.attempt import Attempt  # it needs the node's module, which needs this one
 
         call = InternalCall(METHOD, encode(deed), now + ASK_S, answered)
         timer = self.loop.call_later(ASK_S, call.expire)

@@ -7,25 +7,18 @@ leader, until the client's deadline: request ids and task tokens make that the s
 
 Two nodes that cannot talk to each other may both be able to talk to a third. A call that finds no way to its
 leader for a while is therefore given to some other node, which may hand it on once more (a relay).
-
-An `Attempt` is one try of a call. When it is lost its handler is told that the client has gone, what it still
-answers is ignored, and the next attempt begins.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
-from temporalio.api.workflowservice.v1 import request_response_pb2
 
-from cluster.frontend.status import status_of
+from cluster.hosting.calls.attempt import Attempt
 from cluster.hosting.calls.barrier import Barrier
 from cluster.hosting.calls.gathering import Gathering
 from cluster.hosting.calls.remote import (
@@ -40,18 +33,16 @@ from cluster.hosting.calls.remote import (
     RemoteCall,
     RemoteConnection,
 )  # fmt: skip
-from cluster.hosting.groups.group import NotLeading, NotReadable
+from cluster.hosting.calls.run_names import names_no_run
+from cluster.hosting.groups.group import NotLeading
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from cluster.frontend.contract import Call, Connection, Handler
     from cluster.hosting.calls.gathering import Hearer
     from cluster.hosting.groups.group import Group
     from cluster.hosting.node import Node
-    from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
 
 log = structlog.get_logger("forward")
@@ -61,273 +52,6 @@ PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to f
 RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
 NO_GROUP = -1  # of a call that is not for some shard's leader
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
-
-
-# What the state is now explains such an error, and an earlier try may be what made it so.
-OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
-# Calls that change nothing have no earlier effects.
-READING = ("Describe", "Get", "List", "Count", "Poll", "Query")
-
-
-@cache
-def _names_run(method: str) -> type[Message] | None:
-    """The request type of a call that changes the run it names, or the current one if it names none."""
-    name = method.rpartition("/")[2]
-    kind: type[Message] | None = getattr(request_response_pb2, f"{name}Request", None)
-    if kind is None or name.startswith(READING) or "workflow_execution" not in kind.DESCRIPTOR.fields_by_name:
-        return None
-    return kind
-
-
-def name_run(call: Call, run_id: str) -> None:
-    """Another try means the run that the first one met, and not one that took its place since."""
-    kind = _names_run(call.method)
-    if kind is not None:
-        request: Any = kind.FromString(call.request)
-        if not request.workflow_execution.run_id:
-            request.workflow_execution.run_id = run_id
-            call.request = request.SerializeToString()
-
-
-def names_no_run(call: Call) -> bool:
-    """Whether it would change whichever run is the current one."""
-    kind = _names_run(call.method)
-    if kind is None:
-        return False
-    request: Any = kind.FromString(call.request)
-    return not request.workflow_execution.run_id
-
-
-class Entered:
-    """What a call meets while it is handled."""
-
-    __slots__ = ("confirmed", "run_id", "shards")
-
-    def __init__(self) -> None:
-        self.shards: list[ShardHost] = []
-        self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
-        self.run_id = ""  # the run that was meant, where the call named none
-
-
-class Attempt:
-    """One try of a call, as its handler sees it (a `contract.Call`)."""
-
-    __slots__ = (
-        "_entered",
-        "_forward",
-        "_handler",
-        "_task",
-        "_work",
-        "again",
-        "call",
-        "checked",
-        "deadline",
-        "done",
-        "group",
-        "on_cancel",
-        "on_message",
-        "remote",
-        "tries",
-        "until",
-    )
-
-    def __init__(self, forward: Forward, call: Call, handler: Handler, until: float) -> None:
-        self._forward = forward
-        self.call = call
-        self._handler = handler
-        self._entered = Entered()
-        self._task: asyncio.Task[None] | None = None
-        self._work: Coroutine[Any, Any, bytes | None] | None = None  # what the task is to do
-        self.deadline = call.deadline
-        self.done = False
-        self.again = False  # an earlier try was lost, and may have taken effect
-        self.checked = False  # the namespace it names was looked for in the newest table
-        self.on_cancel: Callable[[], None] | None = None
-        self.on_message: Callable[[bytes | None], None] | None = None
-        self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
-        self.group = 0  # whose leader it was sent to
-        self.tries = 0  # to find a leader, in vain
-        self.until = until
-
-    # ---- contract.Call
-
-    @property
-    def request(self) -> bytes:
-        """The message; what is put in its place counts for later attempts, too."""
-        return self.call.request
-
-    @request.setter
-    def request(self, message: bytes) -> None:
-        self.call.request = message
-
-    @property
-    def method(self) -> str:
-        """Full method name."""
-        return self.call.method
-
-    @property
-    def metadata(self) -> Mapping[str, str | bytes]:
-        """The client's."""
-        return self.call.metadata
-
-    @property
-    def connection(self) -> Connection:
-        """The client's connection."""
-        return self.call.connection
-
-    def finish(self, body: bytes) -> None:
-        """Answer."""
-        if not self.done:
-            self._end()
-            self.call.finish(body)
-
-    def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
-        """Answer with a status."""
-        if self.done:
-            return
-        self._end()
-        name = self.method.rpartition("/")[2]
-        if not self.again or code not in OF_THE_STATE or name.startswith(READING):
-            self.call.fail(code, message, details)
-        else:
-            reached("refusal in doubt after an earlier try")
-            why = f"an earlier try, which was lost, may have been the one that did it; now: {message}"
-            self.call.fail(int(Code.UNAVAILABLE), why)
-
-    def set_metadata(
-        self,
-        *,
-        initial: Iterable[tuple[str, str | bytes]] = (),
-        trailing: Iterable[tuple[str, str | bytes]] = (),
-    ) -> None:
-        """Metadata for the answer."""
-        self.call.set_metadata(initial=initial, trailing=trailing)
-
-    def write(self, body: bytes) -> None:
-        """Unary calls only come here."""
-        raise NotImplementedError(f"{self.method} is no stream")
-
-    # ---- its life
-
-    def run(self) -> None:
-        """Call the handler and see to its answer."""
-        node = self._forward.node
-        self.call.on_cancel = self._cancelled
-        before, node.entered = node.entered, self._entered
-        try:
-            result = self._handler(self)
-        except NotLeading as error:
-            self._leave()
-            self._forward.elsewhere(self, error)
-            return
-        except NotReadable as error:
-            self._leave()
-            error.group.when_readable(partial(self._readable, error.group))
-            return
-        except ServiceError as error:
-            if self._forward.may_be_news(self, error):
-                return
-            self._fail_with(error)
-            return
-        except Exception as error:  # noqa: BLE001 - the caller hears of it, and the log
-            self._fail_with(error)
-            return
-        finally:
-            node.entered = before
-        if result is None:
-            if not self.done:
-                for shard in self._entered.shards:
-                    shard.attempts[self] = None
-        elif isinstance(result, bytes):
-            self.finish(result)
-        else:
-            self._work = result
-            self._task = asyncio.ensure_future(self._drive(result))
-
-    async def _drive(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
-        try:
-            body = await coroutine
-        except (NotLeading, NotReadable) as error:
-            if not self.done:
-                self._forward.elsewhere(self, error if isinstance(error, NotLeading) else NotLeading(0))
-        except Exception as error:  # noqa: BLE001 - as above
-            self._fail_with(error)
-        else:
-            if body is not None:
-                self.finish(body)
-
-    def _fail_with(self, error: Exception) -> None:
-        if not self.done:
-            self.fail(*status_of(error, self.method, self.connection.peer))
-
-    def _readable(self, group: Group, error: ServiceError | None) -> None:
-        if self.done:
-            return
-        if isinstance(error, NotLeading):
-            self._forward.elsewhere(self, error)
-        elif error is not None:
-            self._fail_with(error)
-        else:
-            self._entered.confirmed.append(group)
-            self.run()
-
-    def _leave(self) -> None:
-        for shard in self._entered.shards:
-            shard.attempts.pop(self, None)
-        self._entered.shards.clear()
-
-    def _end(self) -> None:
-        self.done = True
-        self._leave()
-        self._forward.ended(self)
-
-    def _stop(self) -> None:
-        if self._task is not None and self._work is not None:
-            self._task.cancel()
-            if inspect.getcoroutinestate(self._work) == inspect.CORO_CREATED:
-                self._work.close()  # it never begins, and nobody else would say so
-
-    def _cancelled(self) -> None:
-        """The client has gone, or its time is up."""
-        if self.done:
-            return
-        self._end()
-        self._stop()
-        if self.on_cancel is not None:
-            self.on_cancel()
-
-    def lost(self) -> None:
-        """The shard has another leader: whether this try did anything is not known. Try again there."""
-        if self.done:
-            return
-        self.done = True
-        self._leave()
-        self._forward.ended(self)
-        self._stop()
-        if self.on_cancel is not None:
-            self.on_cancel()  # the handler forgets the call, as if the client had gone
-        if self._entered.run_id:
-            name_run(self.call, self._entered.run_id)
-            reached("call tried again for the run it met first")
-        reached("call tried again")
-        again = Attempt(self._forward, self.call, self._handler, self.until)
-        again.again = True
-        self.call.on_cancel = again._cancelled
-        self._forward.later(again)
-
-
-def scattered(call: Call) -> bool:
-    """Whether another node asks for what this one knows itself."""
-    if isinstance(call, Attempt):
-        call = call.call
-    return isinstance(call, RemoteCall) and call.scattered
-
-
-def slots_asked(call: Call) -> Slots | None:
-    """The slots whose part of the answer another node asks for; None: a client asks for all of it."""
-    if isinstance(call, Attempt):
-        call = call.call
-    return call.slots if isinstance(call, RemoteCall) else None
 
 
 class Forward:

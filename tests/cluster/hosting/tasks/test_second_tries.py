@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
-from cluster.hosting.calls.forward import name_run, names_no_run
+from cluster.hosting.calls.run_names import name_run, names_no_run
 from cluster.hosting.tasks import takeover
 from cluster.hosting.tasks.dispatch import ACTIVITY
 from cluster.hosting.tasks.takeover import SKEW_NS, Receipts
@@ -23,16 +24,40 @@ class _Call:
 
 
 @pytest.mark.parametrize(
-    "kind", [wire.TerminateWorkflowExecutionRequest, wire.SignalWorkflowExecutionRequest,
-             wire.RequestCancelWorkflowExecutionRequest, wire.UpdateWorkflowExecutionRequest],
-)  # fmt: skip
-def test_another_try_of_a_change_means_the_run_that_the_first_one_met(kind: Any) -> None:
-    call: Any = _Call(kind(namespace="default", workflow_execution=execution("w")))
+    ("asked", "run_id"),
+    [
+        (
+            wire.TerminateWorkflowExecutionRequest(workflow_execution=execution("w")),
+            "workflow_execution.run_id",
+        ),
+        (wire.SignalWorkflowExecutionRequest(workflow_execution=execution("w")), "workflow_execution.run_id"),
+        (
+            wire.RequestCancelWorkflowExecutionRequest(workflow_execution=execution("w")),
+            "workflow_execution.run_id",
+        ),
+        (wire.UpdateWorkflowExecutionRequest(workflow_execution=execution("w")), "workflow_execution.run_id"),
+        (wire.PauseActivityRequest(execution=execution("w")), "execution.run_id"),
+        (wire.UpdateActivityOptionsRequest(execution=execution("w")), "execution.run_id"),
+        (wire.RespondActivityTaskCompletedByIdRequest(workflow_id="w"), "run_id"),
+        (wire.RecordActivityTaskHeartbeatByIdRequest(workflow_id="w"), "run_id"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_another_try_of_a_change_means_the_run_that_the_first_one_met(asked: Any, run_id: str) -> None:
+    call: Any = _Call(asked)
+    run_of = operator.attrgetter(run_id)
     assert names_no_run(call)
+    for again in ("the first", "the second"):
+        name_run(call, again)
+        assert run_of(type(asked).FromString(call.request)) == "the first"
+    assert not names_no_run(call)
+
+
+def test_another_try_of_a_start_is_known_by_its_request_id() -> None:
+    request = wire.StartWorkflowExecutionRequest(namespace="default", workflow_id="w")
+    call: Any = _Call(request)
     name_run(call, "the first")
-    assert kind.FromString(call.request).workflow_execution.run_id == "the first"
-    name_run(call, "the second")
-    assert kind.FromString(call.request).workflow_execution.run_id == "the first"
+    assert call.request == request.SerializeToString()
     assert not names_no_run(call)
 
 
