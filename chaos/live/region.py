@@ -53,6 +53,7 @@ PACE = 10.0
 WARM_S = 1.0
 BACK_S_MAX = 120.0  # of a busy machine
 READS_AT_ONCE = 8
+SLOW_MS = 3_000.0  # an answer that took longer is named
 RECOVERY_MS_GOAL, RECOVERY_P50_MS_GOAL = 2000.0, 1000.0
 
 Say = Callable[[str], None]
@@ -369,6 +370,8 @@ def show(report: Report) -> str:
         of = [felt for felt in report.faults if felt.fault == kind]
         latency = max(felt.latency_ms_max for felt in of)
         lines.append(f"  {kind:16} back after {row} ms; latency of others up to {latency:.0f} ms")
+    slow = [felt for felt in report.faults if felt.latency_ms_max > SLOW_MS]
+    lines += [f"  slow             {felt.fault} of {felt.victim}: {felt.notes[0]}" for felt in slow]
     lines += [f"  skipped          {fault}: {why}" for fault, why in report.skipped.items()]
     lines.append(f"  read back        {report.runs} runs, {report.executions} executions of activities")
     lines.append(f"  acknowledged     {report.acknowledged}; linearizable: {report.linearizable}")
