@@ -67,7 +67,8 @@ class Incoming:
         return not self.complete and self._idle_checks > STALLED_CHECKS
 
     def accept(self) -> None:
-        """Tell the sender from where on it is wanted."""
+        """Tell the sender from where on it is wanted, and what it need not keep any more."""
+        self._tell(ACK, self.staged.progress.next)  # ours may have been lost, and its window is full
         self._tell(ACCEPT, self._received.next)
 
     def _tell(self, kind: int, *fields: object) -> None:

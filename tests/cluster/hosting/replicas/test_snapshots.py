@@ -6,12 +6,14 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from cluster.hosting.groups import group
 from cluster.hosting.replicas import generations, sender, snapshots
+from cluster.hosting.replicas.sender import ACCEPT, ACK
 from history_store.engine import keys
 from history_store.raft import Change, ChangeOp, ConfChange, RaftError
 from history_store.shard import image, snapshot
@@ -83,6 +85,31 @@ async def test_a_replica_that_lags_behind_the_log_gets_an_image_and_goes_on(regi
     await work(region, 20)
     await region.until(region.settled)
     region.check_equal()
+
+
+async def test_an_image_goes_on_when_every_word_of_what_arrived_was_lost(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender keeps chunks that are on the other disk, and has room for no more until it hears so."""
+    monkeypatch.setattr(sender, "WINDOW_CHUNKS", 2)
+    await region.elect(1)
+    await leave_behind(region, 3)
+    send, lost = region.send, []
+
+    def lossy(source: int, to: int, message: list[Any], bulk: bool) -> bool:
+        if source == 3 and message[0] == ACK and len(lost) < 2:
+            lost.append(message)
+            return True
+        return send(source, to, message, bulk)
+
+    monkeypatch.setattr(region, "send", lossy)
+    region.join(3)
+    await region.until(lambda: len(lost) == 2)
+    region.restart(3)
+    await region.until(region.settled, rounds=300)
+    region.check_equal()
+    resumed = [message[3] for source, _, message in region.sent if source == 3 and message[0] == ACCEPT]
+    assert resumed[-1] == 2, "it is the same image"
 
 
 async def trouble(region: Region, steps: int) -> None:
