@@ -19,7 +19,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.hosting.config.node_config import NodeConfig
 
 PYTHON_MIN = (3, 11)
 FSYNC_ROUNDS = 40
@@ -29,6 +34,7 @@ FSYNC_TOO_FAST_S = 0.000_010  # no medium confirms a write in less: it only says
 SPACE_LOW_BYTES = 1 << 30
 SPACE_NONE_BYTES = 64 << 20  # the server refuses writes when it runs out; this is minutes away from it
 FILES_MIN = 4096  # a connection is a file; workers and clients keep theirs open
+PEER_S = 2.0  # for another machine to answer
 CLOCK_MIN = 1_735_689_600  # 2025-01-01: a clock before this was never set
 
 
@@ -126,8 +132,8 @@ def check_files() -> Result:
     return Result("files", Verdict.WARN, found, f"run `ulimit -n {FILES_MIN}` before starting the server")
 
 
-def check_port(ip: str, port: int) -> Result:
-    """Whether the server's port can be had."""
+def check_port(ip: str, port: int, change: str = "choose another --ip or --port") -> Result:
+    """Whether the server's port can be had; `change`: what to do if not."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -137,10 +143,19 @@ def check_port(ip: str, port: int) -> Result:
             if error.errno == errno.EADDRINUSE:
                 do = "right if the server runs already; else `ss -ltnp` shows whose it is"
                 return Result("port", Verdict.WARN, f"{ip}:{port} is in use", do)
-            return Result(
-                "port", Verdict.FAIL, f"{ip}:{port}: {error.strerror}", "choose another --ip or --port"
-            )
+            return Result("port", Verdict.FAIL, f"{ip}:{port}: {error.strerror}", change)
     return Result("port", Verdict.OK, f"{ip}:{port} is free")
+
+
+def check_peer(name: str, host: str, port: int) -> Result:
+    """Whether another node's port for peers can be reached from here."""
+    try:
+        socket.create_connection((host, port), timeout=PEER_S).close()
+    except OSError as error:
+        found = f"{name} does not answer at {host}:{port}: {error.strerror or error}"
+        do = "right while that node is not started; else open the port between the machines"
+        return Result("peer", Verdict.WARN, found, do)
+    return Result("peer", Verdict.OK, f"{name} answers at {host}:{port}")
 
 
 def check_clock(database: Path | None) -> Result:
@@ -198,15 +213,38 @@ def _holder(database: Path) -> str:
 
 
 def examine(database: Path | None, ip: str, port: int) -> list[Result]:
-    """All checks, in the order in which trouble should be mended."""
+    """All checks of a single server, in the order in which trouble should be mended."""
     directory = database.resolve().parent if database is not None else Path.cwd()
+    return _examine(directory, database, [lambda: check_port(ip, port)])
+
+
+def examine_node(config: NodeConfig) -> list[Result]:
+    """Those of a region's node, as its node.toml has it: its directory, its ports, and the other nodes."""
+    from cluster.hosting.process.region_server import DATA_FILE
+
+    data = Path(config.node.data_dir)
+    listen = config.listen
+    network: list[Callable[[], Result]] = [
+        partial(check_port, listen.host, port, f"correct [listen] in {config.file}")
+        for port in (listen.grpc, listen.peers, listen.metrics)
+        if port is not None
+    ]
+    others = [(one.name, one.host, one.port) for one in config.members if one.name != config.node.name]
+    for name, host, port in others or [("a node to join", *seed) for seed in config.seeds]:
+        network.append(partial(check_peer, name, host, port))
+    # The start makes the directory, if it is not there.
+    directory = next(one for one in (data, *data.parents) if one.is_dir())
+    return _examine(directory, data / DATA_FILE, network)
+
+
+def _examine(directory: Path, database: Path | None, network: list[Callable[[], Result]]) -> list[Result]:
     checks: list[Callable[[], Result]] = [
         check_python,
         check_uvloop,
         lambda: check_fsync(directory),
         lambda: check_space(directory),
         check_files,
-        lambda: check_port(ip, port),
+        *network,
         lambda: check_clock(database),
     ]
     if database is not None:

@@ -33,9 +33,15 @@ class Failure(click.ClickException):
         super().__init__(what)
         self.do = do
         self.exit_code = int(code)  # type: ignore[misc]  # click declares it for the class, reads it here
+        ctx = click.get_current_context(silent=True)
+        self.as_json = bool(ctx is not None and ctx.params.get("as_json"))
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature
-        """Say it on stderr."""
+        """Say it on stderr; with --json as `{"error", "do", "exit_code"}`."""
+        if self.as_json:
+            said = {"error": self.message, "do": self.do, "exit_code": self.exit_code}
+            click.echo(json.dumps(said, ensure_ascii=False), err=True)
+            return
         click.echo(f"holdfast: {self.message}", err=True)
         if self.do:
             click.echo(f"  do: {self.do}", err=True)

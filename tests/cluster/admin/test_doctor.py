@@ -48,6 +48,46 @@ def test_a_file_that_is_not_ours_fails(holdfast: Run, tmp_path: Path) -> None:
     assert database.read_text() == "Dear Sir or Madam"
 
 
+def test_a_node_is_examined_where_its_configuration_says(holdfast: Run, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        grpc, peers, there, absent = free_port(), free_port(), other.getsockname()[1], free_port()
+        node = tmp_path / "node.toml"
+        node.write_text(
+            f"""
+            [node]
+            name = "a/1"
+            data_dir = "data/a1"
+            [region]
+            name = "a"
+            nodes = ["a/1=127.0.0.1:{peers}", "a/2=127.0.0.1:{there}", "a/3=127.0.0.1:{absent}"]
+            [listen]
+            grpc = {grpc}
+            peers = {peers}
+            """
+        )
+        result = holdfast("doctor", "--config", str(node), "--json")
+    assert result.exit_code == 0, result.output
+    checks = json.loads(result.stdout)["checks"]
+    said = [(one["verdict"], one["found"]) for one in checks if one["check"] in ("port", "peer")]
+    assert said[:3] == [
+        ("ok", f"127.0.0.1:{grpc} is free"),
+        ("ok", f"127.0.0.1:{peers} is free"),
+        ("ok", f"a/2 answers at 127.0.0.1:{there}"),
+    ]
+    assert said[3][0] == "warn"
+    assert f"a/3 does not answer at 127.0.0.1:{absent}" in said[3][1]
+    assert any(str(tmp_path / "data" / "a1") in one["found"] for one in checks if one["check"] == "database")
+    assert not (tmp_path / "data").exists(), "it leaves nothing behind"
+
+
+def test_a_node_of_a_configuration_has_no_other_ports(holdfast: Run, tmp_path: Path) -> None:
+    result = holdfast("doctor", "--config", str(tmp_path / "node.toml"), "--port", "7233")
+    assert result.exit_code == 2
+    assert "name it alone" in result.stderr
+
+
 def test_a_port_in_use_is_a_warning() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
