@@ -133,6 +133,7 @@ class Operator:
         try:
             node = self._node()
             self._note(f"remove {node.name}")
+            self._world.leaving[node.name] = node  # that may happen whatever the operator hears
             if await self.ask("remove", node=node.name) is not None:
                 await self._when_empty(node)
         finally:
@@ -150,6 +151,7 @@ class Operator:
             until = self._world.loop.time() + PATIENCE_S
             while not new.serves and self._world.loop.time() < until:  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(LOOK_S)
+            self._world.leaving[old.name] = old
             if new.serves and await self.ask("replace", node=old.name, to=new.name) is not None:
                 await self._when_empty(old)
         finally:
@@ -158,7 +160,6 @@ class Operator:
     async def _when_empty(self, node: Node) -> None:
         """Switch it off when the region has let it go; `World.leave` does so if we do not come to it."""
         world = self._world
-        world.leaving[node.name] = node
         while not world.is_removed(node):  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(LOOK_S)
         world.leave()

@@ -260,7 +260,9 @@ class Administration:
         """Another node takes over what a node holds; that goes for ever."""
 
         def plan(table: Table) -> Plan | Refusal:
-            old = self._find(table, request.node, gone=not request.to)
+            old = self._find(table, request.node, gone=True)
+            if table.nodes[old].state is NodeState.REMOVED:
+                return Plan([], [], f"{table.nodes[old].name} is removed")
             if not request.to:
                 return self._plan_lost(table, old)
             new = self._find(table, request.to)
@@ -271,8 +273,6 @@ class Administration:
     def _plan_lost(self, table: Table, node_id: int) -> Plan | Refusal:
         """A node's data is gone, and its machine comes again without: it goes, and its name is free."""
         node = table.nodes[node_id]
-        if node.state is NodeState.REMOVED:
-            return Plan([], [], f"{node.name} is removed")
         if node_id not in self._down():
             return Refusal(
                 f"{node.name} is up",

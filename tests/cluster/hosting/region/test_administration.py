@@ -289,6 +289,8 @@ def test_a_dead_node_is_replaced(play: Play) -> None:
         await world.do("a/2", "replace", node="a/1", to="a/4")
         await world.until(world.is_well)
         assert (await world.nodes())["a/4"]["replicas"] == SHARDS
+        again = await world.do("a/2", "replace", node="a/1", to="a/4")
+        assert again["changed"] is False, "the first answer may have been lost"
 
     play(scene)
 
