@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cluster.admin.connection import Connection, connection_options, run
-from cluster.admin.output import Failure, Group, json_option, moment, print_json, print_table
+from cluster.admin.output import Exit, Failure, Group, json_option, leave, moment, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
 
 SEEDS_MAX = 5  # addresses in a new node's file; one that answers is enough
@@ -27,12 +27,13 @@ def node() -> None:
 
 def show_nodes(connection: Connection, as_json: bool, every: bool) -> None:
     """Print the nodes."""
-    answer = run(Region(connection).nodes(every=every))
+    answer = run(Region(connection).seen("nodes", all=every))
     for one in answer["nodes"]:
         one["joined"] = moment(one.pop("joined_ns"))
+    code = Exit.FAILED if "seen_by" in answer else Exit.DONE
     if as_json:
         print_json(answer)
-        return
+        leave(code)
     rows = []
     for one in answer["nodes"]:
         state = one["state"] if one["up"] or one["state"] == "removed" else f"{one['state']}, down"
@@ -54,6 +55,7 @@ def show_nodes(connection: Connection, as_json: bool, every: bool) -> None:
             ]
         )
     print_table(["node", "state", "leads", "replicas", "load", "machine", "grpc", "peers", "version"], rows)
+    leave(code)
 
 
 @node.command("list")

@@ -80,6 +80,29 @@ class Region:
         """The nodes: `{"nodes": [...], "complete": bool}`."""
         return await self.do("nodes", all=every)
 
+    async def seen(self, verb: str, **fields: Any) -> Answer:
+        """As `do`, for a question; if nobody leads the region, what the node that is asked sees by itself.
+
+        That has `seen_by`, the node's name, and is told on stderr.
+        """
+        try:
+            return await self.do(verb, **fields)
+        except NotThere:
+            raise
+        except Failure as failure:
+            if failure.exit_code != Exit.FAILED:
+                raise
+            try:
+                answer = await self.do(verb, here=True, **fields)
+            except Failure:
+                raise failure from None
+            click.echo(f"holdfast: {failure.message}", err=True)
+            click.echo(f"  do: {failure.do}", err=True)
+            click.echo(
+                f"this is what {answer['seen_by']} sees by itself; the rest may have changed", err=True
+            )
+            return answer
+
     async def node(self, name: str) -> Answer:
         """One node, by its name or id, removed ones too. Failure if there is none."""
         found = [

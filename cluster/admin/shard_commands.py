@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster.admin.connection import Connection, connection_options, run
-from cluster.admin.output import Failure, Group, json_option, print_json, print_table
+from cluster.admin.output import Exit, Failure, Group, json_option, leave, print_json, print_table
 from cluster.admin.region import Answer, Region, describe_moves, wait_options
 from history_store.engine.keys import SLOTS
 
@@ -32,10 +32,10 @@ def list_command(connection: Connection, as_json: bool) -> None:
     Example:
       holdfast shard list --json
     """
-    answer = run(Region(connection).do("shards"))
+    answer = run(Region(connection).seen("shards"))
     if as_json:
         print_json(answer)
-        return
+        leave(Exit.FAILED if "seen_by" in answer else Exit.DONE)
     rows = []
     for one in answer["shards"]:
         wanted = set(one["wanted"])
@@ -52,11 +52,14 @@ def list_command(connection: Connection, as_json: bool) -> None:
                 + [f"off {going}"] * bool(going)
                 + [one["waits"]] * bool(one["waits"])
             )
+        elif one.get("down"):  # a node of an older release does not say
+            state = f"down: {', '.join(one['down'])}"
         elif one["behind"]:
             state = f"behind: {', '.join(one['behind'])}"
         number = str(one["id"]) if one["id"] else "0 (meta)"
         rows.append([number, str(one["slot_count"]), one["leader"] or "", ", ".join(one["voters"]), state])
     print_table(["shard", "slots", "leader", "replicas", "state"], rows)
+    leave(Exit.FAILED if "seen_by" in answer else Exit.DONE)
 
 
 @shard.command()

@@ -21,15 +21,17 @@ import msgspec
 import structlog
 
 from cluster.hosting.groups.group import LostLeadership, NotLeading
+from cluster.hosting.region import views
 from cluster.hosting.region.health import Known, Problem, Watch, find, named
 from cluster.membership import (
     FORMAT,
     META_GROUP,
+    GroupReport,
+    NodeHealth,
     NodeRecord,
     NodeState,
     Plan,
     Refusal,
-    ShardState,
     Table,
     plan_abandon,
     plan_announce,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from cluster.hosting.node import Node
     from cluster.hosting.region.steward import Steward
     from cluster.hosting.replicas.replicas import Replicas
-    from cluster.membership import GroupReport, NodeHealth
 
 log = structlog.get_logger("administration")
 
@@ -356,93 +357,43 @@ class Administration:
         return before | reports
 
     async def nodes(self, request: Request) -> Answer:
-        """The nodes and how they are; `all`: removed ones, too."""
-        found, reports = await self._told()
-        shown = []
-        for node in sorted(self._table.nodes.values(), key=lambda node: node.id):
-            if node.state is NodeState.REMOVED and not request.all:
-                continue
-            one = found.get(node.id)
-            up = one is not None and one.up
-            held = [
-                group
-                for group, report in reports.items()
-                if group != META_GROUP
-                and node.id in (*report.conf.voters, *report.conf.outgoing, *report.conf.learners)
-            ]
-            shown.append(
-                {
-                    "id": node.id,
-                    "name": node.name,
-                    "state": node.state.name.lower(),
-                    "up": up,
-                    "machine": node.machine,
-                    "peers": node.peers_address,
-                    "grpc": node.grpc_address,
-                    "metrics": node.metrics_address,
-                    "version": node.version,
-                    "leads": sum(report.leader == node.id for report in reports.values()),
-                    "replicas": len(held),
-                    "wanted": len([g for g in self._table.groups_of(node.id) if g != META_GROUP]),
-                    "load": one.load if one is not None and up else None,
-                    "slow": one.slow if one is not None else False,
-                    "joined_ns": node.joined_ns,
-                }
-            )
-        return {"nodes": shown, "complete": all(group in reports for group in self._served())}
+        """The nodes and how they are; `all`: removed ones, too. `here`: as far as this node can tell."""
+        health, reports = self._seen() if request.here else await self._told()
+        shown = views.nodes(self._table, health, reports, removed=request.all)
+        return shown | self._seen_by(request)
 
-    def _served(self) -> list[int]:
-        """The groups that are to have a leader: not the coming halves of splits."""
-        shards = self._table.shards
-        coming = {one.id for one in shards.values() if one.state is ShardState.PREPARING}
-        return [group for group in self._table.groups() if group not in coming]
+    async def shards(self, request: Request) -> Answer:
+        """The shards and their replicas; the meta group is number 0. `here`: as far as this node can tell."""
+        health, reports = self._seen() if request.here else await self._told()
+        waits = {} if request.here else {**self._steward.waits, **self.splits}
+        return views.shards(self._table, health, reports, waits) | self._seen_by(request)
 
-    async def shards(self, request: Request) -> Answer:  # noqa: ARG002 - as all verbs
-        """The shards and their replicas; the meta group is number 0."""
-        _, reports = await self._told()
-        table = self._table
-        waits = {**self._steward.waits, **self.splits}
-        shown = []
-        for group in table.groups():
-            report, shard, wanted = reports.get(group), table.shards.get(group), table.replicas_of(group)
-            voters = report.conf.voters if report is not None else ()
-            settled = (
-                report is not None
-                and set(voters) == set(wanted)
-                and not report.conf.outgoing
-                and set(report.conf.learners) <= set(table.learners_of(group))
-            )
-            ranges = shard.ranges if shard is not None else ()
-            shown.append(
-                {
-                    "id": group,
-                    "state": shard.state.name.lower()
-                    if shard is not None
-                    else ShardState.SERVING.name.lower(),
-                    "slots": [list(one) for one in ranges],
-                    "slot_count": sum(last - first + 1 for first, last in ranges),
-                    "leader": self._name(report.leader) if report is not None else None,
-                    "wanted": [self._name(i) for i in wanted],
-                    "voters": [self._name(i) for i in voters],
-                    "learners": [self._name(i) for i in report.conf.learners] if report is not None else [],
-                    "behind": [self._name(i) for i in sorted(report.behind)] if report is not None else [],
-                    "settled": settled,
-                    "waits": waits.get(group, ""),
-                }
-            )
-        return {"shards": shown}
+    def _seen(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
+        """What this node knows without the others: whom it reaches, and of its own replicas who leads."""
+        node = self._node
+        up = {node.node_id, *node.peers()}
+        groups = node.committer.groups.items()
+        return {node_id: NodeHealth() for node_id in up}, {
+            number: GroupReport(group.raft.leader, group.raft.conf)
+            for number, group in groups
+            if group.raft.leader in up
+        }
+
+    def _seen_by(self, request: Request) -> Answer:
+        """Who answers, if it speaks for itself alone: its table may be an old one."""
+        return {"seen_by": self._name(self._node.node_id) or "this node"} if request.here else {}
 
     async def health(self, request: Request) -> Answer:
         """What is wrong. `here`: as far as this node can tell by itself."""
         if request.here:
-            return told_problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
+            return views.problems(self._own_watch.look(self._alone(), self._node.clock.now_ns()))
         await self._told()
         versions: dict[str, list[str]] = {}
         for node in self._table.present():
             versions.setdefault(node.version, []).append(node.name)
         region = self._table.region
         runs = {"versions": versions, "formats": region.formats if region is not None else 0}
-        return told_problems(self._look()) | runs
+        return views.problems(self._look()) | runs
 
     async def locate(self, request: Request) -> Answer:
         """Which shard has a workflow id, and who leads it. `here`: as this node sees it, of its own replica.
@@ -479,7 +430,7 @@ class Administration:
             self._table,
             found,
             reports,
-            [group for group in self._served() if group not in reports],
+            [group for group in views.served(self._table) if group not in reports],
             self._steward.waits,
             {node_id: status.refusal for node_id, status in statuses.items() if status.refusal},
             {
@@ -586,14 +537,6 @@ def _its_record(request: Request) -> NodeRecord:
     if record is None or record.format != FORMAT or not record.disk or not record.name:
         raise invalid("a node that speaks of itself says its name, its addresses and what its data is called")
     return record
-
-
-def told_problems(problems: list[Problem]) -> Answer:
-    """The answer to `health`."""
-    shown = [
-        {"what": one.what, "where": one.where, "since_ns": one.since_ns, "do": one.do} for one in problems
-    ]
-    return {"ok": not shown, "problems": shown}
 
 
 VERBS: dict[str, Verb] = {

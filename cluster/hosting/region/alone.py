@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cluster.hosting.region.administration import METHOD, VERBS, Answer, read, told_problems
+from cluster.hosting.region import views
+from cluster.hosting.region.administration import METHOD, VERBS, Answer, read
 from cluster.hosting.region.health import Problem, Watch
 from history_store.engine.errors import Code, ServiceError, failed_precondition
 
@@ -58,7 +59,7 @@ class Alone:
         if refusal is not None:
             what = f"it takes no writes: {refusal.message}"
             found.append(Problem("refuses", what, NAME, "make room on its disk, or mend it"))
-        return told_problems(self._watch.look(found, self._node.clock.now_ns()))
+        return views.problems(self._watch.look(found, self._node.clock.now_ns()))
 
     def _nodes(self) -> Answer:
         groups = self._node.committer.groups
@@ -82,7 +83,7 @@ class Alone:
                 "id": group, "state": "serving", "slots": ranges,
                 "slot_count": sum(last - first + 1 for first, last in ranges),
                 "leader": NAME, "wanted": [NAME], "voters": [NAME], "learners": [], "behind": [],
-                "settled": True, "waits": "",
+                "down": [], "settled": True, "waits": "",
             }
             for group, ranges in slots.items()
         ]  # fmt: skip

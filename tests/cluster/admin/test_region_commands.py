@@ -120,6 +120,32 @@ class TestHealth:
         assert "no steward" in result.stdout
 
 
+class TestSeen:
+    """Nobody leads the region: what there is to see is shown, and that it may be old is said."""
+
+    @pytest.fixture(autouse=True)
+    def leaderless(self, script: Script) -> None:
+        shown = {"nodes": [a_node(1), a_node(2, up=False)], "shards": [a_shard(1, leader=None, down=["a/2"])]}
+
+        def answer(body: bytes) -> Any:
+            request = json.loads(body)
+            if not request.get("here"):
+                raise LookupError("no leader")
+            return Raw(json.dumps({request["do"]: shown[request["do"]], "seen_by": "a/1"}).encode())
+
+        script.server.answers["Do"] = answer
+
+    @pytest.mark.parametrize("arguments", [("cluster", "nodes"), ("node", "list"), ("shard", "list")])
+    def test_for_people_and_for_programs(self, holdfast: Run, arguments: tuple[str, ...]) -> None:
+        result = holdfast(*arguments)
+        assert result.exit_code == 1
+        assert "a/1" in result.stdout
+        assert "this is what a/1 sees by itself" in result.stderr
+        result = holdfast(*arguments, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["seen_by"] == "a/1"
+
+
 class TestNodes:
     def test_the_list(self, holdfast: Run, script: Script) -> None:
         moving = a_node(2, up=False, load=None, replicas=5)
@@ -268,11 +294,13 @@ class TestShards:
         moving = a_shard(
             1, wanted=["a/1", "a/2", "a/4"], settled=False, waits="4 groups are changing already"
         )
-        script.answers["shards"] = [{"shards": [a_shard(0), moving, a_shard(2, leader=None)]}]
+        half = a_shard(3, down=["a/2"])
+        script.answers["shards"] = [{"shards": [a_shard(0), moving, a_shard(2, leader=None), half]}]
         lines = holdfast("shard", "list").stdout.splitlines()
         assert lines[1].split()[:2] == ["0", "(meta)"]
         assert "to a/4; off a/3; 4 groups are changing already" in lines[2]
         assert "no leader" in lines[3]
+        assert "down: a/2" in lines[4]
 
     def test_a_move_is_waited_for(self, holdfast: Run, script: Script) -> None:
         script.answers["move"] = [

@@ -519,6 +519,12 @@ def test_without_a_majority_a_node_says_what_it_sees(play: Play) -> None:
         assert (await world.told("a/3", "health")).code != Code.OK
         whats = [one["what"] for one in (await world.do("a/3", "health", here=True))["problems"]]
         assert any("the meta group has no leader" in what and "a/1, a/2" in what for what in whats)
+        seen = await world.do("a/3", "nodes", here=True)
+        assert [one["up"] for one in seen["nodes"]] == [False, False, True]
+        assert (seen["seen_by"], seen["complete"]) == ("a/3", False)
+        shards = (await world.do("a/3", "shards", here=True))["shards"]
+        assert [one["id"] for one in shards] == list(range(SHARDS + 1))
+        assert {(one["leader"], *sorted(one["down"])) for one in shards} == {(None, "a/1", "a/2")}
 
     play(scene)
 
@@ -530,6 +536,7 @@ def test_the_shards_are_shown_with_their_members(play: Play) -> None:
         for one in shards:
             assert one["settled"]
             assert one["voters"] == ["a/1", "a/2", "a/3"]
+            assert one["down"] == []
             assert one["leader"] in one["voters"]
         assert sum(one["slot_count"] for one in shards) == 16384
         assert shards[META_GROUP]["slot_count"] == 0
