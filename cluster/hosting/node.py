@@ -283,8 +283,8 @@ class Node:
             if here is not None and here.damage and not here.has_others:
                 raise data_loss(here)
             raise NotLeading(self.leader_of(number), number)
-        given = shard.group.given
-        if given is not None and slot in given:
+        given, leaving = shard.group.given, shard.group.leaving
+        if (given is not None and slot in given) or (leaving is not None and slot in leaving):
             raise NotLeading(0, number)  # the shard was split, which our table does not show yet
         if self.entered is not None and not shard.group.raft.is_alone:
             self.entered.shards.append(shard)

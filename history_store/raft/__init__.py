@@ -16,7 +16,7 @@ under this contract. (`node` is a RawNode; "durable" means that `Storage.write` 
     it").
  5. Committed entries (`Ready.committed_entries`, `advance`, `take_committed`) come in order, each once.
     They are durable here before they are handed out, so rows never get ahead of the log. Nobody outside
-    hears of an entry before.
+    hears of an entry before `committed` covers it; a leader may tell of what it proposed in its term then.
  6. A batch of committed entries ends with a membership change if it has one; `node.conf_bytes` is then the
     membership as of the batch's end. Store it with `applied`. After a restart, entries behind `applied` are
     handed out again.

@@ -146,7 +146,7 @@ class Committer:
             self._schedule()
 
     def _pump(self) -> None:
-        """While a round is being written: appends leave for other replicas, and what they have is applied.
+        """While a round is being written: appends leave for other replicas, and what they have is told of.
 
         So a follower's sync overlaps ours, and an entry that a quorum of others has does not wait for ours.
         """
@@ -159,7 +159,7 @@ class Committer:
             committed = group.raft.take_committed()
             if committed:
                 group.apply(committed)
-                group.tell()
+            group.tell()
 
     def _take_readies(self, batch: Round, readies: list[tuple[Group, Ready]]) -> None:
         """A Ready of each dirty group: what must be durable goes in the round, the rest is done here."""
@@ -235,7 +235,11 @@ class Committer:
     @property
     def visibility_pending(self) -> bool:
         """Whether a List would miss something that is committed."""
-        return self.folder.projecting or any(group.rows.visibility_pending for group in self.groups.values())
+        if self.folder.projecting:
+            return True
+        return any(
+            group.rows.visibility_pending or group.applied < group.committed for group in self.groups.values()
+        )
 
     def longest_round_s(self) -> float:
         """The longest round since this was last asked, one that is still being written included."""
@@ -290,6 +294,8 @@ class Committer:
             waits = Indefinite(f"the write waits for the disk and may still happen: {error}")
             for group in self.groups.values():
                 group.fail_waiters(waits)
+            if self.folder.waits:
+                self.loop.call_soon(self.folder.begin)
         return self.refusal
 
     def succeeded(self, lane: object) -> None:

@@ -27,6 +27,7 @@ FLUSH_BYTES_MAX = 2 << 20  # of one group
 FULL_RETRY_S = 0.25
 
 Done = Callable[[], None]
+Late = dict[Group, int]  # what is committed, but not applied yet, since our disk does not have it
 
 
 class Folder:
@@ -41,7 +42,7 @@ class Folder:
         self._wanted = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[Waiter] = []
+        self._waiters: list[tuple[Waiter, Late]] = []
         self._stores: list[tuple[Callable[[Round], None], Done]] = []
 
     def start(self) -> None:
@@ -84,10 +85,12 @@ class Folder:
 
     def flush(self, waiter: Waiter) -> None:
         """Store the rows of everything committed so far, then call back."""
-        if not self.busy and not any(g.rows.pending_entries for g in self._committer.groups.values()):
+        groups = self._committer.groups.values()
+        late = {group: group.committed for group in groups if group.applied < group.committed}
+        if not self.busy and not late and not any(group.rows.pending_entries for group in groups):
             waiter(None)
             return
-        self._waiters.append(waiter)
+        self._waiters.append((waiter, late))
         self._schedule()
 
     def store(self, fill: Callable[[Round], None], done: Done) -> None:
@@ -125,8 +128,7 @@ class Folder:
             fill(batch)
             done.append(after)
         if not (batch.rows or batch.visibility or batch.applied or done):
-            for waiter in told:
-                notify(waiter, None)
+            self._tell(told)
             self.plan(committer.groups.values())
             return
         self.busy = True
@@ -150,17 +152,32 @@ class Folder:
                 batch.compact.append((group.id, *keep))
             done.append(partial(_flush_stored, group, rows, stored, keep))
 
-    def _give(self, batch: Round, done: list[Done], told: list[Waiter]) -> None:
+    def _tell(self, told: list[tuple[Waiter, Late]]) -> None:
+        """A batch is written. Who waits for what is late waits on: for a round, then for another batch."""
+        groups, refusal = self._committer.groups, self._committer.refusal
+        for waiter, late in told:
+            unmet = {
+                group: index
+                for group, index in late.items()
+                if group.stored.index < index and groups.get(group.id) is group
+            }
+            if unmet and refusal is None:
+                self._waiters.append((waiter, unmet))
+            else:
+                notify(waiter, refusal if unmet else None)
+
+    def _give(self, batch: Round, done: list[Done], told: list[tuple[Waiter, Late]]) -> None:
         self._lane.put(batch, partial(self._folded, batch, done, told))
 
     def _folded(
-        self, batch: Round, done: list[Done], told: list[Waiter], error: BaseException | None
+        self, batch: Round, done: list[Done], told: list[tuple[Waiter, Late]], error: BaseException | None
     ) -> None:
         committer = self._committer
         if error is not None:
-            refusal = committer.failed(self, error, told)
+            waiters = [waiter for waiter, _ in told]
+            refusal = committer.failed(self, error, waiters)
             if refusal is not None:
-                for waiter in told:
+                for waiter in waiters:
                     notify(waiter, refusal)
                 committer.loop.call_later(FULL_RETRY_S, self._retry, batch, done)
             return
@@ -168,8 +185,7 @@ class Folder:
         self.busy = self.projecting = False
         for after in done:
             after()
-        for waiter in told:
-            notify(waiter, None)
+        self._tell(told)
         self.plan(committer.groups.values())
         if self.waits:
             self._schedule()
@@ -182,7 +198,7 @@ class Folder:
     def give_up(self) -> list[Waiter]:
         """The disk is broken: those who still wait for it."""
         told, self._waiters = self._waiters, []
-        return told
+        return [waiter for waiter, _ in told]
 
 
 def _flush_stored(group: Group, rows: RowList, stored: Stored, keep: tuple[int, int] | None) -> None:

@@ -169,6 +169,7 @@ class Group:
         self.hold_from = 0  # the log keeps this entry and what is behind it; 0 = whatever it needs
         self.given: Slots | None = None  # that another shard has by now: nothing of them is to be found here
         self.frozen = False  # the last entry splits the shard: nothing comes behind it before it is applied
+        self.leaving: Slots | None = None  # what that entry gives up, and others may have before we apply it
         self._send = send
         self._leads_from = 0  # index of the first entry of our term; 0 = we are not elected
         self._leads_term = 0
@@ -179,9 +180,10 @@ class Group:
         self._current: list[tuple[int, Waiter]] = []  # confirmed, and the index not yet applied here
         self._read_number = 0
         self.proposed = 0
-        self.committed = 0
+        self.committed = 0  # as far as waiters were told; the leader of a shard tells before it applies
+        self.applied = 0
         if found is not None:
-            self.proposed = self.committed = found.applied
+            self.proposed = self.committed = self.applied = found.applied
         self.rows.follow()
         if committer.splits is not None:
             committer.splits.opening(self)
@@ -228,14 +230,19 @@ class Group:
         self.committer.mark(self)
         return index
 
-    def propose_split(self, data: bytes, rows: RowList) -> None:
-        """As `propose`; nothing more is taken until it is applied, or another leads."""
+    def propose_split(self, data: bytes, rows: RowList, leaving: Slots | None) -> None:
+        """As `propose`; nothing more is taken until it is applied, or another leads.
+
+        Nor is anything asked here of the slots that leave: with a slow disk others may have applied it
+        before, and serve them.
+        """
         self.propose(data, rows, [])
         self.frozen = True
+        self.leaving = leaving
 
     def lead_anew(self) -> None:
         """Part of what the leader remembers is of rows that are gone: as if another had led meanwhile."""
-        self.frozen = False
+        self.frozen, self.leaving = False, None
         if self.leading:
             self.on_lose()
             self.on_lead()
@@ -351,7 +358,7 @@ class Group:
     def note_image(self, stored: Stored) -> None:
         """An image is in place, durable: all rows are others than before."""
         self.note_stored(stored)
-        self.committed = self.proposed = stored.index
+        self.committed = self.applied = self.proposed = stored.index
         self.on_image()
 
     def note_state(self, ready: Ready) -> None:
@@ -395,7 +402,9 @@ class Group:
                 rows.receive(entry)
             else:
                 rows.commit(entry.index, entry.term, [], [], 0)
-            self.committed = entry.index
+            self.applied = entry.index
+            if entry.index > self.committed:
+                self.committed = entry.index
             if splits is not None and entry.kind == DATA and image.is_split(entry.data):
                 for found in split.splits_in(image.decode(entry.data).rows):
                     splits.applied(self, found)
@@ -404,13 +413,22 @@ class Group:
                     self.on_rows(known[0], True)
                 else:
                     self.on_rows(image.decode(entry.data).rows, False)
-        if self._leads_from and not self.leading and self.committed >= self._leads_from:
+        if self._leads_from and not self.leading and self.applied >= self._leads_from:
             self.note_loss()  # the entry that begins our term may be committed by who leads after us
             if self._leads_from:
                 self._lead()
 
     def tell(self) -> None:
-        """Call the waiters whose entries are committed."""
+        """Call the waiters whose entries are committed.
+
+        The leader of a shard has what it proposed before its eyes, so it need not apply it first, which
+        would wait for its own disk (Raft thesis, 10.2.1: a quorum of others may have it before).
+        """
+        raft = self.raft
+        if raft.committed > self.committed and self._sees_what_is_committed():
+            if raft.committed > raft.stable:
+                reached("commit before our own disk")
+            self.committed = raft.committed
         waiters, committed = self._waiters, self.committed
         while waiters and waiters[0][0] <= committed:
             notify(waiters.popleft()[1], None)
@@ -419,6 +437,11 @@ class Group:
             self._current = [item for item in self._current if item[0] > committed]
             for waiter in ready:
                 notify(waiter, None)
+
+    def _sees_what_is_committed(self) -> bool:
+        """Whether all that is committed behind `applied` was proposed here, as transactions of a shard."""
+        raft = self.raft
+        return self.leading and self.on_rows is None and raft.is_leader and raft.term == self._leads_term
 
     def fail_waiters(self, error: ServiceError) -> None:
         """The round cannot be written now: whoever is not patient hears that it may or may not happen."""
@@ -486,7 +509,7 @@ class Group:
     def _lose(self) -> None:
         self._leads_from = 0
         led, self.leading = self.leading, False
-        self.frozen = False
+        self.frozen, self.leaving = False, None
         waiters, self._waiters = self._waiters, deque()
         reads, self._reads = self._reads, {}
         self._written.clear()

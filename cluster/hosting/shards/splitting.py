@@ -218,7 +218,8 @@ class Splitting:
     def _propose(self, group: Group, said: Split) -> bool:
         rows: RowList = [(split.key_of(said.child), split.encode(said))]
         try:
-            group.propose_split(image.encode_split(rows), rows)
+            leaving = Slots(said.ranges) if said.ranges else None
+            group.propose_split(image.encode_split(rows), rows, leaving)
         except (RaftError, ServiceError) as error:
             log.info("a shard cannot be split now", group=group.id, child=said.child, why=str(error))
             return False
