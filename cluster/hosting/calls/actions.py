@@ -189,12 +189,8 @@ class Actions:
     # ---- signals and cancel requests
 
     def _signal(self, shard: ShardHost, key: bytes, action: Action) -> None:
-        source = shard.find(action.namespace_id, action.workflow_id, action.run_id)
+        source = self._asking(shard, key, action, SIGNAL_NOT_FOUND)
         if source is None:
-            self._finish(shard, key)
-            return
-        if _means_itself(action):
-            self._external_done(shard, key, action, SIGNAL_NOT_FOUND)
             return
         initiated = shard.load_event(source, action.batch_id, action.event_id)
         asked = initiated.signal_external_workflow_execution_initiated_event_attributes
@@ -211,12 +207,8 @@ class Actions:
         self._ask_external(shard, key, action, deed)
 
     def _cancel(self, shard: ShardHost, key: bytes, action: Action) -> None:
-        source = shard.find(action.namespace_id, action.workflow_id, action.run_id)
+        source = self._asking(shard, key, action, CANCEL_NOT_FOUND)
         if source is None:
-            self._finish(shard, key)
-            return
-        if _means_itself(action):
-            self._external_done(shard, key, action, CANCEL_NOT_FOUND)
             return
         initiated = shard.load_event(source, action.batch_id, action.event_id)
         asked = initiated.request_cancel_external_workflow_execution_initiated_event_attributes
@@ -230,6 +222,17 @@ class Actions:
             action.event_id,
         )
         self._ask_external(shard, key, action, deed)
+
+    def _asking(self, shard: ShardHost, key: bytes, action: Action, not_found: int) -> Run | None:
+        """The run that asks another; None: it is gone, or means itself, and this is seen to."""
+        source = shard.find(action.namespace_id, action.workflow_id, action.run_id)
+        if source is None:
+            self._finish(shard, key)
+        elif _means_itself(action):
+            self._external_done(shard, key, action, not_found)
+        else:
+            return source
+        return None
 
     def _ask_external(self, shard: ShardHost, key: bytes, action: Action, deed: Deed) -> None:
         def record(tx: Transaction, outcome: Done | Refused) -> None:

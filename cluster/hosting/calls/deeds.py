@@ -28,6 +28,8 @@ from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
 from temporalio.api.sdk.v1.user_metadata_pb2 import UserMetadata
 
 from cluster.frontend.plain import PlainCall
+from cluster.hosting.calls.attempt import Attempt
+from cluster.hosting.calls.remote import RemoteConnection
 from cluster.hosting.groups.group import NotLeading, nobody
 from cluster.hosting.shards.meta import not_found
 from history_store.engine import children, close, inputs, start
@@ -37,7 +39,6 @@ from history_store.engine.start import Started
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Connection, Handler
-    from cluster.hosting.calls.attempt import Attempt
     from cluster.hosting.groups.group import Waiter
     from cluster.hosting.node import Node
     from cluster.hosting.shards.host import ShardHost
@@ -365,8 +366,6 @@ class Deeds:
             if not source.retired:
                 then(again(answer) if isinstance(answer, ServiceError) else decode_outcome(answer))
 
-        from cluster.hosting.calls.attempt import Attempt  # it needs the node's module, which needs this one
-
         call = InternalCall(METHOD, encode(deed), now + ASK_S, answered)
         timer = self.loop.call_later(ASK_S, call.expire)
         Attempt(forward, call, handle, now + ASK_S if patient else now).run()
@@ -383,8 +382,6 @@ class Deeds:
 
     def serve(self, call: Call) -> None:
         """Another node asks."""
-        from cluster.hosting.calls.remote import RemoteConnection  # as above
-
         if not isinstance(call.connection, RemoteConnection):
             raise ServiceError(Code.UNIMPLEMENTED, f"unknown method {METHOD}")
         self._answer(call, decode(call.request))
