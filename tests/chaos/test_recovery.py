@@ -14,6 +14,10 @@ import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from chaos.sim.world import Node, World
+from cluster.hosting.region.administration import METHOD, ask
+from history_store.engine import keys
+from history_store.engine.errors import Code, ServiceError
+from history_store.shard import image
 from tests.chaos.recovery import CALL_S, START, Fault, felt
 
 GOAL_S = 2.0
@@ -80,6 +84,68 @@ async def started_and_flushed(world: World, victim: Node) -> None:
 def test_a_leader_with_a_slow_disk_stores_what_it_answered_before_it_is_listed() -> None:
     found = felt(1, started_and_flushed, victim=leader, lasts_s=0.1)
     assert not found.errors
+
+
+async def told_where_it_is_applied(world: World, victim: Node) -> None:
+    """Who asks the leader of the region's table for what is committed is told when the table shows it."""
+    await slow_disk(world, victim)
+    group = victim.member.node.meta.group
+    channel = world.connect(random.Random(1), "operator", to=victim)
+    other = one_other(world, victim)
+    asking = asyncio.ensure_future(channel.call(METHOD, ask("drain", node=other), CALL_S))
+    until = world.loop.time() + 3.0
+    while not group.raft.committed > group.applied:
+        assert world.loop.time() < until
+        await asyncio.sleep(0.001)
+    assert group.leading
+    committed = group.raft.committed
+    heard: list[tuple[object, int]] = []
+    victim.call(group.when_current, lambda error: heard.append((error, group.applied)))
+    while not heard:
+        await asyncio.sleep(0.001)
+    ((error, applied),) = heard
+    assert error is not None or applied >= committed
+    await asking
+
+
+def test_the_table_is_current_where_it_is_led() -> None:
+    def steward(world: World) -> Node:
+        found = world.leader(0)
+        assert found is not None
+        return found
+
+    assert not felt(1, told_where_it_is_applied, victim=steward, lasts_s=0.1).errors
+
+
+async def written_ahead(world: World, victim: Node) -> None:
+    """A quick quorum does not let a leader take more than it can hold."""
+    victim.disk.sync_s = (0.24, 0.24)  # too little for leaders to be moved
+    group = next(one for one in victim.member.node.committer.groups.values() if one.leading and one.id)
+    group._written_bytes_max = 100_000
+    refusals: list[ServiceError] = []
+
+    def write(number: int) -> None:
+        row = (keys.history(keys.slot_bytes(0), bytes(16), 0, number), bytes(2_000))
+        group.propose(image.encode([row], []), [row], [])
+
+    for number in range(1, 201):
+        try:
+            victim.call(write, number)
+        except ServiceError as error:
+            refusals.append(error)
+        await asyncio.sleep(0.001)
+    assert 100 < len(refusals) < 160
+    assert {error.code for error in refusals} == {Code.RESOURCE_EXHAUSTED}
+    assert "bytes are not applied yet" in refusals[0].message
+    assert group.raft.committed > group.applied, "the others have it"
+    taken = group.proposed
+    while group.applied < taken:
+        await asyncio.sleep(0.01)
+    victim.call(write, 1)
+
+
+def test_a_leader_with_a_slow_disk_takes_no_more_than_it_can_hold() -> None:
+    felt(1, written_ahead, victim=leader, lasts_s=0.1)
 
 
 def one_other(world: World, victim: Node) -> str:

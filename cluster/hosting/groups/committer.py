@@ -177,9 +177,7 @@ class Committer:
                     readies.append((group, ready))
                     if ready.committed_entries:  # and durable before this Ready: they wait for no disk
                         group.apply(ready.committed_entries)
-                        group.tell()
-                    elif ready.read_states:
-                        group.tell()
+                    group.tell()
                 else:
                     group.apply(ready.committed_entries)
                     group.apply(group.raft.advance(ready))

@@ -177,7 +177,7 @@ class Folder:
             waiters = [waiter for waiter, _ in told]
             refusal = committer.failed(self, error, waiters)
             if refusal is not None:
-                for waiter in waiters:
+                for waiter in (*waiters, *self.give_up()):
                     notify(waiter, refusal)
                 committer.loop.call_later(FULL_RETRY_S, self._retry, batch, done)
             return
@@ -196,7 +196,7 @@ class Folder:
             self._give(batch, done, [])
 
     def give_up(self) -> list[Waiter]:
-        """The disk is broken: those who still wait for it."""
+        """The disk takes nothing: those who still wait for it."""
         told, self._waiters = self._waiters, []
         return [waiter for waiter, _ in told]
 

@@ -175,6 +175,8 @@ class Group:
         self._leads_term = 0
         self._waiters: deque[tuple[int, Waiter, bool]] = deque()
         self._written: dict[int, tuple[RowList, list[VisibilityOp]]] = {}
+        self._written_bytes = 0  # of these entries
+        self._written_bytes_max = config.uncommitted_bytes_max
         self._reads: dict[bytes, Waiter] = {}  # asked, and not confirmed
         self._reads_term = 0  # in which the first of them was
         self._current: list[tuple[int, Waiter]] = []  # confirmed, and the index not yet applied here
@@ -216,6 +218,10 @@ class Group:
             raise NotLeading(self.raft.leader, self.id)
         if self.frozen:
             raise NotLeading(0, self.id)  # for some milliseconds
+        if self._written_bytes and self._written_bytes + len(data) > self._written_bytes_max:
+            # A quorum of others may be quick while our disk is slow, and holds nobody up.
+            why = f"{self._written_bytes} bytes are not applied yet: the quorum or the disk is slow"
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, f"the shard takes no writes now: {why}")
         try:
             index = self.raft.propose(data)
         except NotLeader as error:  # noticed by the core, not yet by us
@@ -227,6 +233,7 @@ class Group:
         self.proposed = index
         self.rows.propose(index, rows)
         self._written[index] = (rows, visibility)
+        self._written_bytes += len(data)
         self.committer.mark(self)
         return index
 
@@ -285,8 +292,13 @@ class Group:
 
         ServiceError UNAVAILABLE if that cannot be found out: no leader, or it changed meanwhile.
         """
-        if self.readable:
-            waiter(None)
+        now = self.read_index_now() if self.leading else None
+        if now is not None:
+            if now <= self.committed:
+                waiter(None)
+            else:  # what follows from the meta group's entries comes about where they are applied
+                self._current.append((now, waiter))
+                self.committer.mark(self)
             return
         if not self._reads:
             self._reads_term = self.raft.term
@@ -397,6 +409,7 @@ class Group:
         for entry in entries:
             known = written.pop(entry.index, None)
             if known is not None:
+                self._written_bytes -= len(entry.data)
                 rows.commit(entry.index, entry.term, known[0], known[1], len(entry.data))
             elif entry.kind == DATA:
                 rows.receive(entry)
@@ -513,6 +526,7 @@ class Group:
         waiters, self._waiters = self._waiters, deque()
         reads, self._reads = self._reads, {}
         self._written.clear()
+        self._written_bytes = 0
         self.rows.follow()
         self.proposed = self.committed
         if led:

@@ -31,6 +31,12 @@ class FullDisk(Disk):
         self.rounds.append(batch)
         super().write(batch)
 
+    def fold(self, batch: Round) -> None:
+        """See the port."""
+        if self.full is not None:
+            raise self.full
+        super().fold(batch)
+
 
 def start_request(workflow_id: str) -> wire.StartWorkflowExecutionRequest:
     request = wire.StartWorkflowExecutionRequest(

@@ -79,6 +79,25 @@ async def test_a_disk_that_breaks_answers_those_who_wait_for_a_flush() -> None:
     play.stop_dead()
 
 
+async def test_a_full_disk_answers_those_who_asked_for_a_flush_beside_what_it_refused() -> None:
+    disk = FullDisk()
+    play = Play(disk)
+    await play.start("w")
+    committer = play.node.committer
+    heard: list[ServiceError | None] = []
+    disk.full = StorageFull("no space left on device")
+    committer.store(lambda batch: batch.rows.append((b"\xff\xff\xff\xffx", b"")), lambda: None)
+    while not committer.folder.busy:
+        await asyncio.sleep(0)
+    committer.flush(heard.append)
+    while not heard:  # it is tried again soon
+        await asyncio.sleep(0.001)
+    assert heard[0] is not None
+    disk.full = None
+    await until_it_writes(play)
+    await play.close()
+
+
 # ---- runs
 
 
