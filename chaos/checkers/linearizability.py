@@ -9,8 +9,8 @@ For one workflow id, the search of Wing and Gong: take an operation that no othe
 step the model, go on; go back where nothing fits. Lowe's memory keeps it from entering the same
 (operations taken, state) twice. More cuts, none of which loses an order:
 
-* an operation that fits and changes nothing (a read, a refusal) is taken at once: whatever order exists
-  with it later exists with it here;
+* an operation that fits and changes nothing (a read, a refusal) is taken at once, unless it might change
+  something later: whatever order exists with it later exists with it here;
 * of operations that could stand in for each other (two signals), only the one that returns first is tried;
 * operations of unknown outcome are tried last, when the answers do not fit without them, and only those
   that can change what the next answer depends on;
@@ -71,6 +71,9 @@ class Model(Protocol[S]):
 
     def changes(self, operation: Operation) -> int:
         """What the call can change, as bits; 0 = nothing."""
+
+    def may_change(self, operation: Operation) -> bool:
+        """Whether an operation with this answer that changes nothing at one state may change another."""
 
     def misses(self, state: S, operation: Operation, open_: int) -> int:
         """Which changes (bits) right before the operation some order may need.
@@ -165,6 +168,7 @@ class Search(Generic[S]):
         self._invoked = [each.invoked for each in self.required]
         self._returned = [each.returned or 0 for each in self.required]
         self._symmetry = [model.symmetry(each) for each in self.required]
+        self._may_change = [model.may_change(each) for each in self.required]
         self._optional_symmetry = [model.symmetry(each) for each in self.optional]
         self._changes = [model.changes(each) for each in self.optional]
         self.furthest = -1  # the latest return before which everything that returned could be ordered
@@ -208,7 +212,7 @@ class Search(Generic[S]):
             nexts = step(state, required[index])
             if nexts:
                 after, bits = _taken(low, taken, index)
-                if len(nexts) == 1 and nexts[0] == state:
+                if len(nexts) == 1 and nexts[0] == state and not self._may_change[index]:
                     yield (after, bits, assumed, state)
                     return
                 moves += [(after, bits, assumed, new) for new in nexts]

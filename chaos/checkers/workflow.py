@@ -131,6 +131,10 @@ class WorkflowModel:
             case _:
                 return Aspect.LIFE
 
+    def may_change(self, operation: Operation) -> bool:
+        """A signal or update that is known to one run already may be new to the next."""
+        return _id_of(operation.call) in self._repeated and type(operation.answer) in (Signaled, Updated)
+
     def misses(self, state: State, operation: Operation, open_: int) -> int:
         """What would have to be changed right before an operation, for any order to need that.
 

@@ -110,6 +110,14 @@ OK: dict[str, list[Line]] = {
         *_runs(EARLIER_STARTS + 1), (101, 102, Start("s0"), Started("r0")),
     ],
     "a start repeated after too long": [*_runs(EARLIER_STARTS + 2), (111, 112, Start("s0"), Started("r"))],
+    "an update and its repetition in the next run": [
+        START, add("u", 3, None), add("v", 4, 5, 3, n=2), (6, 7, Terminate(), Terminated()),
+        add("u", 8, 20, 1), (9, 10, Start("t"), Started("r2")), add("w", 21, 22, 2),
+    ],
+    "a signal and its repetition in the next run": [
+        START, signal("a", 3, None), see(4, 5, signals=1), signal("a", 6, 20),
+        (7, 8, Terminate(), Terminated()), (9, 10, Start("t"), Started("r2")), see(21, 22, run_id="r2", signals=1),
+    ],
     "a start of unknown outcome made a run": [
         (1, None, Start("s"), None), (3, 4, Start("t"), AlreadyStarted("r")), see(5, 6, run_id="r"),
     ],
