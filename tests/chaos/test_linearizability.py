@@ -116,7 +116,8 @@ OK: dict[str, list[Line]] = {
     ],
     "a signal and its repetition in the next run": [
         START, signal("a", 3, None), see(4, 5, signals=1), signal("a", 6, 20),
-        (7, 8, Terminate(), Terminated()), (9, 10, Start("t"), Started("r2")), see(21, 22, run_id="r2", signals=1),
+        (7, 8, Terminate(), Terminated()), (9, 10, Start("t"), Started("r2")),
+        see(21, 22, run_id="r2", signals=1),
     ],
     "a start of unknown outcome made a run": [
         (1, None, Start("s"), None), (3, 4, Start("t"), AlreadyStarted("r")), see(5, 6, run_id="r"),
