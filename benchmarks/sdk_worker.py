@@ -7,43 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from datetime import timedelta
 
-from temporalio import activity, workflow
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from benchmarks.sdk_workflows import AtOnce, InSequence
 
 
 @activity.defn
 async def noop(text: str) -> str:
     """Do nothing."""
     return text
-
-
-def _start(number: int) -> workflow.ActivityHandle[str]:
-    return workflow.start_activity(noop, f"{number}", start_to_close_timeout=timedelta(seconds=60))
-
-
-@workflow.defn
-class InSequence:
-    """Runs activities one after another."""
-
-    @workflow.run
-    async def run(self, count: int) -> str:
-        for number in range(count):
-            await _start(number)
-        return "done"
-
-
-@workflow.defn
-class AtOnce:
-    """Runs activities all at the same time."""
-
-    @workflow.run
-    async def run(self, count: int) -> str:
-        await asyncio.gather(*(_start(number) for number in range(count)))
-        return "done"
 
 
 async def main(address: str, queue: str, sandbox: str = "") -> None:

@@ -3,15 +3,19 @@
 The suite starts this as it would start Temporal's server; the runner has started the region
 (`--region 3`), and names its nodes in `HOLDFAST_COMPAT_NODES`. Connections go to one node after the other,
 each process beginning with another one. A server that is wanted with other settings than the region's (a
-data file, namespaces, limits) is a dev server of its own, as without a region.
+data file, namespaces, limits), or beside another one, is a dev server of its own, as without a region.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sys
+import tempfile
 from itertools import cycle
+from pathlib import Path
+from typing import IO, Any
 
 NODES = "HOLDFAST_COMPAT_NODES"  # host:port, separated by commas
 SETTINGS = "HOLDFAST_COMPAT_SETTINGS"  # what the region was started with, one a line
@@ -28,6 +32,7 @@ OF_THE_SDK = frozenset(
     )
 )
 WITHOUT = frozenset(("--headless",))
+_HELD: list[IO[Any]] = []
 
 
 def port_of(arguments: list[str], settings: set[str]) -> int:
@@ -85,11 +90,27 @@ async def serve(port: int, nodes: list[str]) -> None:
     await door.serve_forever()
 
 
+def is_first() -> bool:
+    """Whether this is the only server that runs for the process that started it.
+
+    One more beside it is meant to be another server, and not another way to the same region.
+    """
+    # Held for as long as this process lives; whoever comes later leaves the file as it is.
+    mine = (Path(tempfile.gettempdir()) / f"holdfast-compat-{os.getppid()}.lock").open("a")  # noqa: SIM115
+    try:
+        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        mine.close()
+        return False
+    _HELD.append(mine)
+    return True
+
+
 def main() -> None:
     """Serve the region, or become a dev server."""
     arguments = sys.argv[1:]
     port = port_of(arguments, set(os.environ[SETTINGS].splitlines()))
-    if not port:
+    if not port or not is_first():
         program = os.environ[PROGRAM]
         os.execv(program, [program, *arguments])
     asyncio.run(serve(port, os.environ[NODES].split(",")))
