@@ -96,7 +96,7 @@ def is_first() -> bool:
     One more beside it is meant to be another server, and not another way to the same region.
     """
     # Held for as long as this process lives; whoever comes later leaves the file as it is.
-    mine = (Path(tempfile.gettempdir()) / f"holdfast-compat-{os.getppid()}.lock").open("a")  # noqa: SIM115
+    mine = (Path(tempfile.gettempdir()) / f"holdfast-compat-{os.getppid()}.lock").open("a")
     try:
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
