@@ -355,6 +355,8 @@ class World:
             return False
         if {node.id for node in table.present()} != {node.node_id for node in nodes}:
             return False  # one that was removed is not empty yet
+        if any(node.state is NodeState.LEAVING for node in table.present()):
+            return False  # one is empty, and about to be removed
         if any(shard.state is ShardState.PREPARING for shard in table.shards.values()):
             return False  # a split is under way
         for number in self.numbers():
