@@ -145,7 +145,8 @@ async def written_ahead(world: World, victim: Node) -> None:
 
 
 def test_a_leader_with_a_slow_disk_takes_no_more_than_it_can_hold() -> None:
-    felt(1, written_ahead, victim=leader, lasts_s=0.1)
+    found = felt(1, written_ahead, victim=leader, lasts_s=0.1)
+    assert all("bytes are not applied yet" in error for error in found.errors), found.errors
 
 
 def one_other(world: World, victim: Node) -> str:
