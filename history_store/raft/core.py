@@ -220,8 +220,8 @@ class Core:
         assert message.to not in (self.id, NOBODY), "nobody writes letters to himself"
         (self.messages_after if message.kind in AFTER_DURABLE else self.messages).append(message)
 
-    def tick(self) -> None:
-        """One tick went by."""
+    def tick(self, *, missed: bool = False) -> None:
+        """One tick went by; missed = we slept through it."""
         self.ticks += 1
         if self.promise_ticks:
             self.promise_ticks -= 1
@@ -229,7 +229,7 @@ class Core:
             return
         if self.role is Role.LEADER:
             if not self.alone:
-                leader.tick(self)
+                leader.tick(self, missed=missed)
             return
         self.election_elapsed += 1
         if self.election_elapsed >= self.election_timeout:

@@ -43,7 +43,6 @@ def begin(core: Core) -> None:
     following = log.last_index + 1
     for member in core.conf.members:
         core.progress[member] = Progress(0, following)
-        core.progress[member].active = True  # one election timeout to show itself
     own = core.progress[core.id]
     own.match = log.stable
     own.become_replicate()
@@ -201,7 +200,7 @@ def send_appends(core: Core, member: int, progress: Progress, *, probe: bool = F
 def _send_snapshot(core: Core, member: int, progress: Progress) -> None:
     """Ask hosting to send its image; a later one than the one named here will do."""
     log = core.log
-    if not progress.active or log.handed == 0:
+    if progress.silent_ticks >= core.config.election_ticks or log.handed == 0:
         return  # nobody there to take it, or nothing to give
     meta = SnapshotMeta(log.handed, log.term(log.handed), core.conf_bytes)
     assert meta.index >= log.compacted
@@ -246,7 +245,7 @@ def step(core: Core, message: Message) -> None:
     if progress is None:
         return  # no member any more
     if kind is Kind.APPEND_RESPONSE:
-        progress.active = True
+        progress.silent_ticks = 0
         if message.reject:
             _append_rejected(core, message, progress)
         else:
@@ -290,7 +289,7 @@ def _append_accepted(core: Core, message: Message, progress: Progress) -> None:
 
 
 def _heartbeat_answered(core: Core, message: Message, progress: Progress) -> None:
-    progress.active = True
+    progress.silent_ticks = 0
     progress.probe_sent = False
     if progress.flow is Flow.REPLICATE and progress.is_paused(
         core.config.inflight_messages_max, core.config.inflight_bytes_max
@@ -361,17 +360,14 @@ def _confirm_reads(core: Core) -> None:
 # ------------------------------------------------------------------------------------- time and quiet
 
 
-def tick(core: Core) -> None:
-    """One tick of a leader that has somebody to lead."""
+def tick(core: Core, *, missed: bool) -> None:
+    """One tick of a leader that has somebody to lead; missed = we slept through it."""
     config = core.config
     core.idle_ticks += 1
-    core.election_elapsed += 1
-    if core.election_elapsed >= config.election_ticks:
-        core.election_elapsed = 0
-        if config.check_quorum and not _quorum_is_active(core):
-            reached("leader without a quorum steps down")
-            core.become_follower(core.term, NOBODY)
-            return
+    # What others said while we slept is still to be read: that silence was ours.
+    if not missed and not _quorum_is_heard(core):
+        _give_up(core)
+        return
     if core.transferee:
         core.transfer_elapsed += 1
         if core.transfer_elapsed >= config.election_ticks:
@@ -397,11 +393,35 @@ def tick(core: Core) -> None:
         heartbeat(core)
 
 
-def _quorum_is_active(core: Core) -> bool:
-    heard = {member: progress.active or member == core.id for member, progress in core.progress.items()}
-    for progress in core.progress.values():
-        progress.active = False
+def _quorum_is_heard(core: Core) -> bool:
+    """Count the silence of the others: has a quorum said something within an election timeout?"""
+    heard, config = {}, core.config
+    for member, progress in core.progress.items():
+        progress.silent_ticks += 1
+        heard[member] = member == core.id or progress.silent_ticks < config.election_ticks
+    if all(heard.values()) or not config.check_quorum:
+        return True
     return joint_verdict(core.conf.voters, core.conf.outgoing, heard) is Verdict.WON
+
+
+def _give_up(core: Core) -> None:
+    """Lead no more: a quorum has been silent for an election timeout.
+
+    Perhaps it is only their answers that do not arrive (a cut one way), and as long as they hear us they
+    stand by us. So the one of them who has most is told to stand at once, without waiting for its timeout.
+    """
+    reached("leader without a quorum steps down")
+    progress, patience = core.progress, core.config.election_ticks
+    silent = [
+        voter for voter in core.conf.voters if voter != core.id and progress[voter].silent_ticks >= patience
+    ]
+    if silent:
+        core.send(
+            Message(
+                Kind.TIMEOUT_NOW, max(silent, key=lambda voter: progress[voter].match), core.id, core.term
+            )
+        )
+    core.become_follower(core.term, NOBODY)
 
 
 def _may_fall_quiet(core: Core) -> bool:
@@ -416,6 +436,8 @@ def _may_fall_quiet(core: Core) -> bool:
 
 def wake(core: Core) -> None:
     """The group is busy again: everybody's timers must know at once."""
+    for progress in core.progress.values():
+        progress.silent_ticks = 0  # nobody had anything to say
     heartbeat(core)
 
 
@@ -435,7 +457,6 @@ def conf_changed(core: Core) -> None:
     for member in members:
         if member not in core.progress:
             core.progress[member] = Progress(0, log.last_index + 1)
-            core.progress[member].active = True
     if core.transferee and not conf.is_voter(core.transferee):
         core.transferee = NOBODY
     core.append_wanted = not core.alone

@@ -166,9 +166,13 @@ class RawNode:
         """A message arrived from a peer (for a SNAPSHOT: its image arrived, whole and checked)."""
         self._core.step(message)
 
-    def tick(self) -> None:
-        """One tick of hosting's clock went by."""
-        self._core.tick()
+    def tick(self, *, missed: bool = False) -> None:
+        """One tick of hosting's clock went by.
+
+        `missed`: while this process slept, so that what came meanwhile is still to be stepped. Leases and
+        elections count such a tick as any other; a leader does not hold it against its followers.
+        """
+        self._core.tick(missed=missed)
 
     def campaign(self) -> bool:
         """Stand for election now. False where that would be wrong: no voter, leads, or hears a leader."""

@@ -29,12 +29,12 @@ class Progress:
 
     __slots__ = (
         "acked_round",
-        "active",
         "flow",
         "match",
         "next",
         "probe_sent",
         "sent_commit",
+        "silent_ticks",
         "snapshot_arrived",
         "snapshot_index",
         "snapshot_ticks",
@@ -49,7 +49,7 @@ class Progress:
         self.flow = Flow.PROBE
         self.probe_sent = False  # PROBE: an append is out; the next heartbeat's answer allows another
         self.sent_commit = 0  # the commit mark of the last append: repeating it would tell nothing
-        self.active = False  # heard from since the last check of the quorum
+        self.silent_ticks = 0  # since it was last heard; who is new has an election timeout to show itself
         self.acked_round = 0  # the latest heartbeat round it answered
         self.snapshot_index = 0  # SNAPSHOT: which image was asked for
         self.snapshot_ticks = 0  # SNAPSHOT: how long ago

@@ -534,7 +534,7 @@ def lease_counts_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leader, "_confirm_reads", wrong)
 
 
-@mutant("leases", 30)
+@mutant("leases", 100)
 def lease_outlives_a_transfer(patch: pytest.MonkeyPatch) -> None:
     send = leader._send_timeout_now
 

@@ -335,9 +335,9 @@ class Storm:
         self.weather.paused = set()
 
     def _give_ticks(self, replica: Replica, count: int) -> None:
-        for _ in range(count):
+        for left in range(count, 0, -1):
             self.promises.clock[replica.config.node_id] += 1
-            replica.up.tick()
+            replica.up.tick(missed=left > 1)
             self.promises.stood(replica)
 
     def _running(self) -> list[Replica]:

@@ -215,6 +215,41 @@ def test_a_member_that_took_an_image_and_could_not_say_so_is_asked() -> None:
     assert node._core.progress[3].flow is Flow.PROBE
 
 
+def test_a_leader_that_slept_does_not_hold_it_against_the_others() -> None:
+    node = leader_of_three(election_ticks=4)
+    for _ in range(20):
+        node.tick(missed=True)  # what they said meanwhile is still in the sockets
+    assert node.is_leader
+    for _ in range(4):
+        assert node.is_leader
+        node.tick()
+    assert not node.is_leader
+
+
+def test_a_leader_that_slept_relies_on_no_lease() -> None:
+    node = leader_of_three(election_ticks=4, lease_reads=True, lease_margin_ticks=1)
+    node.read_index(b"r")
+    (round_, *_) = {message.round for message in node.take_messages() if message.kind is Kind.HEARTBEAT}
+    node.step(Message(Kind.HEARTBEAT_RESPONSE, 1, 2, 1, round=round_))
+    assert node.read_index_now() == 1
+    for _ in range(4):
+        node.tick(missed=True)
+    assert node.is_leader
+    assert node.read_index_now() is None
+
+
+def test_waking_a_group_gives_its_members_a_whole_timeout() -> None:
+    node = leader_of_three(quiet_after_ticks=4, election_ticks=5)
+    for _ in range(4):
+        node.tick()
+    assert node.is_quiet
+    node.propose(b"x")
+    for _ in range(5):
+        assert node.is_leader, "the silence before was agreed"
+        node.tick()
+    assert not node.is_leader
+
+
 def test_a_read_wakes_a_quiet_group() -> None:
     follower = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
     follower.step(Message(Kind.HEARTBEAT, 1, 2, 1, quiet=True))
