@@ -365,9 +365,12 @@ def tick(core: Core, *, missed: bool) -> None:
     config = core.config
     core.idle_ticks += 1
     # What others said while we slept is still to be read: that silence was ours.
-    if not missed and not _quorum_is_heard(core):
-        _give_up(core)
-        return
+    if not missed:
+        for progress in core.progress.values():
+            progress.silent_ticks += 1
+        if not _quorum_is_heard(core):
+            _give_up(core)
+            return
     if core.transferee:
         core.transfer_elapsed += 1
         if core.transfer_elapsed >= config.election_ticks:
@@ -394,11 +397,12 @@ def tick(core: Core, *, missed: bool) -> None:
 
 
 def _quorum_is_heard(core: Core) -> bool:
-    """Count the silence of the others: has a quorum said something within an election timeout?"""
-    heard, config = {}, core.config
-    for member, progress in core.progress.items():
-        progress.silent_ticks += 1
-        heard[member] = member == core.id or progress.silent_ticks < config.election_ticks
+    """Whether a quorum said something within an election timeout."""
+    config, own = core.config, core.id
+    heard = {
+        member: member == own or progress.silent_ticks < config.election_ticks
+        for member, progress in core.progress.items()
+    }
     if all(heard.values()) or not config.check_quorum:
         return True
     return joint_verdict(core.conf.voters, core.conf.outgoing, heard) is Verdict.WON
@@ -408,7 +412,8 @@ def _give_up(core: Core) -> None:
     """Lead no more: a quorum has been silent for an election timeout.
 
     Perhaps it is only their answers that do not arrive (a cut one way), and as long as they hear us they
-    stand by us. So the one of them who has most is told to stand at once, without waiting for its timeout.
+    stand by us. So one of them is told to stand at once, without waiting for its timeout: who has most of the
+    log and, of those who have the same, who was heard last (another may be dead for long).
     """
     reached("leader without a quorum steps down")
     progress, patience = core.progress, core.config.election_ticks
@@ -416,11 +421,8 @@ def _give_up(core: Core) -> None:
         voter for voter in core.conf.voters if voter != core.id and progress[voter].silent_ticks >= patience
     ]
     if silent:
-        core.send(
-            Message(
-                Kind.TIMEOUT_NOW, max(silent, key=lambda voter: progress[voter].match), core.id, core.term
-            )
-        )
+        successor = max(silent, key=lambda voter: (progress[voter].match, -progress[voter].silent_ticks))
+        core.send(Message(Kind.TIMEOUT_NOW, successor, core.id, core.term))
     core.become_follower(core.term, NOBODY)
 
 

@@ -36,7 +36,7 @@ class Kind(IntEnum):
     HEARTBEAT = 8  # I lead; round numbers the question "do I still?"
     HEARTBEAT_RESPONSE = 9
     SNAPSHOT = 10  # to hosting: send your image to `to`; to the core: the image has arrived whole
-    TIMEOUT_NOW = 11  # stand for election at once: the leader hands over to you
+    TIMEOUT_NOW = 11  # stand for election at once: the leader hands over to you, or gives up
     READ_INDEX = 12  # a follower's read; term 0
     READ_INDEX_RESPONSE = 13
 

@@ -246,6 +246,11 @@ class RawNode:
             or log.snapshot is not None
         )
 
+    def has_messages(self) -> bool:
+        """Whether `take_messages` would have some, also while a Ready is out."""
+        core = self._core
+        return bool(core.messages) or core.append_wanted or core.reads.wanted
+
     def ready(self) -> Ready:
         """Take what is to be done. The next one only after `advance`."""
         assert self._in_flight is None, "the last Ready was not advanced: one durable write at a time"

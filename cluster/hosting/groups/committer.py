@@ -4,9 +4,9 @@ A round takes a Ready from each dirty group, writes them all with one `Storage.w
 then advances the groups and tells who waited. While a round syncs the next one forms. Rows of committed
 entries are written beside the rounds, later and many at once (folder.py).
 
-When the disk is full the round stays as it is and is tried again until there is space: what is in it was
-never acknowledged. New writes are refused meanwhile (`refusal`). Any other write error has an unknown
-outcome, so the node stops and lets the log decide at its next start.
+When the disk is full the round stays as it is and is tried again until there is space: this node has
+acknowledged nothing of it, unless a quorum of others has it. New writes are refused meanwhile (`refusal`). Any
+other write error has an unknown outcome, so the node stops and lets the log decide at its next start.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class Group:
         if not self.leading:
             raise NotLeading(self.raft.leader, self.id)
         if self.frozen:
-            raise NotLeading(0, self.id)  # for some milliseconds
+            raise NotLeading(0, self.id)  # until our own disk has the split: milliseconds if it is well
         if self._written_bytes and self._written_bytes + len(data) > self._written_bytes_max:
             # A quorum of others may be quick while our disk is slow, and holds nobody up.
             why = f"{self._written_bytes} bytes are not applied yet: the quorum or the disk is slow"

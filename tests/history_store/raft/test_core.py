@@ -250,6 +250,43 @@ def test_waking_a_group_gives_its_members_a_whole_timeout() -> None:
     assert not node.is_leader
 
 
+def gives_up_to(node: RawNode, ticks: int) -> list[int]:
+    for _ in range(ticks):
+        assert node.is_leader
+        node.tick()
+    assert not node.is_leader
+    return [message.to for message in node.take_messages() if message.kind is Kind.TIMEOUT_NOW]
+
+
+def test_a_leader_that_gives_up_names_who_has_most_of_the_log() -> None:
+    node = leader_of_three(election_ticks=4)
+    index = node.propose(b"x")
+    settle(node)
+    node.step(Message(Kind.APPEND_RESPONSE, 1, 3, 1, index))
+    node.step(Message(Kind.HEARTBEAT_RESPONSE, 1, 2, 1))
+    assert gives_up_to(node, 4) == [3]
+
+
+def test_of_equals_it_names_who_was_heard_last() -> None:
+    node = leader_of_three(election_ticks=4)
+    for _ in range(2):
+        node.tick()
+    node.step(Message(Kind.HEARTBEAT_RESPONSE, 1, 3, 1))
+    assert gives_up_to(node, 4) == [3]
+
+
+def test_heartbeats_are_there_to_send_while_a_write_takes_its_time() -> None:
+    node = leader_of_three()
+    node.propose(b"x")
+    out = node.ready()
+    assert not node.has_messages()
+    node.tick()
+    assert not node.has_ready()
+    assert node.has_messages()
+    assert {message.kind for message in node.take_messages()} == {Kind.HEARTBEAT}
+    node.advance(out)
+
+
 def test_a_read_wakes_a_quiet_group() -> None:
     follower = RawNode(Config(1, voters=(1, 2, 3)), random.Random(1).randrange)
     follower.step(Message(Kind.HEARTBEAT, 1, 2, 1, quiet=True))
