@@ -30,6 +30,10 @@ class NotThere(Failure):
     """The server is no node of ours, or an older one."""
 
 
+class Leaderless(Failure):
+    """The question is for the leader of the meta group, and there is none."""
+
+
 class Region:
     """A region, by way of one of its nodes."""
 
@@ -83,24 +87,21 @@ class Region:
     async def seen(self, verb: str, **fields: Any) -> Answer:
         """As `do`, for a question; if nobody leads the region, what the node that is asked sees by itself.
 
-        That has `seen_by`, the node's name, and is told on stderr.
+        That has `seen_by`, the node's name. People are told on stderr.
         """
         try:
             return await self.do(verb, **fields)
-        except NotThere:
-            raise
-        except Failure as failure:
-            if failure.exit_code != Exit.FAILED:
-                raise
+        except Leaderless as failure:
             try:
                 answer = await self.do(verb, here=True, **fields)
             except Failure:
                 raise failure from None
-            click.echo(f"holdfast: {failure.message}", err=True)
-            click.echo(f"  do: {failure.do}", err=True)
-            click.echo(
-                f"this is what {answer['seen_by']} sees by itself; the rest may have changed", err=True
-            )
+            if "seen_by" not in answer:  # of an older release, which knows no `here` and has a leader now
+                return answer
+            if not failure.as_json:
+                failure.show()
+                what = f"this is what {answer['seen_by']} sees by itself; the rest may have changed"
+                click.echo(what, err=True)
             return answer
 
     async def node(self, name: str) -> Answer:
@@ -156,7 +157,7 @@ def _leaderless(changes: bool) -> Failure:
     what = "nobody leads the region at present: its meta group (shard 0) has no leader"
     do = "`holdfast cluster health` says which nodes are missing: start them, a majority is needed"
     if not changes:
-        return Failure(what, do)
+        return Leaderless(what, do)
     return Failure(
         f"{what}; it may have happened", f"{do}; then give the same command again", Exit.INDEFINITE
     )

@@ -54,6 +54,8 @@ def list_command(connection: Connection, as_json: bool) -> None:
             )
         elif one.get("down"):  # a node of an older release does not say
             state = f"down: {', '.join(one['down'])}"
+        elif one["behind"] is None:
+            state = "leader elsewhere"  # who is asked cannot know more
         elif one["behind"]:
             state = f"behind: {', '.join(one['behind'])}"
         number = str(one["id"]) if one["id"] else "0 (meta)"

@@ -23,6 +23,7 @@ import structlog
 from cluster.hosting.groups.group import LostLeadership, NotLeading
 from cluster.hosting.region import views
 from cluster.hosting.region.health import Known, Problem, Watch, find, named
+from cluster.hosting.region.steward import BEHIND_ENTRIES
 from cluster.membership import (
     FORMAT,
     META_GROUP,
@@ -359,14 +360,15 @@ class Administration:
     async def nodes(self, request: Request) -> Answer:
         """The nodes and how they are; `all`: removed ones, too. `here`: as far as this node can tell."""
         health, reports = self._seen() if request.here else await self._told()
-        shown = views.nodes(self._table, health, reports, removed=request.all)
+        shown = views.nodes(self._table, health, reports, removed=request.all, alone=request.here)
         return shown | self._seen_by(request)
 
     async def shards(self, request: Request) -> Answer:
         """The shards and their replicas; the meta group is number 0. `here`: as far as this node can tell."""
         health, reports = self._seen() if request.here else await self._told()
         waits = {} if request.here else {**self._steward.waits, **self.splits}
-        return views.shards(self._table, health, reports, waits) | self._seen_by(request)
+        known = {group for group in reports if not request.here or group in self._node.led}
+        return views.shards(self._table, health, reports, waits, known) | self._seen_by(request)
 
     def _seen(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:
         """What this node knows without the others: whom it reaches, and of its own replicas who leads."""
@@ -374,7 +376,9 @@ class Administration:
         up = {node.node_id, *node.peers()}
         groups = node.committer.groups.items()
         return {node_id: NodeHealth() for node_id in up}, {
-            number: GroupReport(group.raft.leader, group.raft.conf)
+            number: GroupReport(
+                group.raft.leader, group.raft.conf, frozenset(group.raft.lagging(BEHIND_ENTRIES))
+            )
             for number, group in groups
             if group.raft.leader in up
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.membership import META_GROUP, NodeState, ShardState
@@ -21,8 +21,8 @@ def served(table: Table) -> list[int]:
     return [group for group in table.groups() if group not in coming]
 
 
-def nodes(table: Table, health: Health, reports: Reports, *, removed: bool) -> dict[str, Any]:
-    """The nodes and how they are; `removed`: those as well."""
+def nodes(table: Table, health: Health, reports: Reports, *, removed: bool, alone: bool) -> dict[str, Any]:
+    """The nodes and how they are; `removed`: those as well; `alone`: how busy they are is unknown."""
     shown = []
     for node in sorted(table.nodes.values(), key=lambda node: node.id):
         if node.state is NodeState.REMOVED and not removed:
@@ -49,19 +49,24 @@ def nodes(table: Table, health: Health, reports: Reports, *, removed: bool) -> d
                 "leads": sum(report.leader == node.id for report in reports.values()),
                 "replicas": len(held),
                 "wanted": len([group for group in table.groups_of(node.id) if group != META_GROUP]),
-                "load": one.load if one is not None and up else None,
-                "slow": one.slow if one is not None else False,
+                "load": one.load if one is not None and up and not alone else None,
+                "slow": None if alone else one is not None and one.slow,
                 "joined_ns": node.joined_ns,
             }
         )
     return {"nodes": shown, "complete": all(group in reports for group in served(table))}
 
 
-def shards(table: Table, health: Health, reports: Reports, waits: Mapping[int, str]) -> dict[str, Any]:
-    """The shards and their replicas; the meta group is number 0. `waits`: what a group's change waits for."""
+def shards(
+    table: Table, health: Health, reports: Reports, waits: Mapping[int, str], known: Container[int]
+) -> dict[str, Any]:
+    """The shards and their replicas; the meta group is number 0.
 
-    def names(nodes: Any) -> list[str | None]:
-        return [table.nodes[node].name if node in table.nodes else None for node in nodes]
+    `waits`: what a group's change waits for. `known`: the groups of which it is known who is behind.
+    """
+
+    def names(ids: Any) -> list[str | None]:
+        return [table.nodes[node].name if node in table.nodes else None for node in ids]
 
     shown = []
     for group in table.groups():
@@ -85,7 +90,7 @@ def shards(table: Table, health: Health, reports: Reports, waits: Mapping[int, s
                 "wanted": names(wanted),
                 "voters": names(voters),
                 "learners": names(report.conf.learners) if report is not None else [],
-                "behind": names(sorted(report.behind)) if report is not None else [],
+                "behind": names(sorted(report.behind)) if report is not None and group in known else None,
                 "down": names(one for one in wanted if one not in health or not health[one].up),
                 "settled": settled,
                 "waits": waits.get(group, ""),

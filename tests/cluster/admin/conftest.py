@@ -15,7 +15,8 @@ from temporalio.api.workflowservice.v1 import GetSystemInfoResponse
 SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse(status=SERVING)
 
 M = TypeVar("M", bound=Message)
-Answer = Message | bytes | tuple[grpc.StatusCode, str] | Callable[[bytes], Message]
+Said = Message | bytes | tuple[grpc.StatusCode, str]
+Answer = Said | Callable[[bytes], Said]
 
 
 class Scripted(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic only in its stubs
@@ -35,13 +36,10 @@ class Scripted(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic onl
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
             self.asked.append((name, request))
             chosen = self.answers.get(name, (grpc.StatusCode.UNIMPLEMENTED, f"{name} is not scripted"))
-            if isinstance(chosen, tuple):
-                context.abort(*chosen)
-            if isinstance(chosen, bytes):
-                return chosen
-            if isinstance(chosen, Message):
-                return chosen.SerializeToString()
-            return chosen(request).SerializeToString()
+            said = chosen(request) if callable(chosen) else chosen
+            if isinstance(said, tuple):
+                context.abort(*said)
+            return said if isinstance(said, bytes) else said.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(answer)
 

@@ -130,9 +130,10 @@ class TestSeen:
         def answer(body: bytes) -> Any:
             request = json.loads(body)
             if not request.get("here"):
-                raise LookupError("no leader")
-            return Raw(json.dumps({request["do"]: shown[request["do"]], "seen_by": "a/1"}).encode())
+                return grpc.StatusCode.UNAVAILABLE, f"shard 0 has {region.NO_LEADER}"
+            return Raw(json.dumps({request["do"]: shown[request["do"]], **self.seen}).encode())
 
+        self.seen = {"seen_by": "a/1"}
         script.server.answers["Do"] = answer
 
     @pytest.mark.parametrize("arguments", [("cluster", "nodes"), ("node", "list"), ("shard", "list")])
@@ -144,6 +145,34 @@ class TestSeen:
         result = holdfast(*arguments, "--json")
         assert result.exit_code == 1
         assert json.loads(result.stdout)["seen_by"] == "a/1"
+        assert result.stderr == "", "the answer says it"
+
+    def test_what_only_others_know_is_not_shown_as_good(self, holdfast: Run, script: Script) -> None:
+        unknown = {
+            "nodes": [a_node(1, load=None, slow=None)], "shards": [a_shard(1, behind=None)], **self.seen
+        }  # fmt: skip
+        script.server.answers["Do"] = lambda body: (
+            Raw(json.dumps(unknown).encode())
+            if json.loads(body).get("here")
+            else (grpc.StatusCode.UNAVAILABLE, region.NO_LEADER)
+        )
+        assert "%" not in holdfast("node", "list").stdout
+        assert holdfast("shard", "list").stdout.splitlines()[-1].endswith("leader elsewhere")
+
+    def test_a_node_of_an_older_release_answers_as_it_can(self, holdfast: Run) -> None:
+        self.seen = {}
+        result = holdfast("shard", "list", "--json")
+        assert (result.exit_code, result.stderr) == (0, "")
+
+    def test_it_is_not_what_a_broken_server_is_asked_for(self, holdfast: Run, script: Script) -> None:
+        script.server.answers["Do"] = (grpc.StatusCode.INTERNAL, "oh")
+        result = holdfast("shard", "list", "--json")
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        told = json.loads(result.stderr)
+        assert set(told) == {"error", "do", "exit_code"}
+        assert "oh" in told["error"]
+        assert [json.loads(body).get("here") for name, body in script.server.asked if name == "Do"] == [None]
 
 
 class TestNodes:

@@ -525,6 +525,8 @@ def test_without_a_majority_a_node_says_what_it_sees(play: Play) -> None:
         shards = (await world.do("a/3", "shards", here=True))["shards"]
         assert [one["id"] for one in shards] == list(range(SHARDS + 1))
         assert {(one["leader"], *sorted(one["down"])) for one in shards} == {(None, "a/1", "a/2")}
+        assert {(one["load"], one["slow"]) for one in seen["nodes"]} == {(None, None)}
+        assert [one["behind"] for one in shards] == [None] * len(shards)
 
     play(scene)
 
