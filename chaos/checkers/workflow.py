@@ -176,7 +176,7 @@ class WorkflowModel:
         run = next((each for each in state if each.run_id == answer.run_id), None)
         if run is None:
             return False
-        if isinstance(answer, Started) and run.request_id:
+        if isinstance(answer, Started) and run.request_id and run.request_id == _id_of(operation.call):
             return False  # the same start again
         if not isinstance(answer, Described):
             return run is not state[-1]

@@ -53,8 +53,19 @@ class Operator:
             "replace": self._replace,
         }
 
-    async def ask(self, do: str, **fields: Any) -> dict[str, Any] | None:
-        """The answer of whatever node; None: refused, or nobody answers."""
+    async def _send_away(self, node: Node, do: str, **fields: Any) -> dict[str, Any] | None:
+        """Ask that a node is taken away. It may go whatever we hear, but for a refusal as the only word."""
+        leaving = self._world.leaving
+        in_doubt = node.name in leaving  # since it was asked before
+        leaving[node.name] = node
+        heard: list[Code] = []
+        told = await self.ask(do, heard, node=node.name, **fields)
+        if heard == [Code.FAILED_PRECONDITION] and not in_doubt:
+            leaving.pop(node.name, None)
+        return told
+
+    async def ask(self, do: str, heard: list[Code] | None = None, **fields: Any) -> dict[str, Any] | None:
+        """The answer of whatever node; None: refused, or nobody answers. `heard`: the refusals."""
         world, loop = self._world, self._world.loop
         until = loop.time() + PATIENCE_S
         while loop.time() < until:
@@ -63,6 +74,8 @@ class Operator:
                 body = await channel.call(METHOD, ask(do, **fields), ASK_S)
             except Refused as refused:
                 world.trace.note(f"operator {do} {fields} -> {refused}")
+                if heard is not None:
+                    heard.append(refused.code)
                 if refused.code is Code.FAILED_PRECONDITION:
                     return None
                 if refused.code in ALARMING or refused.code not in AGAIN:
@@ -133,8 +146,7 @@ class Operator:
         try:
             node = self._node()
             self._note(f"remove {node.name}")
-            self._world.leaving[node.name] = node  # that may happen whatever the operator hears
-            if await self.ask("remove", node=node.name) is not None:
+            if await self._send_away(node, "remove") is not None:
                 await self._when_empty(node)
         finally:
             self._taking = False
@@ -151,8 +163,7 @@ class Operator:
             until = self._world.loop.time() + PATIENCE_S
             while not new.serves and self._world.loop.time() < until:  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(LOOK_S)
-            self._world.leaving[old.name] = old
-            if new.serves and await self.ask("replace", node=old.name, to=new.name) is not None:
+            if new.serves and await self._send_away(old, "replace", to=new.name) is not None:
                 await self._when_empty(old)
         finally:
             self._taking = False

@@ -225,7 +225,7 @@ class Simulation:
             for each in judgement.problems[:2]:
                 trace.problem(str(each))
         for doubt in judgement.doubts:
-            trace.note(f"doubt: {doubt}")
+            trace.problem(f"not judged: {doubt}")  # which is no pass
 
     async def _finish(self, judge: Client) -> None:
         """Ask every run to close, and wait until all have."""

@@ -4,6 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from tests.compat import doorway, report, suite
 
 REASONS = [
@@ -117,3 +119,16 @@ def test_an_archive_is_unpacked_without_its_top_directory_and_without_the_sdk(tm
     suite.download(archive.as_uri(), tmp_path / "out")
     assert suite.is_suite(tmp_path / "out")
     assert not (tmp_path / "out" / "temporalio").exists()
+
+
+def test_a_second_server_of_one_process_is_another_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(doorway, "_HELD", [])
+    assert doorway.is_first()
+    assert not doorway.is_first()
+    (held,) = doorway._HELD
+    held.close()  # the first has ended
+    assert doorway.is_first()
+    doorway._HELD[-1].close()

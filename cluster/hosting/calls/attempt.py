@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
 
-# What the state is now explains such an error, and an earlier try may be what made it so.
-OF_THE_STATE = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION))
+# Of what an earlier try did such an error says nothing: the state explains it, as that try may have left it,
+# or there is no room for another.
+IN_DOUBT = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED))
 
 
 class Entered:
@@ -119,7 +120,7 @@ class Attempt:
             return
         self._end()
         name = self.method.rpartition("/")[2]
-        if not self.again or code not in OF_THE_STATE or name.startswith(READING):
+        if not self.again or code not in IN_DOUBT or name.startswith(READING):
             self.call.fail(code, message, details)
         else:
             reached("refusal in doubt after an earlier try")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # Calls that change nothing have no earlier effects.
 READING = ("Describe", "Get", "List", "Count", "Poll", "Query")
-# Their run id is the request id's business: the same one is the same start, of the same run.
-STARTING = ("Start", "SignalWithStart")
 
 
 class _Names(NamedTuple):
@@ -37,7 +35,7 @@ def _names(method: str) -> _Names | None:
     """Of a call that changes the run it names, or the current one if it names none."""
     name = method.rpartition("/")[2]
     kind: type[Message] | None = getattr(request_response_pb2, f"{name}Request", None)
-    if kind is None or name.startswith((*READING, *STARTING)):
+    if kind is None or name.startswith(READING):
         return None
     fields = kind.DESCRIPTOR.fields_by_name
     for field in ("workflow_execution", "execution"):

@@ -51,7 +51,7 @@ _action_row = msgspec.msgpack.Decoder(Action).decode
 
 
 class Attempt(Protocol):
-    """One try of a call that has met the shard (calls/forward.py)."""
+    """One try of a call that has met the shard (calls/attempt.py)."""
 
     def lost(self) -> None:
         """The shard has another leader."""
