@@ -5,8 +5,8 @@ then advances the groups and tells who waited. While a round syncs the next one 
 entries are written beside the rounds, later and many at once (folder.py).
 
 When the disk is full the round stays as it is and is tried again until there is space: this node has
-acknowledged nothing of it, unless a quorum of others has it. New writes are refused meanwhile (`refusal`). Any
-other write error has an unknown outcome, so the node stops and lets the log decide at its next start.
+acknowledged nothing of it, unless a quorum of others has it. New writes are refused meanwhile (`refusal`).
+Any other write error has an unknown outcome, so the node stops and lets the log decide at its next start.
 """
 
 from __future__ import annotations
