@@ -239,7 +239,7 @@ class Search(Generic[S]):
             missed |= self.model.misses(state, self.required[index], changes)
         tried = {self._symmetry[index] for index in candidates}
         tried.discard(None)
-        for index in open_:
+        for index in reversed(open_):  # what takes effect mostly does so soon
             kind = self._optional_symmetry[index]
             if kind in tried or not self._changes[index] & missed:
                 continue

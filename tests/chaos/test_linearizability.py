@@ -245,6 +245,27 @@ def test_nothing_tested_is_no_pass() -> None:
     assert verdict((1, 2, Start("s"), Failed("busy"))) is Verdict.UNKNOWN
 
 
+def test_of_many_unknown_outcomes_the_newest_is_thought_of_first() -> None:
+    """What takes effect mostly does so soon; the oldest first took the search millions of steps here."""
+    long_ago: list[Line] = []
+    for number in range(5):
+        long_ago.append(add(f"u{number}", 10 + number, None, n=number + 1))
+        long_ago.append((20 + number, None, Signal(f"c{number}", closes=True), None))
+        long_ago.append((30 + number, None, Start(f"s{number}"), None))
+    found = check(
+        Record(
+            operations(
+                *long_ago,
+                *(START, signal("a", 40, 41), add("v", 42, 43, 1)),
+                *((50, None, Terminate(), None), (51, 52, Signal("b"), CLOSED)),
+                *(see(53, 54, run_id="r", status=TERMINATED, signals=1, value=1), signal("d", 60, None)),
+            )
+        ),
+        steps_max=500,
+    )
+    assert found.verdict is Verdict.OK, found.doubts
+
+
 def test_a_spent_budget_is_no_pass() -> None:
     lines: list[Line] = [START]
     lines += [add(f"u{n}", 3, 100, None, n=1 << n) for n in range(12)]
