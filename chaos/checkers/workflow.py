@@ -104,7 +104,7 @@ class WorkflowModel:
         """Operations with equal keys could stand in for each other anywhere; None = only for itself."""
         call, answer = operation.call, operation.answer
         if _id_of(call) in self._repeated:
-            return None
+            return call if answer is None else None  # tries of one call
         match call:
             case Signal() if answer is None or type(answer) is Signaled:
                 return ("signal", call.run_id, call.closes)

@@ -245,6 +245,24 @@ def test_nothing_tested_is_no_pass() -> None:
     assert verdict((1, 2, Start("s"), Failed("busy"))) is Verdict.UNKNOWN
 
 
+def test_the_tries_of_one_call_are_one_thought() -> None:
+    """Four tries each of three calls, none answered: not sixteen times as many orders."""
+    tries: list[Line] = []
+    for at in range(10, 50, 10):
+        tries += [add("u", at, None), (at + 1, None, Signal("a"), None), (at + 2, None, Signal("b"), None)]
+    found = check(
+        Record(
+            operations(
+                *(START, *tries, add("v", 60, 160, 2, n=2), (100, 101, Terminate(), Terminated())),
+                *((110, 111, Start("t"), Started("r2")), (120, 121, Terminate(), Terminated())),
+                *((130, 131, Start("s2"), Started("r3")), add("w", 170, 171, 3)),
+            )
+        ),
+        steps_max=3_000,
+    )
+    assert found.verdict is Verdict.OK, found.doubts
+
+
 def test_of_many_unknown_outcomes_the_newest_is_thought_of_first() -> None:
     """What takes effect mostly does so soon; the oldest first took the search millions of steps here."""
     long_ago: list[Line] = []
