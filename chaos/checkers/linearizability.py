@@ -14,7 +14,8 @@ step the model, go on; go back where nothing fits. Lowe's memory keeps it from e
 * of operations that could stand in for each other (two signals), only the one that returns first is tried;
 * operations of unknown outcome are tried last, when the answers do not fit without them, and only those
   that can change what the next answer depends on;
-* nothing is tried behind a state at which an operation that is due has become impossible for good.
+* nothing is tried behind a state at which an operation that is due has become impossible for good, or one
+  of the next few that name a run.
 
 The search counts its steps, not time, so a verdict is repeatable: where `steps_max` is spent on one id,
 nobody can say. `unknown` is never a pass.
@@ -29,6 +30,7 @@ of unknown outcomes and in the cuts.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +49,10 @@ SHOWN_STATES_MAX = 4
 SHOWN_OPERATIONS_MAX = 16
 SHOWN_OPEN_MAX = 6
 SHOWN_BEFORE_MAX = 3
+
+# So many operations that name a run are looked at ahead of a change: a run that closed or was replaced too
+# early is known by them, long before the search would come there.
+AHEAD = 8
 
 NEVER = 1 << 80  # the return of an operation that may still take effect; later than any clock
 
@@ -81,6 +87,9 @@ class Model(Protocol[S]):
         `open_` are all changes that operations of unknown outcome may still make. Answering too much only
         costs time; answering too little calls sound histories broken.
         """
+
+    def names_run(self, operation: Operation) -> bool:
+        """Whether its answer names a run, so that it can become hopeless."""
 
     def is_hopeless(self, state: S, operation: Operation) -> bool:
         """Whether an operation that is impossible at this state is so for ever after."""
@@ -171,11 +180,23 @@ class Search(Generic[S]):
         self._may_change = [model.may_change(each) for each in self.required]
         self._optional_symmetry = [model.symmetry(each) for each in self.optional]
         self._changes = [model.changes(each) for each in self.optional]
+        self._naming = [index for index, each in enumerate(self.required) if model.names_run(each)]
+        self._ahead = 0
         self.furthest = -1  # the latest return before which everything that returned could be ordered
         self.stuck: list[Place[S]] = []  # where it could
 
     def run(self) -> Verdict:
         """Look for an order, depth first."""
+        self._ahead = AHEAD
+        verdict = self._search()
+        if verdict is Verdict.BROKEN:
+            # Who looked ahead turned back early. For people: how far does any order come?
+            self._ahead, self.steps, self.furthest = 0, 0, -1
+            self.stuck.clear()
+            self._search()
+        return verdict
+
+    def _search(self) -> Verdict:
         count = len(self.required)
         start: Place[S] = (0, 0, 0, self.model.initial)
         if count == 0:
@@ -212,6 +233,8 @@ class Search(Generic[S]):
             nexts = step(state, required[index])
             if nexts:
                 after, bits = _taken(low, taken, index)
+                if self._ahead:
+                    nexts = [new for new in nexts if new == state or self._has_future(after, bits, new)]
                 if len(nexts) == 1 and nexts[0] == state and not self._may_change[index]:
                     yield (after, bits, assumed, state)
                     return
@@ -247,7 +270,20 @@ class Search(Generic[S]):
                 tried.add(kind)
             self.steps += 1
             for new in self.model.step(state, self.optional[index]):
-                yield (low, taken, assumed | 1 << index, new)
+                if not self._ahead or self._has_future(low, taken, new):
+                    yield (low, taken, assumed | 1 << index, new)
+
+    def _has_future(self, low: int, taken: int, state: S) -> bool:
+        """Whether none of the next few operations that name a run has become impossible for good."""
+        model, required = self.model, self.required
+        first = bisect_left(self._naming, low)
+        for index in self._naming[first : first + self._ahead]:
+            if taken >> (index - low) & 1:
+                continue
+            operation = required[index]
+            if model.is_hopeless(state, operation) and not model.step(state, operation):
+                return False
+        return True
 
     def _candidates(self, low: int, taken: int) -> tuple[list[int], int]:
         """The operations that no other one must come before, and the time the next one must be taken by."""

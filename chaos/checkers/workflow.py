@@ -164,6 +164,11 @@ class WorkflowModel:
             case _:
                 return Aspect.EVERYTHING
 
+    def names_run(self, operation: Operation) -> bool:
+        """Whether its answer names a run."""
+        answer = operation.answer
+        return isinstance(answer, Described | AlreadyStarted | Started) and bool(answer.run_id)
+
     def is_hopeless(self, state: State, operation: Operation) -> bool:
         """Whether an answer that is impossible here stays so, whatever happens next.
 
@@ -172,7 +177,7 @@ class WorkflowModel:
         """
         answer = operation.answer
         if not isinstance(answer, Described | AlreadyStarted | Started) or not answer.run_id:
-            return False
+            return False  # as in `names_run`, for the type checker
         run = next((each for each in state if each.run_id == answer.run_id), None)
         if run is None:
             return False
