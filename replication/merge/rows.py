@@ -1,0 +1,160 @@
+"""A record as rows, so that an entry rewrites only what it changed.
+
+One row for the head (current run, tombstones, what waits), one for each run, one for each indexed event, one
+for each parked entry and each run in quarantine. Keys are relative: the caller puts the namespace and
+workflow id before them. Every value is msgpack of [format, body]; an unknown format or kind is refused by
+name (RowError), never guessed.
+
+Invariant: from_rows(to_rows(r)) == r, and the rows of `before` with changes(before, after) are those of
+`after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from replication.merge.entries import OrderKey
+from replication.merge.record import Branch, Indexed, Link, Parked, Quarantine, Record, Run, Waiting
+
+FORMAT = 1
+
+HEAD, RUN, INDEX, PARKED, QUARANTINE = b"h", b"r", b"i", b"p", b"q"
+
+Row = tuple[bytes, bytes | None]  # None: the row goes
+
+
+class RowError(ValueError):
+    """Definite: stored bytes that this release cannot read. Says which row, and why."""
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True):
+    """What belongs to no single run."""
+
+    current: str
+    tombstones: dict[str, OrderKey]
+    waiting: tuple[Waiting, ...]
+    settled: tuple[str, ...]  # ascending, so that equal records have equal rows
+    runs: tuple[str, ...]  # run ids, in the record's order
+
+
+class RunRow(msgspec.Struct, array_like=True, frozen=True):
+    """A run without its index."""
+
+    branches: tuple[Branch, ...]
+    current: int
+    previous: Link | None
+    started: OrderKey
+    next_number: int
+
+
+Body = Head | RunRow | Indexed | Parked | Quarantine
+T = TypeVar("T", Head, RunRow, Indexed, Parked, Quarantine)
+
+_encode = msgspec.msgpack.Encoder().encode
+_raw = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
+
+
+def to_rows(record: Record) -> list[tuple[bytes, bytes]]:
+    """All rows of the record, none for an empty one."""
+    if record == Record():
+        return []
+    return [(key, _encode((FORMAT, body))) for key, body in _parts(record).items()]
+
+
+def changes(before: Record, after: Record) -> list[Row]:
+    """What to write so that the rows of `before` become those of `after`."""
+    old = _parts(before) if before != Record() else {}
+    new = _parts(after) if after != Record() else {}
+    written: list[Row] = []
+    for key, body in new.items():
+        known = old.get(key)
+        if known is not body and known != body:
+            written.append((key, _encode((FORMAT, body))))
+    return written + [(key, None) for key in old if key not in new]
+
+
+def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
+    """The record that has these rows, in any order. Raises RowError."""
+    head: Head | None = None
+    runs: dict[str, RunRow] = {}
+    index: dict[str, list[tuple[bytes, Indexed]]] = {}
+    parked: list[tuple[bytes, Parked]] = []
+    quarantine: dict[str, Quarantine] = {}
+    for key, value in rows:
+        kind, rest = key[:1], key[1:]
+        if kind == HEAD:
+            head = _decode(Head, key, value)
+        elif kind == RUN:
+            runs[rest.decode()] = _decode(RunRow, key, value)
+        elif kind == INDEX:
+            index.setdefault(rest[:-8].decode(), []).append((rest, _decode(Indexed, key, value)))
+        elif kind == PARKED:
+            parked.append((rest, _decode(Parked, key, value)))
+        elif kind == QUARANTINE:
+            quarantine[rest.decode()] = _decode(Quarantine, key, value)
+        else:
+            raise RowError(f"row {key!r} is of no kind that this release knows")
+    if head is None:
+        if runs or index or parked or quarantine:
+            raise RowError("rows of a workflow id, but not the first of them")
+        return Record()
+    if set(head.runs) != set(runs) or not set(index) <= set(runs):
+        raise RowError("rows of a workflow id that do not belong together")
+    return Record(
+        runs={run: _run(run, runs[run], index.get(run, [])) for run in head.runs},
+        current=head.current,
+        tombstones=head.tombstones,
+        waiting=head.waiting,
+        settled=frozenset(head.settled),
+        parked=tuple(each for _, each in sorted(parked, key=lambda pair: pair[0])),
+        quarantine=quarantine,
+    )
+
+
+def _run(run: str, row: RunRow, index: list[tuple[bytes, Indexed]]) -> Run:
+    index.sort(key=lambda pair: pair[0])
+    return Run(
+        id=run,
+        branches=row.branches,
+        current=row.current,
+        previous=row.previous,
+        started=row.started,
+        index=tuple(each for _, each in index),
+        next_number=row.next_number,
+    )
+
+
+def _parts(record: Record) -> dict[bytes, Body]:
+    parts: dict[bytes, Body] = {
+        HEAD: Head(
+            record.current,
+            record.tombstones,
+            record.waiting,
+            tuple(sorted(record.settled)),
+            tuple(record.runs),
+        )
+    }
+    for run in record.runs.values():
+        name = run.id.encode()
+        parts[RUN + name] = RunRow(run.branches, run.current, run.previous, run.started, run.next_number)
+        for ordinal, indexed in enumerate(run.index):
+            parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
+    for parked in record.parked:
+        region, shard, incarnation, seq = parked.entry.origin
+        parts[PARKED + b"".join(n.to_bytes(8, "big") for n in (seq, region, shard, incarnation))] = parked
+    for quarantine in record.quarantine.values():
+        parts[QUARANTINE + quarantine.run.encode()] = quarantine
+    return parts
+
+
+def _decode(type_: type[T], key: bytes, value: bytes) -> T:
+    try:
+        number, body = _raw.decode(value)
+        if number != FORMAT:
+            raise RowError(f"row {key!r} is of format {number}; this release reads {FORMAT}")
+        return msgspec.msgpack.decode(body, type=type_)
+    except msgspec.DecodeError as error:
+        raise RowError(f"row {key!r} cannot be read: {error}") from error
