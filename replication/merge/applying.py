@@ -43,12 +43,11 @@ from replication.merge.record import (
 
 
 class Draft:
-    """A record being made, and the effects so far. `local`: this region's engine wrote the events itself."""
+    """A record being made, and the effects so far."""
 
-    def __init__(self, record: Record, local: bool = False) -> None:
+    def __init__(self, record: Record) -> None:
         self.before = record
         self.record = record
-        self.local = local
         self.effects: list[Effect] = []
 
     def outcome(self) -> Outcome:
@@ -58,8 +57,18 @@ class Draft:
 
     # ---- events
 
-    def take(self, entry: Events, batch: Batch, placing: Placing, previous: Link | None = None) -> None:
-        """Store the batch where it belongs; it is not parked and contradicts nothing."""
+    def take(
+        self,
+        entry: Events,
+        batch: Batch,
+        placing: Placing,
+        previous: Link | None = None,
+        local: bool = False,
+    ) -> None:
+        """Store the batch where it belongs; it is not parked and contradicts nothing.
+
+        `local`: this region's engine made the events, and has the state that they lead to.
+        """
         key = OrderKey(batch.events[-1].version, entry.origin.seq, int(batch is entry.successor))
         match placing:
             case Deleted():
@@ -73,19 +82,19 @@ class Draft:
                 branch = self._branch(1, (), batch.events, key)
                 run = Run(batch.run, (branch,), 1, previous, key, next_number=2)
                 self.effects += [CreateRun(run.id), Fork(run.id, 1, 0, ROOT)]
-                self._grown(entry, run, 1, batch.events)
+                self._grown(entry, run, 1, batch.events, local)
             case NewBranch(base, at, events):
                 run = self.record.runs[batch.run]
                 path = prefix(run.numbered(base).history, at) if base else ()
                 branch = self._branch(run.next_number, path, events, key)
                 self.effects.append(Fork(run.id, branch.number, base, at))
                 run = replace(run, branches=(*run.branches, branch), next_number=branch.number + 1)
-                self._grown(entry, run, branch.number, events)
+                self._grown(entry, run, branch.number, events, local)
             case Tip(number, events):
                 run = self.record.runs[batch.run]
                 longer = self._branch(number, run.numbered(number).history, events, key)
                 branches = tuple(longer if each.number == number else each for each in run.branches)
-                self._grown(entry, replace(run, branches=branches), number, events)
+                self._grown(entry, replace(run, branches=branches), number, events, local)
             case Gap() | Broken():
                 raise AssertionError(f"{placing} is not to be stored")
 
@@ -93,7 +102,7 @@ class Draft:
         history = extended(path, (Item(event.id, event.version) for event in events))
         return Branch(number, history, key, events[-1].kind)
 
-    def _grown(self, entry: Events, run: Run, number: int, events: tuple[Event, ...]) -> None:
+    def _grown(self, entry: Events, run: Run, number: int, events: tuple[Event, ...], local: bool) -> None:
         """The run's branch of this number has been given these events: store, index, release, follow."""
         before = self.record.runs.get(run.id)
         current = current_branch(run.branches).number
@@ -108,7 +117,7 @@ class Draft:
         self._release({indexed.key for indexed in found})
         if before is not None and before.current != current:
             self.effects.append(Rebuild(run.id, current))
-        elif number == current and not self.local:
+        elif number == current and not local:
             self.effects.append(Advance(run.id, events))
 
     # ---- the buffer
@@ -181,6 +190,4 @@ class Draft:
         self.effects += [Suppress(run, current) for run in sorted(are - were)]
         if current != before.current:
             self.effects.append(SetCurrent(current))
-        # One that has closed as a zombie is nothing to revive: its end has come with its events.
-        revived = (run for run in were - are if run == current and not record.runs[run].closed)
-        self.effects += [Revive(run) for run in sorted(revived)]
+        self.effects += [Revive(run) for run in sorted(were - are) if run in record.runs]

@@ -32,6 +32,7 @@ from replication.merge.effects import (
     Unpark,
 )
 from replication.merge.entries import (
+    CLOSING,
     Buffer,
     Entry,
     Events,
@@ -88,8 +89,8 @@ def write(record: Record, entry: Entry, env: Environment) -> Outcome:
     reason = _why_not(record, entry, env)
     if reason:
         raise Refused(reason)
-    draft = Draft(record, local=True)
-    _take(draft, entry)
+    draft = Draft(record)
+    _take(draft, entry, local=True)
     _take_parked(draft)
     return draft.outcome()
 
@@ -130,7 +131,7 @@ def _with_pending(outcome: Outcome, env: Environment, policy: Policy) -> Outcome
 # ---- one entry
 
 
-def _take(draft: Draft, entry: Entry) -> None:
+def _take(draft: Draft, entry: Entry, local: bool = False) -> None:
     """Store, park, isolate or skip the entry: all of it, its successor too, the same way."""
     reason = entry_problem(entry)
     halted = run_of(entry) in draft.record.quarantine and not isinstance(entry, Tomb)
@@ -141,12 +142,12 @@ def _take(draft: Draft, entry: Entry) -> None:
         case Tomb():
             draft.delete(entry.run)
         case Events():
-            _take_events(draft, entry)
+            _take_events(draft, entry, local)
         case Buffer():
             _take_buffer(draft, entry)
 
 
-def _take_events(draft: Draft, entry: Events) -> None:
+def _take_events(draft: Draft, entry: Events, local: bool) -> None:
     batch, successor = entry.batch, entry.successor
     places: list[Placing] = [place(draft.record, batch)]
     if successor is not None:
@@ -161,10 +162,11 @@ def _take_events(draft: Draft, entry: Events) -> None:
         if isinstance(placing, Gap):
             _park(draft, entry, placing)
             return
-    draft.take(entry, batch, places[0])
+    draft.take(entry, batch, places[0], local=local)
     if successor is not None:
         last = batch.events[-1]
-        draft.take(entry, successor, places[1], Link(batch.run, last.id, last.version))
+        link = Link(batch.run, last.id, last.version)
+        draft.take(entry, successor, places[1], link, local=local)
 
 
 def _take_buffer(draft: Draft, entry: Buffer) -> None:
@@ -252,4 +254,8 @@ def _why_not_events(record: Record, entry: Events, env: Environment) -> str:
         return f"run {batch.run} is not the current one"
     if record.runs[batch.run].branch.history != batch.parent:
         return f"the events do not follow on the last one of run {batch.run}"
+    if batch.events[-1].kind in CLOSING:
+        written = {event.key for event in batch.events}
+        if any(each.run == batch.run and each.event.key not in written for each in record.waiting):
+            return f"run {batch.run} closes with inputs in its buffer"
     return ""

@@ -6,7 +6,7 @@ entry, and again when it is activated, and an input that a standby region stored
 not forgotten; asking twice gives nothing twice, because the copies that were written carry the keys.
 
 A path counts if it is the current branch of a run that is no zombie, or led to the beginning of such a run
-(continue-as-new, reset). An input whose key is on a path that counts has reached a workflow. Keys of deleted
+(continue-as-new) from one that is older. An input whose key is on a path that counts has reached a workflow. Keys of deleted
 runs are remembered in `settled`.
 
 Copies go to the current run, whichever run they were meant for: the same run if it is current, else the
@@ -123,15 +123,17 @@ def covered(record: Record) -> frozenset[str]:
 
 
 def _paths(record: Record, run: Run) -> Iterator[tuple[Run, History]]:
-    """The current branch, and the paths in earlier runs that led to the run's beginning."""
-    path, seen = run.branch.history, {run.id}
+    """The current branch, and the paths in earlier runs that led to the run's beginning.
+
+    An earlier run that has become newer than this one went another way: the path it left does not count.
+    """
+    path, newest = run.branch.history, run.branch.key
     while True:
         yield run, path
         link = run.previous
-        if link is None or link.run in seen or link.run not in record.runs:
+        if link is None or link.run not in record.runs or record.runs[link.run].branch.key > newest:
             return
         run, item = record.runs[link.run], Item(link.event_id, link.version)
-        seen.add(run.id)
         holding = [branch.history for branch in run.branches if contains(branch.history, *item)]
         if not holding:
             return
@@ -142,9 +144,10 @@ def candidates(record: Record, version: int) -> list[Stale]:
     """Inputs to copy if the rules say so, one of each key, in the order to make them in.
 
     Terminations come last: what comes after one finds its run closed. Inputs in the buffer that were accepted
-    at this version (of the namespace) are not stale but alive.
+    at this version (of the namespace) for the run that is open are not stale but alive.
     """
-    old = [waiting for waiting in record.waiting if waiting.event.version < version]
+    live = record.current if record.current and not record.runs[record.current].closed else ""
+    old = [each for each in record.waiting if each.event.version < version or each.run != live]
     if not old and all(len(run.branches) == 1 for run in record.runs.values()) and not record.zombies():
         return []
     done = covered(record)

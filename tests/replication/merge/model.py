@@ -1,0 +1,579 @@
+"""Three regions, clients, operators and a bad network, around the real merge.
+
+A region here is what hosting will be: it keeps records, takes effects in order, writes what its engine would write
+(through `write`), numbers that in its log, and reads the others' logs. The world does everything at random: which region
+reads what and when, what clients ask of whoever believes to be active, forced failovers that nobody coordinates.
+Then it heals: all versions become known, all logs are read. The checks are at the end of this file.
+
+What the regions keep beside the records comes from effects alone (`Shelf`), so effects that do not
+suffice show as a difference.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from replication.merge import (
+    Batch,
+    Buffer,
+    Entry,
+    Environment,
+    Event,
+    Events,
+    History,
+    Kind,
+    Origin,
+    Outcome,
+    Policy,
+    Record,
+    Refused,
+    Tomb,
+    activate,
+    merge,
+    write,
+)
+from replication.merge import effects as fx
+from replication.merge.entries import CLOSING, key_of, origin_key, request_key, update_key
+from replication.merge.history import contains, tip
+from replication.merge.reapply import ENDS_OF_ACTIVITIES, INDEXED, covered, pending
+from replication.merge.rows import changes, from_rows, to_rows
+from replication.versions import next_version, owner
+
+REGIONS = (1, 2, 3)
+UPDATES = frozenset({Kind.UPDATE_ADMITTED, Kind.UPDATE_ACCEPTED})
+
+
+class Shelf:
+    """What a region has stored of one workflow id, by the effects alone."""
+
+    def __init__(self) -> None:
+        self.branches: dict[str, dict[int, list[Event]]] = {}
+        self.buffer: dict[str, str] = {}  # key -> run
+        self.once_buffered: dict[str, Event] = {}
+        self.current = ""
+        self.zombies: set[str] = set()
+        self.state: dict[str, list[Event]] = {}  # what the engine has applied of each run
+        self.rows: dict[bytes, bytes] = {}
+
+    def take(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.CreateRun(run):
+                assert run not in self.branches
+                self.branches[run] = {}
+                self.state[run] = []
+            case fx.Fork(run, branch, base, at):
+                assert branch not in self.branches[run]
+                self.branches[run][branch] = self.branches[run][base][: at.event_id] if base else []
+            case fx.Append(run, branch, events):
+                events_before = self.branches[run][branch]
+                assert [e.id for e in events] == [len(events_before) + 1 + i for i in range(len(events))]
+                events_before.extend(events)
+            case fx.Advance(run, events):
+                self.state[run].extend(events)
+            case fx.Rebuild(run, branch):
+                self.state[run] = list(self.branches[run][branch])
+            case fx.SetCurrent(run):
+                self.current = run
+            case fx.Suppress(run):
+                assert run not in self.zombies
+                self.zombies.add(run)
+            case fx.Revive(run):
+                self.zombies.remove(run)
+            case fx.Hold(holder, inputs):
+                for event in inputs:
+                    assert event.key not in self.buffer
+                    self.buffer[event.key] = holder
+                    self.once_buffered[event.key] = event
+            case fx.Release(_, keys):
+                for key in keys:
+                    del self.buffer[key]
+            case fx.Delete(run):
+                self.branches.pop(run, None)
+                self.state.pop(run, None)
+                self.zombies.discard(run)
+                self.buffer = {key: holder for key, holder in self.buffer.items() if holder != run}
+            case _:
+                pass
+
+    def find(self, source: fx.Source) -> Event:
+        if source.event_id == 0:
+            return self.once_buffered[source.key]
+        for events in self.branches[source.run].values():
+            if len(events) >= source.event_id and events[source.event_id - 1].version == source.version:
+                return events[source.event_id - 1]
+        raise AssertionError(f"{source} is nowhere")
+
+
+class Region:
+    """One region: records, a log, cursors into the others' logs."""
+
+    def __init__(self, number: int, world: World) -> None:
+        self.number = number
+        self.world = world
+        self.version = 1
+        self.records: dict[str, Record] = {name: Record() for name in world.names}
+        self.shelves: dict[str, Shelf] = {name: Shelf() for name in world.names}
+        self.log: list[tuple[str, Entry]] = []
+        self.cursors = dict.fromkeys(REGIONS, 0)
+
+    @property
+    def active(self) -> bool:
+        return owner(self.version) == self.number
+
+    @property
+    def env(self) -> Environment:
+        return Environment(self.number, self.version, self.active)
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.number, 7, 1, len(self.log) + 1)
+
+    # ---- what the shard does
+
+    def store(self, name: str, outcome: Outcome, local: bool = False) -> None:
+        shelf = self.shelves[name]
+        for effect in outcome.effects:
+            if isinstance(effect, fx.RaiseVersion):
+                assert effect.version > self.version
+                self.version = effect.version
+            shelf.take(effect)
+            if local and isinstance(effect, fx.Append):  # the engine has that state already
+                shelf.state[effect.run].extend(effect.events)
+        for key, value in changes(self.records[name], outcome.record):
+            if value is None:
+                del shelf.rows[key]
+            else:
+                shelf.rows[key] = value
+        self.records[name] = outcome.record
+        for effect in outcome.effects:
+            self.obey(name, effect)
+
+    def obey(self, name: str, effect: fx.Effect) -> None:
+        """What the engine has to do."""
+        shelf, record = self.shelves[name], self.records[name]
+        match effect:
+            case fx.Reapply(run, place, sources):
+                assert self.active, "a standby was told to write"
+                events = [self.again(shelf, source) for source in sources]
+                if events[-1].kind in CLOSING:
+                    named = {event.key for event in events}
+                    held = [event for event in self.buffered(name) if event.key not in named]
+                    events[-1:] = [*held, events[-1]]
+                if place is fx.Place.APPEND:
+                    self.append(name, events)
+                elif place is fx.Place.RESET:
+                    self.reset(name, run, events)
+                else:
+                    assert record.current == "" or record.runs[run or record.current].closed
+                    self.world.dropped.update(event.payload for event in events)
+            case fx.Salvage(run, ends):
+                assert self.active
+                self.append(name, [self.again(shelf, source) for source in ends])
+                self.world.salvaged += len(ends)
+            case fx.Isolate(run, reason):
+                raise AssertionError(f"run {run} is in quarantine: {reason}")
+            case _:
+                pass
+
+    def again(self, shelf: Shelf, source: fx.Source) -> Event:
+        payload = shelf.find(source).payload
+        return Event(0, self.version, source.kind, payload, source.key, source.about)
+
+    def buffered(self, name: str) -> list[Event]:
+        record = self.records[name]
+        return [waiting.event for waiting in record.waiting if waiting.run == record.current]
+
+    def propose(self, name: str, entry: Entry) -> bool:
+        try:
+            outcome = write(self.records[name], entry, self.env)
+        except Refused:
+            return False
+        self.log.append((name, entry))
+        self.store(name, outcome, local=True)
+        return True
+
+    def append(self, name: str, events: Iterable[Event], successor: Batch | None = None) -> bool:
+        record = self.records[name]
+        history = record.runs[record.current].branch.history
+        last = tip(history).event_id
+        numbered = tuple(
+            replace(event, id=last + n, version=self.version) for n, event in enumerate(events, start=1)
+        )
+        batch = Batch(record.current, history, numbered)
+        return self.propose(name, Events(self.origin, self.world.tick(), self.version, batch, successor))
+
+    def start(self, name: str, run: str, events: Iterable[Event] = ()) -> bool:
+        first = (Event(1, self.version, Kind.STARTED, f"{run}@{self.number}".encode()), *events)
+        batch = Batch(run, (), first)
+        return self.propose(name, Events(self.origin, self.world.tick(), self.version, batch))
+
+    def reset(self, name: str, run: str, inputs: list[Event]) -> None:
+        """A new run: the old one's events but for its close, their names kept; then the inputs."""
+        old = self.shelves[name].branches[run][self.records[name].runs[run].current]
+        assert old[-1].kind in CLOSING
+        copies = [replace(e, key=key_of(run, e) if e.kind in INDEXED else e.key) for e in old[:-1]]
+        rest = [Event(0, self.version, Kind.WORKFLOW_TASK), *inputs]
+        more = [replace(e, id=len(copies) + n, version=self.version) for n, e in enumerate(rest, start=1)]
+        batch = Batch(self.world.new_run(), (), (*copies, *more))
+        assert self.propose(name, Events(self.origin, self.world.tick(), self.version, batch))
+
+    # ---- what others do to it
+
+    def fail_over(self) -> None:
+        version = next_version(self.number, self.version)
+        if version != self.version:
+            self.version = version
+            for name in self.world.names:
+                self.store(name, activate(self.records[name], self.env, self.world.policy))
+
+    def read(self, name: str, entry: Entry) -> None:
+        before = self.records[name]
+        frozen = to_rows(before) if self.world.paranoid else []
+        outcome = merge(before, entry, self.env, self.world.policy)
+        assert not self.world.paranoid or to_rows(before) == frozen, "merge changed what it was given"
+        self.store(name, outcome)
+
+
+class World:
+    """Everything, made from one seed."""
+
+    def __init__(self, rng: random.Random, names: int = 1, deletes: bool = False, steps: int = 45) -> None:
+        self.rng = rng
+        self.names = [f"w{i}" for i in range(names)]
+        self.deletes = deletes
+        self.policy = Policy()
+        self.paranoid = rng.random() < 0.1
+        self.regions = {number: Region(number, self) for number in REGIONS}
+        self.hlc = 0
+        self.runs = 0
+        self.inputs = 0
+        # Of every signal and update that a client was told is accepted: its workflow id, and its key.
+        self.acknowledged: dict[bytes, tuple[str, str]] = {}
+        self.dropped: set[bytes] = set()
+        self.salvaged = 0
+        self.versions = [(1, 1)]
+        network = rng.choice((0.15, 0.35, 0.6))
+        failovers = rng.choice((0.03, 0.1, 0.2))
+        for _ in range(steps):
+            dice = rng.random()
+            if dice < failovers:
+                self.pick().fail_over()
+            elif dice < failovers + network:
+                self.network()
+            else:
+                self.client()
+        self.heal()
+
+    def pick(self) -> Region:
+        return self.regions[self.rng.choice(REGIONS)]
+
+    def tick(self) -> int:
+        self.hlc += 1
+        return self.hlc
+
+    def new_run(self) -> str:
+        self.runs += 1
+        return f"r{self.runs}"
+
+    # ---- network
+
+    def network(self) -> None:
+        reader, source = self.pick(), self.pick()
+        if reader is source:
+            return
+        dice, cursor = self.rng.random(), reader.cursors[source.number]
+        if dice < 0.1:
+            reader.version = max(reader.version, source.version)
+        elif dice < 0.2:  # fetched out of order, as a parked run's missing events are; read again later
+            ahead = source.log[cursor : cursor + 4]
+            if ahead:
+                reader.read(*self.rng.choice(ahead))
+        else:
+            self.deliver(reader, source, self.rng.randrange(1, 5))
+
+    def deliver(self, reader: Region, source: Region, count: int) -> bool:
+        cursor = reader.cursors[source.number]
+        new = source.log[cursor : cursor + count]
+        for name, entry in new:
+            reader.read(name, entry)
+            reader.cursors[source.number] += 1
+        return bool(new)
+
+    def heal(self) -> None:
+        """Everybody hears of everything; the newest owner writes what is to be made again."""
+        version = max(region.version for region in self.regions.values())
+        for region in self.regions.values():
+            region.version = version
+        pairs = [(a, b) for a in self.regions.values() for b in self.regions.values() if a is not b]
+        moved = True
+        while moved:
+            self.rng.shuffle(pairs)
+            moved = any([self.deliver(a, b, self.rng.randrange(1, 9)) for a, b in pairs])
+            if not moved:  # workflow tasks end, and let go of what waits for that
+                moved = any([self.flush(r, name) for r in self.regions.values() for name in self.names])
+
+    # ---- clients
+
+    def client(self) -> None:
+        """Something that a client or the workflow asks of a region that takes itself for the active one."""
+        region, name = self.pick(), self.rng.choice(self.names)
+        if not region.active:
+            return
+        record = region.records[name]
+        run = record.runs.get(record.current)
+        if run is None or run.closed:
+            if self.deletes and self.rng.random() < 0.3 and record.runs:
+                self.delete(region, name)
+            else:
+                # The same run id in two regions: a child that is made again.
+                again = self.rng.random() < 0.15
+                region.start(name, f"{name}-child" if again else self.new_run())
+            return
+        actions = [self.signal] * 8 + [self.buffer] * 4 + [self.flush] * 2 + [self.update] * 2
+        actions += [self.activity] * 3 + [self.close, self.go_on, self.go_on, self.retry, self.retry]
+        actions += [self.cancel, self.terminate]
+        actions += [self.delete] if self.deletes else []
+        self.rng.choice(actions)(region, name)
+
+    def input(self, kind: Kind, name: str, named: bool) -> Event:
+        self.inputs += 1
+        payload = f"{kind.name} {self.inputs}".encode()
+        return Event(0, 0, kind, payload, request_key(kind, f"q{self.inputs}") if named else "")
+
+    def acknowledge(self, name: str, event: Event, key: str) -> None:
+        self.acknowledged[event.payload] = (name, key)
+
+    def signal(self, region: Region, name: str) -> None:
+        event = self.input(Kind.SIGNALED, name, named=self.rng.random() < 0.5)
+        record = region.records[name]
+        where = tip(record.runs[record.current].branch.history).event_id + 1
+        key = event.key or f"event/{record.current}/{where}/{region.version}"
+        if region.append(name, [event]):
+            self.acknowledge(name, event, key)
+
+    def update(self, region: Region, name: str) -> None:
+        record = region.records[name]
+        self.inputs += 1
+        about, payload = f"u{self.inputs}", f"UPDATE {self.inputs}".encode()
+        key = update_key(record.current, about)
+        kind = self.rng.choice((Kind.UPDATE_ADMITTED, Kind.UPDATE_ACCEPTED))
+        event = Event(0, 0, kind, payload, key, about)
+        if region.append(name, [event]):
+            self.acknowledge(name, event, key)
+
+    def buffer(self, region: Region, name: str) -> None:
+        """A signal while a workflow task is in flight."""
+        record, origin = region.records[name], region.origin
+        event = self.input(Kind.SIGNALED, name, named=self.rng.random() < 0.5)
+        event = replace(event, version=region.version, key=event.key or origin_key(origin, 0))
+        history = record.runs[record.current].branch.history
+        entry = Buffer(origin, self.tick(), region.version, record.current, history, (event,))
+        if region.propose(name, entry):
+            self.acknowledge(name, event, event.key)
+
+    def flush(self, region: Region, name: str) -> bool:
+        """The workflow task ends."""
+        events = region.buffered(name) if region.active else []
+        assert not events or region.append(name, events)
+        return bool(events)
+
+    def retry(self, region: Region, name: str) -> None:
+        """A client that has had no answer asks again, in whatever region is active now."""
+        mine = [(p, key) for p, (n, key) in self.acknowledged.items() if n == name and "request" in key]
+        if not mine:
+            return
+        payload, key = self.rng.choice(mine)
+        record = region.records[name]
+        known = covered(record) | {waiting.event.key for waiting in record.waiting}
+        if key not in known:
+            region.append(name, [Event(0, 0, Kind.SIGNALED, payload, key)])
+
+    def activity(self, region: Region, name: str) -> None:
+        record, shelf = region.records[name], region.shelves[name]
+        events = shelf.branches[record.current][record.runs[record.current].current]
+        ended = {event.about for event in events if event.kind in ENDS_OF_ACTIVITIES}
+        open_ones = [str(e.id) for e in events if e.kind is Kind.ACTIVITY and str(e.id) not in ended]
+        if open_ones and self.rng.random() < 0.7:
+            kind = self.rng.choice((Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_TIMED_OUT))
+            region.append(name, [Event(0, 0, kind, b"end", about=self.rng.choice(open_ones))])
+        else:
+            region.append(name, [Event(0, 0, Kind.ACTIVITY, b"scheduled")])
+
+    def cancel(self, region: Region, name: str) -> None:
+        region.append(name, [self.input(Kind.CANCEL_REQUESTED, name, named=True)])
+
+    def close(self, region: Region, name: str) -> None:
+        assert region.append(name, [*region.buffered(name), Event(0, 0, Kind.CLOSED)])
+
+    def terminate(self, region: Region, name: str) -> None:
+        end = self.input(Kind.TERMINATED, name, named=False)
+        assert region.append(name, [*region.buffered(name), end])
+
+    def go_on(self, region: Region, name: str) -> None:
+        first = Event(1, region.version, Kind.STARTED, b"continued")
+        successor = Batch(self.new_run(), (), (first,))
+        end = Event(0, 0, Kind.CONTINUED, successor.run.encode())
+        assert region.append(name, [*region.buffered(name), end], successor)
+
+    def delete(self, region: Region, name: str) -> None:
+        run = self.rng.choice(sorted(region.records[name].runs))
+        assert region.propose(name, Tomb(region.origin, self.tick(), region.version, run))
+
+
+# ---- what must hold when all is quiet
+
+
+def check(world: World) -> None:
+    for name in world.names:
+        shelves = {number: region.shelves[name] for number, region in world.regions.items()}
+        records = {number: region.records[name] for number, region in world.regions.items()}
+        for number, record in records.items():
+            effects_suffice(record, shelves[number])
+            at_rest(record, world.regions[number])
+            one_live_run(record)
+            chains_are_whole(record)
+            nothing_twice(record, shelves[number])
+            nothing_lost(world, name, record, shelves[number])
+        converged(records)
+        one_sequence(shelves)
+
+
+def paths(record: Record) -> dict[str, list[History]]:
+    return {run.id: sorted(branch.history for branch in run.branches) for run in record.runs.values()}
+
+
+def converged(records: dict[int, Record]) -> None:
+    first = records[1]
+    for record in records.values():
+        assert paths(record) == paths(first), "branches differ"
+        for run in record.runs.values():
+            assert run.branch.history == first.runs[run.id].branch.history, (
+                f"{run.id}: current branches differ"
+            )
+            assert run.branch.key == first.runs[run.id].branch.key
+        assert record.current == first.current, "current runs differ"
+        assert record.tombstones == first.tombstones
+        assert record.zombies() == first.zombies()
+
+
+def one_sequence(shelves: dict[int, Shelf]) -> None:
+    seen: dict[tuple[str, int, int], Event] = {}
+    for shelf in shelves.values():
+        for run, branches in shelf.branches.items():
+            for event in (event for events in branches.values() for event in events):
+                known = seen.setdefault((run, event.id, event.version), event)
+                assert known == event, f"I1: {run} {event.id}"
+
+
+def effects_suffice(record: Record, shelf: Shelf) -> None:
+    assert set(shelf.branches) == set(record.runs)
+    for run in record.runs.values():
+        stored = shelf.branches[run.id]
+        assert set(stored) == {branch.number for branch in run.branches}
+        for branch in run.branches:
+            events = stored[branch.number]
+            assert len(events) == tip(branch.history).event_id
+            assert all(contains(branch.history, event.id, event.version) for event in events)
+            assert branch.closed is (events[-1].kind in CLOSING)
+    for run in record.runs.values():
+        assert shelf.state[run.id] == shelf.branches[run.id][run.current], "the engine's state is another's"
+    assert shelf.current == record.current
+    assert shelf.zombies == record.zombies()
+    assert set(shelf.buffer) == {waiting.event.key for waiting in record.waiting}
+    assert from_rows(shelf.rows.items()) == record
+    assert from_rows(to_rows(record)) == record
+
+
+def at_rest(record: Record, region: Region) -> None:
+    assert record.clean, "something is parked or isolated"
+    assert pending(record, region.version, Policy())[0] == () or not region.active, "something is pending"
+
+
+def one_live_run(record: Record) -> None:
+    live = [run.id for run in record.runs.values() if not run.closed and not record.is_zombie(run.id)]
+    assert len(live) <= 1
+    keys = {run.branch.key: run.id for run in record.runs.values()}
+    if keys and max(keys) > max(record.tombstones.values(), default=max(keys)):
+        assert record.current == keys[max(keys)]
+    if keys and not record.tombstones:
+        assert record.current, "the workflow id is nobody's"
+    for run in record.runs.values():
+        for one in run.branches:
+            others = (other for other in run.branches if other is not one)
+            assert not any(contains(other.history, *tip(one.history)) for other in others), "not leaves"
+
+
+def chains_are_whole(record: Record) -> None:
+    """Predecessor closed <=> successor exists."""
+    known = set(record.runs) | set(record.tombstones)
+    for run in record.runs.values():
+        if run.previous is not None:
+            assert run.previous.run in known
+            if run.previous.run in record.runs:
+                place = (run.previous.event_id, run.previous.version)
+                branches = record.runs[run.previous.run].branches
+                assert any(contains(branch.history, *place) for branch in branches)
+
+
+def leading(record: Record, shelf: Shelf, run_id: str) -> list[Event]:
+    """The run's current branch, after what earlier (and older) runs did until they continued as it."""
+    run = record.runs[run_id]
+    newest, events = run.branch.key, list(shelf.branches[run_id][run.current])
+    while (link := run.previous) is not None and link.run in record.runs:
+        run = record.runs[link.run]
+        if run.branch.key > newest:
+            break
+        for other in shelf.branches[link.run].values():
+            if len(other) >= link.event_id and other[link.event_id - 1].version == link.version:
+                events += other[: link.event_id]
+                break
+    return events
+
+
+def nothing_twice(record: Record, shelf: Shelf) -> None:
+    """No input twice in a run's current branch, nor along the chain that led to it."""
+    for run in record.runs.values():
+        events = shelf.branches[run.id][run.current]
+        ends = Counter(event.about for event in events if event.kind in ENDS_OF_ACTIVITIES)
+        assert all(count == 1 for count in ends.values()), f"{run.id}: an activity ended twice"
+        if not record.is_zombie(run.id):
+            events = leading(record, shelf, run.id)
+        inputs = Counter(e.payload for e in events if e.kind is Kind.SIGNALED or e.kind in UPDATES)
+        assert all(count == 1 for count in inputs.values()), f"{run.id}: twice {inputs.most_common(1)}"
+
+
+def nothing_lost(world: World, name: str, record: Record, shelf: Shelf) -> None:
+    delivered = {
+        event.payload
+        for run in record.runs.values()
+        if not record.is_zombie(run.id)
+        for event in leading(record, shelf, run.id)
+    }
+    for payload, (owner_name, _) in world.acknowledged.items():
+        if owner_name == name and payload not in delivered and payload not in world.dropped:
+            assert payload in on_graves(world, name), f"lost: {payload!r}"
+
+
+def on_graves(world: World, name: str) -> set[bytes]:
+    """Payloads that a run which was deleted had, or has waited for."""
+    if not world.deletes:
+        return set()
+    graves = set(world.regions[1].records[name].tombstones)
+    found: set[bytes] = set()
+    for region in world.regions.values():
+        for _, entry in region.log:
+            match entry:
+                case Events(batch=batch, successor=successor):
+                    for each in (batch, successor):
+                        if each is not None and each.run in graves:
+                            found.update(event.payload for event in each.events)
+                case Buffer(run=run, inputs=inputs):
+                    if run in graves:
+                        found.update(event.payload for event in inputs)
+                case Tomb():
+                    pass
+    return found
