@@ -154,11 +154,13 @@ class Region:
 
     def obey(self, name: str, effect: fx.Effect) -> None:
         """What the engine has to do."""
+        self.world.reached[type(effect).__name__] += 1
         shelf, record = self.shelves[name], self.records[name]
         match effect:
             case fx.Reapply(run, place, sources):
                 assert self.active, "a standby was told to write"
                 events = [self.again(shelf, source) for source in sources]
+                self.world.reached[f"Reapply {place.name}"] += 1
                 if events[-1].kind in CLOSING:
                     named = {event.key for event in events}
                     held = [event for event in self.buffered(name) if event.key not in named]
@@ -173,7 +175,10 @@ class Region:
             case fx.Salvage(run, ends):
                 assert self.active
                 self.append(name, [self.again(shelf, source) for source in ends])
-                self.world.salvaged += len(ends)
+            case fx.Fork(run, branch, 0, _) if branch > 1:
+                self.world.reached["second root"] += 1
+            case fx.Skip(_, why):
+                self.world.reached[why] += 1
             case fx.Isolate(run, reason):
                 raise AssertionError(f"run {run} is in quarantine: {reason}")
             case _:
@@ -254,8 +259,15 @@ class World:
         # Of every signal and update that a client was told is accepted: its workflow id, and its key.
         self.acknowledged: dict[bytes, tuple[str, str]] = {}
         self.dropped: set[bytes] = set()
-        self.salvaged = 0
+        self.reached: Counter[str] = Counter()  # what happened, to know that it did
         self.versions = [(1, 1)]
+        self.long = rng.random() < 0.5  # one long run that everybody knows, or many that nobody has heard of
+        if self.long:
+            for name in self.names:
+                self.regions[1].start(name, self.new_run())
+                self.regions[1].append(name, [Event(0, 0, Kind.ACTIVITY, b"scheduled")] * 3)
+            for number in (2, 3):
+                self.deliver(self.regions[number], self.regions[1], 99)
         network = rng.choice((0.15, 0.35, 0.6))
         failovers = rng.choice((0.03, 0.1, 0.2))
         for _ in range(steps):
@@ -330,12 +342,13 @@ class World:
                 self.delete(region, name)
             else:
                 # The same run id in two regions: a child that is made again.
-                again = self.rng.random() < 0.15
+                again = self.rng.random() < 0.3
                 region.start(name, f"{name}-child" if again else self.new_run())
             return
         actions = [self.signal] * 8 + [self.buffer] * 4 + [self.flush] * 2 + [self.update] * 2
-        actions += [self.activity] * 3 + [self.close, self.go_on, self.go_on, self.retry, self.retry]
-        actions += [self.cancel, self.terminate]
+        actions += [self.activity] * 3 + [self.cancel, self.retry, self.retry]
+        if not self.long or self.rng.random() < 0.3:
+            actions += [self.close, self.go_on, self.go_on, self.terminate]
         actions += [self.delete] if self.deletes else []
         self.rng.choice(actions)(region, name)
 
@@ -554,14 +567,13 @@ def nothing_lost(world: World, name: str, record: Record, shelf: Shelf) -> None:
         for event in leading(record, shelf, run.id)
     }
     for payload, (owner_name, _) in world.acknowledged.items():
-        if owner_name == name and payload not in delivered and payload not in world.dropped:
-            assert payload in on_graves(world, name), f"lost: {payload!r}"
+        if owner_name == name and payload not in delivered:
+            gone = world.deletes and (payload in world.dropped or payload in on_graves(world, name))
+            assert gone, f"lost: {payload!r}"
 
 
 def on_graves(world: World, name: str) -> set[bytes]:
     """Payloads that a run which was deleted had, or has waited for."""
-    if not world.deletes:
-        return set()
     graves = set(world.regions[1].records[name].tombstones)
     found: set[bytes] = set()
     for region in world.regions.values():
