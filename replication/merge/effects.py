@@ -72,7 +72,10 @@ class Suppress(msgspec.Struct, frozen=True):
 
 
 class Revive(msgspec.Struct, frozen=True):
-    """The zombie is an ordinary run again: it is current, or its close has come. Make its tasks from its state."""
+    """The zombie is an ordinary run again: it is current, or its close has come.
+
+    Make its tasks from its state.
+    """
 
     run: str
 

@@ -83,8 +83,8 @@ def activate(record: Record, env: Environment, policy: Policy = DEFAULT_POLICY) 
 def write(record: Record, entry: Entry, env: Environment) -> Outcome:
     """Take an entry that this region's own engine has made, before it is proposed. Raises Refused: no change.
 
-    The rules of the active region: it is active, at this version; it writes at the end of the current branch of
-    the current run, or begins a run where none is open.
+    The rules of the active region: it is active, at this version; it writes at the end of the current branch
+    of the current run, or begins a run where none is open.
     """
     reason = _why_not(record, entry, env)
     if reason:

@@ -6,8 +6,8 @@ entry, and again when it is activated, and an input that a standby region stored
 not forgotten; asking twice gives nothing twice, because the copies that were written carry the keys.
 
 A path counts if it is the current branch of a run that is no zombie, or led to the beginning of such a run
-(continue-as-new) from one that is older. An input whose key is on a path that counts has reached a workflow. Keys of deleted
-runs are remembered in `settled`.
+(continue-as-new) from one that is older. An input whose key is on a path that counts has reached a workflow.
+Keys of deleted runs are remembered in `settled`.
 
 Copies go to the current run, whichever run they were meant for: the same run if it is current, else the
 newer one. A closed run is reset for the sake of signals and updates only; what else comes too late for it is

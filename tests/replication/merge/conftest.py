@@ -1,4 +1,4 @@
-"""Short words for entries and for what comes of them. Region 1 is a, 2 is b, 3 is c; workflow id and shard are left out."""
+"""Short words for entries and for what comes of them. Region 1 is a, 2 is b, 3 is c."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Three regions, clients, operators and a bad network, around the real merge.
 
-A region here is what hosting will be: it keeps records, takes effects in order, writes what its engine would write
-(through `write`), numbers that in its log, and reads the others' logs. The world does everything at random: which region
-reads what and when, what clients ask of whoever believes to be active, forced failovers that nobody coordinates.
-Then it heals: all versions become known, all logs are read. The checks are at the end of this file.
+A region here is what hosting will be: it keeps records, takes effects in order, writes what its engine would
+write (through `write`), numbers that in its log, and reads the others' logs. The world does everything at
+random: which region reads what and when, what clients ask of whoever believes to be active, forced failovers
+that nobody coordinates. Then it heals: all versions become known, all logs are read. The checks are at the
+end of this file.
 
 What the regions keep beside the records comes from effects alone (`Shelf`), so effects that do not
 suffice show as a difference.
@@ -324,9 +325,9 @@ class World:
         moved = True
         while moved:
             self.rng.shuffle(pairs)
-            moved = any([self.deliver(a, b, self.rng.randrange(1, 9)) for a, b in pairs])
+            moved = sum(self.deliver(a, b, self.rng.randrange(1, 9)) for a, b in pairs) > 0
             if not moved:  # workflow tasks end, and let go of what waits for that
-                moved = any([self.flush(r, name) for r in self.regions.values() for name in self.names])
+                moved = sum(self.flush(r, name) for r in self.regions.values() for name in self.names) > 0
 
     # ---- clients
 

@@ -1,4 +1,4 @@
-"""Whatever three regions do to a workflow id, and however they hear of it: in the end they agree, nothing is lost.
+"""Whatever three regions do to a workflow id, and however they hear of it: they agree, and nothing is lost.
 
 `--seeds N` plays N hundred histories of each kind, `--seed S` one hundred again.
 """
@@ -15,8 +15,9 @@ from .model import World, check
 HISTORIES = 100
 # Histories in which one of these does not happen test less than they say.
 RARE = frozenset({
-    "Rebuild", "Suppress", "Revive", "Hold", "Release", "Park", "Unpark", "Salvage", "CloseTask", "RaiseVersion",
-    "Reapply APPEND", "Reapply RESET", "Reapply NOWHERE", "second root", "duplicate", "Delete", "deleted",
+    "Rebuild", "Suppress", "Revive", "Hold", "Release", "Park", "Unpark", "Salvage", "CloseTask",
+    "RaiseVersion", "Reapply APPEND", "Reapply RESET", "Reapply NOWHERE", "second root", "duplicate",
+    "Delete", "deleted",
 })  # fmt: skip
 
 

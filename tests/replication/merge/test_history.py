@@ -23,7 +23,7 @@ Path = tuple[tuple[int, int], ...]  # every event's (id, version), the first one
 
 
 def random_tree(rng: random.Random) -> list[Path]:
-    """Paths of a tree as regions make it: each version writes one line of events, after any event of a lower one."""
+    """Paths of a tree as regions make it: each version is one line of events, after any of a lower one."""
     paths: list[Path] = [()]
     for version in sorted(rng.sample(range(1, 400), rng.randrange(1, 8))):
         start = rng.choice(paths)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from replication.merge import Item, Record, Refused, merge, write
+from replication.merge import Entry, Environment, Item, Record, Refused, merge, write
 from replication.merge import effects as fx
 from replication.merge.history import ROOT
 from replication.merge.merging import discard, retry
@@ -171,7 +171,7 @@ def test_events_after_a_close_are_quarantined() -> None:
         (buffered(2, 1, [signal()]), "no key"),
     ],
 )  # fmt: skip
-def test_a_broken_entry_is_quarantined_and_only_its_run(entry: fx.Entry, why: str) -> None:
+def test_a_broken_entry_is_quarantined_and_only_its_run(entry: Entry, why: str) -> None:
     record = record_of(FIRST, events(2, 1, [CLOSED], path((3, 1))), events(3, 1, [STARTED], run="y"))
     outcome = merge(record, entry, standby(1))
     assert why in only(outcome, fx.Isolate).reason
@@ -266,9 +266,7 @@ def test_the_active_region_writes_at_the_tip() -> None:
         (tomb(2, 1, run="y"), active(1), "there is no run y"),
     ],
 )
-def test_what_the_active_region_must_not_write_is_refused(
-    entry: fx.Entry, env: fx.Environment, why: str
-) -> None:
+def test_what_the_active_region_must_not_write_is_refused(entry: Entry, env: Environment, why: str) -> None:
     with pytest.raises(Refused, match=why):
         write(KNOWN, entry, env)
 
