@@ -142,6 +142,7 @@ class Region:
                 assert effect.version > self.version
                 self.version = effect.version
             shelf.take(effect)
+            local = local and not isinstance(effect, fx.Unpark)
             if local and isinstance(effect, fx.Append):  # the engine has that state already
                 shelf.state[effect.run].extend(effect.events)
         for key, value in changes(self.records[name], outcome.record):
@@ -260,13 +261,14 @@ class World:
         # Of every signal and update that a client was told is accepted: its workflow id, and its key.
         self.acknowledged: dict[bytes, tuple[str, str]] = {}
         self.dropped: set[bytes] = set()
+        self.closes: set[bytes] = set()
         self.reached: Counter[str] = Counter()  # what happened, to know that it did
         self.versions = [(1, 1)]
         self.long = rng.random() < 0.5  # one long run that everybody knows, or many that nobody has heard of
         if self.long:
             for name in self.names:
                 self.regions[1].start(name, self.new_run())
-                self.regions[1].append(name, [Event(0, 0, Kind.ACTIVITY, b"scheduled")] * 3)
+                self.regions[1].append(name, [self.input(Kind.ACTIVITY, name, False) for _ in range(3)])
             for number in (2, 3):
                 self.deliver(self.regions[number], self.regions[1], 99)
         network = rng.choice((0.15, 0.35, 0.6))
@@ -413,18 +415,22 @@ class World:
         open_ones = [str(e.id) for e in events if e.kind is Kind.ACTIVITY and str(e.id) not in ended]
         if open_ones and self.rng.random() < 0.7:
             kind = self.rng.choice((Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_TIMED_OUT))
-            region.append(name, [Event(0, 0, kind, b"end", about=self.rng.choice(open_ones))])
+            about = self.rng.choice(open_ones)
+            region.append(name, [Event(0, 0, kind, events[int(about) - 1].payload, about=about)])
         else:
-            region.append(name, [Event(0, 0, Kind.ACTIVITY, b"scheduled")])
+            region.append(name, [self.input(Kind.ACTIVITY, name, named=False)])
 
     def cancel(self, region: Region, name: str) -> None:
         region.append(name, [self.input(Kind.CANCEL_REQUESTED, name, named=True)])
 
     def close(self, region: Region, name: str) -> None:
-        assert region.append(name, [*region.buffered(name), Event(0, 0, Kind.CLOSED)])
+        end = self.input(Kind.CLOSED, name, named=False)
+        self.closes.add(end.payload)
+        assert region.append(name, [*region.buffered(name), end])
 
     def terminate(self, region: Region, name: str) -> None:
         end = self.input(Kind.TERMINATED, name, named=False)
+        self.closes.add(end.payload)
         assert region.append(name, [*region.buffered(name), end])
 
     def go_on(self, region: Region, name: str) -> None:
@@ -450,6 +456,7 @@ def check(world: World) -> None:
             at_rest(record, world.regions[number])
             one_live_run(record)
             chains_are_whole(record)
+            only_clients_close(world, record, shelves[number])
             nothing_twice(record, shelves[number])
             nothing_lost(world, name, record, shelves[number])
         converged(records)
@@ -535,17 +542,27 @@ def chains_are_whole(record: Record) -> None:
 
 def leading(record: Record, shelf: Shelf, run_id: str) -> list[Event]:
     """The run's current branch, after what earlier (and older) runs did until they continued as it."""
-    run = record.runs[run_id]
-    newest, events = run.branch.key, list(shelf.branches[run_id][run.current])
-    while (link := run.previous) is not None and link.run in record.runs:
-        run = record.runs[link.run]
-        if run.branch.key > newest:
+    before = {
+        events[-1].payload.decode(): (run, events)
+        for run, branches in shelf.branches.items()
+        for events in branches.values()
+        if events[-1].kind is Kind.CONTINUED
+    }
+    newest = record.runs[run_id].branch.key
+    events = list(shelf.branches[run_id][record.runs[run_id].current])
+    while run_id in before:
+        run_id, earlier = before[run_id]
+        if record.runs[run_id].branch.key > newest:
             break
-        for other in shelf.branches[link.run].values():
-            if len(other) >= link.event_id and other[link.event_id - 1].version == link.version:
-                events += other[: link.event_id]
-                break
+        events += earlier
     return events
+
+
+def only_clients_close(world: World, record: Record, shelf: Shelf) -> None:
+    """The run that has the workflow id is closed only if a client or the workflow closed it."""
+    if record.current and record.runs[record.current].closed:
+        last = shelf.branches[record.current][record.runs[record.current].current][-1]
+        assert last.kind is Kind.CONTINUED or last.payload in world.closes, "closed by nobody"
 
 
 def nothing_twice(record: Record, shelf: Shelf) -> None:
@@ -554,6 +571,9 @@ def nothing_twice(record: Record, shelf: Shelf) -> None:
         events = shelf.branches[run.id][run.current]
         ends = Counter(event.about for event in events if event.kind in ENDS_OF_ACTIVITIES)
         assert all(count == 1 for count in ends.values()), f"{run.id}: an activity ended twice"
+        for event in events:
+            if event.kind in ENDS_OF_ACTIVITIES:
+                assert events[int(event.about) - 1].payload == event.payload, "another activity's end"
         if not record.is_zombie(run.id):
             events = leading(record, shelf, run.id)
         inputs = Counter(e.payload for e in events if e.kind is Kind.SIGNALED or e.kind in UPDATES)

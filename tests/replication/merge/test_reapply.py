@@ -310,6 +310,31 @@ def test_a_buffer_of_an_unknown_run_is_parked() -> None:
     assert kinds_of(followed)[-3:] == ["Unpark", "Hold", "SetCurrent"]
 
 
+def test_what_waits_for_a_run_that_has_lost_is_not_alive() -> None:
+    record = record_of(events(1, 2, [STARTED], run="y"), buffered(2, 2, [signal(key="k")], run="y"))
+    outcome = merge(record, events(1, 3, [STARTED, CLOSED]), standby(3))
+    record = merge(outcome.record, events(9, 3, [STARTED], run="z"), standby(3)).record
+    # Still the version at which it was accepted, as far as b knows, but y is not current any more.
+    assert copies(activate(record, active(2))) == [("k", Kind.SIGNALED)]
+
+
+def test_what_a_deleted_run_had_is_done_with() -> None:
+    record = made_again(stale(signal(key="k"), record=successors()))
+    assert record.current == "y"
+    record = merge(record, events(20, 2, [CLOSED], path((2, 2)), run="y"), standby(2)).record
+    record = merge(record, events(21, 2, [STARTED], run="z"), standby(2)).record
+    record = merge(record, tomb(22, 2, run="y"), standby(2)).record
+    assert kinds_of(activate(record, active(2))) == []
+
+
+def successors() -> Record:
+    """x, which b has continued as y after an event that a has written more after."""
+    return record_of(
+        events(1, 1, [STARTED, SCHEDULED]),
+        events(1, 2, [CONTINUED], FORK, successor=batch(2, [STARTED], run="y")),
+    )
+
+
 # ---- salvage
 
 
