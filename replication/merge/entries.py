@@ -51,6 +51,9 @@ class Kind(enum.IntEnum):
 
 
 CLOSING = frozenset({Kind.CLOSED, Kind.CONTINUED, Kind.TERMINATED})
+ENDS_OF_ACTIVITIES = frozenset({
+    Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELED, Kind.ACTIVITY_TIMED_OUT,
+})  # fmt: skip
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
@@ -209,10 +212,17 @@ def _batch_problem(batch: Batch) -> str:
             return f"version {event.version} after {before.version}"
         if (event.id == 1) is not (event.kind is Kind.STARTED):
             return f"event {event.id} is of kind {event.kind.name}"
+        if event.kind in ENDS_OF_ACTIVITIES and not _names_earlier(event):
+            return f"event {event.id} ends an activity that is not scheduled before it: {event.about!r}"
         before = Item(event.id, event.version)
     if any(event.kind in CLOSING for event in batch.events[:-1]):
         return "events after a close"
     return ""
+
+
+def _names_earlier(event: Event) -> bool:
+    digits = event.about.isascii() and event.about.isdecimal()
+    return digits and len(event.about) < 20 and 1 < int(event.about) < event.id
 
 
 def _version_problem(entry: Entry, version: int) -> str:

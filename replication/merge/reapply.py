@@ -25,7 +25,7 @@ from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from replication.merge.effects import Effect, Place, Reapply, Salvage, Source
-from replication.merge.entries import Kind
+from replication.merge.entries import ENDS_OF_ACTIVITIES, Kind
 from replication.merge.history import History, Item, contains, lowest_common_ancestor, prefix
 from replication.merge.record import Indexed, Record, Run
 
@@ -85,9 +85,6 @@ RULES: dict[Kind, Rule] = {
     Kind.CONTINUED: _NOTHING,  # its successor is a zombie, whose inputs are pending in their turn
 }
 
-ENDS_OF_ACTIVITIES = frozenset({
-    Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELED, Kind.ACTIVITY_TIMED_OUT,
-})  # fmt: skip
 PAUSES = frozenset({Kind.PAUSED, Kind.UNPAUSED})
 # What a rule may look for: only this is indexed.
 INDEXED = frozenset(kind for kind, rule in RULES.items() if rule is not _NOTHING) | ENDS_OF_ACTIVITIES

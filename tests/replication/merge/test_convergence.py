@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from .model import World, check
+from .judges import check
+from .model import World
 
 HISTORIES = 100
 # Histories in which one of these does not happen test less than they say.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
-from replication.merge import Entry, Environment, Item, Record, Refused, merge, write
+from replication.merge import Entry, Environment, Item, Kind, Record, Refused, merge, write
 from replication.merge import effects as fx
 from replication.merge.history import ROOT
 from replication.merge.merging import discard, retry
@@ -167,6 +168,8 @@ def test_events_after_a_close_are_quarantined() -> None:
         (events(2, 1, [CLOSED], path((3, 1)), successor=batch(1, [STARTED])), "its own successor"),
         (events(2, 1, [TASK]), "event 1 is of kind WORKFLOW_TASK"),
         (events(2, 1, [TASK], path((3, 1)), namespace=200), "no region owns it"),
+        (events(2, 1, [replace(TASK, kind=Kind.ACTIVITY_FAILED)], path((3, 1))), "before it: ''"),
+        (events(2, 1, [replace(TASK, kind=Kind.ACTIVITY_FAILED, about="4")], path((3, 1))), "before it: '4'"),
         (buffered(2, 1, []), "without inputs"),
         (buffered(2, 1, [signal()]), "no key"),
     ],
