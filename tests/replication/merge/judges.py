@@ -13,7 +13,8 @@ from replication.merge.history import contains, tip
 from replication.merge.reapply import pending
 from replication.merge.rows import from_rows, to_rows
 
-from .model import Region, Shelf, World
+from .model import Region, World
+from .shelf import Shelf
 
 UPDATES = frozenset({Kind.UPDATE_ADMITTED, Kind.UPDATE_ACCEPTED})
 
