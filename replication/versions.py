@@ -34,7 +34,7 @@ def next_version(region: int, current: int, increment: int = INC) -> int:
     return version if version >= current else version + increment
 
 
-def bump(region: int, current: int, increment: int = INC) -> int:
+def bump_version(region: int, current: int, increment: int = INC) -> int:
     """The smallest version > current that the region owns.
 
     For a region that has lost committed history (restored from a backup, or recovered without a majority):
@@ -43,7 +43,7 @@ def bump(region: int, current: int, increment: int = INC) -> int:
     return next_version(region, current + 1, increment)
 
 
-def owner(version: int, increment: int = INC) -> int:
+def owner_of(version: int, increment: int = INC) -> int:
     """The region that owns the version. Raises VersionError if nobody can."""
     region = version % increment
     if version < 1 or region == 0:

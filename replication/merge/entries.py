@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from replication.merge.history import History, Item, extended, problem, tip
-from replication.versions import VersionError, owner
+from replication.versions import VersionError, owner_of
 
 
 class Kind(enum.IntEnum):
@@ -166,7 +166,7 @@ def key_of(run: str, event: Event) -> str:
 def entry_problem(entry: Entry) -> str:
     """Why no rule can be applied to the entry, whatever is known here; "" if it is well formed."""
     try:
-        owner(entry.namespace_version)
+        owner_of(entry.namespace_version)
     except VersionError as error:
         return str(error)
     match entry:
@@ -227,7 +227,7 @@ def _names_earlier(event: Event) -> bool:
 
 def _version_problem(entry: Entry, version: int) -> str:
     try:
-        writer = owner(version)
+        writer = owner_of(version)
     except VersionError as error:
         return str(error)
     if writer != entry.origin.region:

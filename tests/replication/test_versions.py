@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from replication.versions import INC, VersionError, bump, next_version, owner, same_owner
+from replication.versions import INC, VersionError, bump_version, next_version, owner_of, same_owner
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_properties_of_next(rng: random.Random) -> None:
         region, current = rng.randrange(1, increment), rng.randrange(0, 10**6)
         version = next_version(region, current, increment)
         assert current <= version < current + increment
-        assert owner(version, increment) == region
+        assert owner_of(version, increment) == region
         assert next_version(region, version, increment) == version
         other = rng.randrange(1, increment)
         assert (next_version(other, current, increment) == version) is (other == region)
@@ -41,11 +41,11 @@ def test_properties_of_next(rng: random.Random) -> None:
 def test_a_bump_is_the_next_version_that_was_never_used(rng: random.Random) -> None:
     for _ in range(5_000):
         region, current = rng.randrange(1, INC), rng.randrange(0, 10**6)
-        version = bump(region, current)
+        version = bump_version(region, current)
         assert current < version <= current + INC
-        assert owner(version) == region
-    assert bump(1, 101) == 201
-    assert bump(1, 102) == 201
+        assert owner_of(version) == region
+    assert bump_version(1, 101) == 201
+    assert bump_version(1, 102) == 201
 
 
 def test_same_owner() -> None:
@@ -62,7 +62,7 @@ def test_what_is_no_region_is_refused(region: int) -> None:
 @pytest.mark.parametrize("version", [0, -99, 100, 4200])
 def test_what_nobody_owns_is_no_version(version: int) -> None:
     with pytest.raises(VersionError, match="no region owns it"):
-        owner(version)
+        owner_of(version)
 
 
 def test_a_negative_version_is_no_base() -> None:

@@ -24,7 +24,7 @@ from replication.merge import (
     merge,
 )
 from replication.merge.history import History, tip
-from replication.versions import owner
+from replication.versions import owner_of
 
 T = TypeVar("T", bound=Effect)
 
@@ -59,17 +59,17 @@ def events(
     namespace: int = 0,
 ) -> Events:
     """Events that the version's owner wrote after `parent`."""
-    origin = Origin(owner(version), 0, 1, seq)
+    origin = Origin(owner_of(version), 0, 1, seq)
     return Events(origin, seq, namespace or version, batch(version, kinds, parent, run), successor)
 
 
 def buffered(seq: int, version: int, inputs: Iterable[Event], run: str = "x") -> Buffer:
     held = tuple(replace(event, version=version) for event in inputs)
-    return Buffer(Origin(owner(version), 0, 1, seq), seq, version, run, path((1, 1)), held)
+    return Buffer(Origin(owner_of(version), 0, 1, seq), seq, version, run, path((1, 1)), held)
 
 
 def tomb(seq: int, version: int, run: str = "x") -> Tomb:
-    return Tomb(Origin(owner(version), 0, 1, seq), seq, version, run)
+    return Tomb(Origin(owner_of(version), 0, 1, seq), seq, version, run)
 
 
 def standby(version: int) -> Environment:
@@ -77,7 +77,7 @@ def standby(version: int) -> Environment:
 
 
 def active(version: int) -> Environment:
-    return Environment(owner(version), version, True)
+    return Environment(owner_of(version), version, True)
 
 
 def record_of(*entries: Entry, env: Environment | None = None) -> Record:

@@ -41,7 +41,7 @@ from replication.merge.entries import CLOSING, ENDS_OF_ACTIVITIES, key_of, origi
 from replication.merge.history import tip
 from replication.merge.reapply import INDEXED, covered
 from replication.merge.rows import changes, to_rows
-from replication.versions import next_version, owner
+from replication.versions import next_version, owner_of
 
 from .shelf import Shelf
 
@@ -62,7 +62,7 @@ class Region:
 
     @property
     def active(self) -> bool:
-        return owner(self.version) == self.number
+        return owner_of(self.version) == self.number
 
     @property
     def env(self) -> Environment:
