@@ -1,9 +1,9 @@
 """Entries and frames: what a shard tells other regions, numbered, cut and chained.
 
 Theory of operation. A transaction of a shard may have entries for other regions. The leader numbers them
-1, 2, 3 ... without a gap, and cuts them into frames; a frame is one row of the replication log. Number, bytes
-and digest of a frame are rows of the same Raft log entry as the transaction itself, so every replica holds the
-same ones, and a new leader goes on where they end.
+1, 2, 3 ... without a gap, and cuts them into frames; a frame is one row of the replication log. Number,
+bytes and digest of a frame are rows of the same Raft log entry as the transaction itself, so every replica
+holds the same ones, and a new leader goes on where they end.
 
  * A frame never holds entries of two transactions, and where a large transaction is cut follows from its
    entries alone (`_cut`). So borders are the same whoever writes the frame, and a reader that applied whole
@@ -13,9 +13,9 @@ same ones, and a new leader goes on where they end.
    release cannot read, it can still tell from damage.
  * A frame larger than a row should be is stored as chunks. A frame that lacks a chunk is not there.
 
-A body is a msgpack array whose first element is the format. New fields of body or entry go to the end and have
-defaults: who does not know them skips them. What would be misread otherwise takes a new format. A kind of
-entry or a format that is not known is refused by its number: nobody guesses, and nobody skips.
+A body is a msgpack array whose first element is the format. New fields of body or entry go to the end and
+have defaults: who does not know them skips them. What would be misread otherwise takes a new format. A kind
+of entry or a format that is not known is refused by its number: nobody guesses, and nobody skips.
 
 Lineage: the frame is the group commit of a log, as in ARIES and every Raft; the chain is that of Haber and
 Stornetta (1991); the clock of Kulkarni et al., "Logical Physical Clocks" (2014). Invariant: the frames of a

@@ -64,7 +64,9 @@ def test_numbers_go_on_without_a_gap_and_digests_stand_for_what_is_before():
 
 def test_the_bytes_of_a_frame_are_for_all_time():
     """Other regions run other releases. Whoever changes these bytes needs a new format."""
-    (frame,) = make_frames(STREAM, START, [events(b"payload"), Entry(Kind.FENCE, payload=b"x")], hlc_next(0, 9))
+    (frame,) = make_frames(
+        STREAM, START, [events(b"payload"), Entry(Kind.FENCE, payload=b"x")], hlc_next(0, 9)
+    )
     assert hashlib.sha256(frame.content + frame.digest).hexdigest()[:16] == "8e70048986813a7b"
 
 
@@ -95,7 +97,7 @@ def test_where_a_large_transaction_is_cut(sizes, counts):
 
 def test_an_entry_that_is_too_large_is_refused_before_anything_is_numbered(monkeypatch):
     monkeypatch.setattr(frames, "ENTRY_BYTES_MAX", 1000)
-    with pytest.raises(ValueError, match="an entry of run big has 10.. bytes, over 1000"):
+    with pytest.raises(ValueError, match=r"an entry of run big has 10\d\d bytes, over 1000"):
         make_frames(STREAM, START, [events(b""), events(bytes(1000), "big")], 1)
 
 
@@ -157,7 +159,11 @@ def test_a_row_in_the_wrong_place_is_refused_by_its_field(change, field):
 
 @pytest.mark.parametrize(
     ("stream", "field"),
-    [(Stream("b", 7, 0x5EED), "region"), (Stream("a", 8, 0x5EED), "shard"), (Stream("a", 7, 1), "incarnation")],
+    [
+        (Stream("b", 7, 0x5EED), "region"),
+        (Stream("a", 8, 0x5EED), "shard"),
+        (Stream("a", 7, 1), "incarnation"),
+    ],
 )
 def test_a_frame_of_another_stream_is_refused(stream, field):
     (frame,) = make_frames(stream, START, [Entry(Kind.BEAT)], 1)

@@ -1,0 +1,1 @@
+"""The log between regions: its port, who writes it, and its implementations."""
