@@ -2,8 +2,8 @@
 
 A `LogStore` belongs to one region and is used through it. A write that returned is durable in a majority
 of that region's copies: a read *through that region* sees it from then on. Other regions see it later, in
-any order, or never, and there is no bound. So a row that is not there in the own region proves nothing, and one
-that is not there through the region that wrote it was not written, has expired, or is being written.
+any order, or never, and there is no bound. So a row that is not there in the own region proves nothing;
+one that is not there through the region that wrote it was not written, has expired, or is being written.
 
 All methods are idempotent: who does not know whether a write happened does it again. Two writers of one frame
 write the same bytes. Nothing here is checked against damage: `replication.frames` does that.

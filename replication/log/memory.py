@@ -25,8 +25,6 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-import msgspec
-
 from replication.frames import Frame, Stream, bucket_of
 from replication.log.contract import (
     READ_FRAMES_MAX,
@@ -65,6 +63,7 @@ class Faults:
 
 
 class _Cell(NamedTuple):
+    order: int  # of all writes; the last one wins
     written_at: int
     value: Value
 
@@ -143,7 +142,7 @@ class MemoryWorld:
         assert isinstance(cell.value, Row)
         content = bytearray(cell.value.content)
         content[self._rng.randrange(len(content))] ^= 1 << self._rng.randrange(8)
-        rows[first_seq, 0] = _Cell(cell.written_at, cell.value._replace(content=bytes(content)))
+        rows[first_seq, 0] = cell._replace(value=cell.value._replace(content=bytes(content)))
 
     # ------------------------------------------------------------------------------------------ for the ports
 
@@ -165,7 +164,7 @@ class MemoryWorld:
         faults = self._regions[region].faults
         if self._rng.random() < faults.timeouts_lost:
             raise LogUnavailable(f"{region}: the write was not answered in time")
-        cell = _Cell(self._now(), value)
+        cell = _Cell(next(self._order), self._now(), value)
         for name, copy in self._regions.items():
             if name == region:
                 self._apply(copy, partition, key, cell)
@@ -196,7 +195,7 @@ class MemoryWorld:
         old, new = present.value, cell.value
         if isinstance(old, Row) and isinstance(new, Row) and old != new:
             self.conflicts.append((partition, old, new))
-        if _order_of(cell) > _order_of(present):
+        if cell.order > present.order:
             rows[key] = cell
 
     async def read(
@@ -222,11 +221,6 @@ class MemoryWorld:
 
     def _lives(self, cell: _Cell, now: int) -> bool:
         return not isinstance(cell.value, Row) or now < cell.written_at + self.ttl_ms
-
-
-def _order_of(cell: _Cell) -> tuple[int, bytes]:
-    """The last write wins; of two at once the larger one, so that all regions agree."""
-    return cell.written_at, msgspec.msgpack.encode(cell.value)
 
 
 def _log_partition(stream: Stream, seq: int) -> Partition:
