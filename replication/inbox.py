@@ -171,8 +171,13 @@ class Inbox:
         if self.halted or head.stream != self._stream:
             return  # a head is of the last writer, who may be a leader of before a restore: it proves nothing
         self._known = max(self._known, head.exported)
-        self._gone |= head.oldest > self.want
         self._note(now)
+        self._heard_oldest(head.oldest, now)
+
+    def _heard_oldest(self, oldest: int, now: int) -> None:
+        if oldest > self.want and not self._gone:
+            self._gone = True
+            self._search.wake(now)
 
     def _is_ours(self, region: str, shard: int, incarnation: int) -> bool:
         stream = self._stream
@@ -194,7 +199,7 @@ class Inbox:
             stream = answer.stream
             if self._is_ours(stream.region, stream.shard, stream.incarnation):
                 self._known = max(self._known, answer.last_seq)
-                self._gone |= answer.oldest > self.want
+                self._heard_oldest(answer.oldest, now)
             else:
                 outcome = Outcome.FAILED
         else:

@@ -10,7 +10,7 @@ ever more seldom while nothing does. The places elsewhere are asked in turn, one
 That begins when the next frame is known to exist and did not come for `hole_wait_ms`, when the own region
 does not answer for as long, and when nothing was heard of the stream for `silent_ms` (a source says at least
 BEAT every second). As long as a place has what is wanted it is asked again at once. When none has it, all are
-asked again after a pause, for ever.
+asked again after a pause, for ever; soon, if something got better.
 
 Time is a steady clock in milliseconds, given with every call. Not here: what the answers mean (inbox.py).
 Lineage: TCP's fast retransmit, where evidence of a loss counts, and the timer is for silence.
@@ -120,7 +120,14 @@ class Search:
 
     def rang(self, now: int) -> None:
         """The doorbell."""
+        if not self._rings(now):
+            self.wake(now)
         self._rang_at = self._heard_at = now
+
+    def wake(self, now: int) -> None:
+        """Something is better, or known better, than in the last round: do not wait for long."""
+        self._pause = self._limits.round_ms_min
+        self._next_at = min(self._next_at, now)
 
     def progressed(self, place: Place, now: int) -> None:
         """The next frame came; another one is the next now."""
@@ -150,8 +157,9 @@ class Search:
         limits = self._limits
         if outcome is Outcome.FAILED:
             self._failing_at = now if self._failing_at is None else self._failing_at
-        else:
+        elif self._failing_at is not None:
             self._failing_at = None
+            self.wake(now)
         missing_at = self._missing_at
         if outcome is Outcome.FOUND or (missing_at is not None and now < missing_at + limits.hole_wait_ms):
             self._interval = limits.poll_ms_min
@@ -159,10 +167,13 @@ class Search:
             self._interval = min(self._interval * 2, self._poll_ms_max(now))
         self._poll_at = now if full else now + self._interval
 
+    def _rings(self, now: int) -> bool:
+        return self._rang_at is not None and now < self._rang_at + self._limits.silent_ms
+
     def _poll_ms_max(self, now: int) -> int:
         limits = self._limits
-        rings = self._rang_at is not None and now < self._rang_at + limits.silent_ms
-        return limits.poll_ms_max_idle if rings and self._missing_at is None else limits.poll_ms_max
+        idle = self._rings(now) and self._missing_at is None
+        return limits.poll_ms_max_idle if idle else limits.poll_ms_max
 
     def asked(self, place: Place, outcome: Outcome, now: int, *, full: bool = False) -> bool:
         """What came of asking elsewhere. True if that was the last place of a round that found nothing."""

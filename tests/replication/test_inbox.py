@@ -207,7 +207,7 @@ def test_a_hole_that_fills_in_time_asks_nobody_else():
     kept = told(1, 1)
     shell = Shell(reader())
     shell.has[Place.OWN] = [kept[1]]
-    shell.run(190)
+    shell.run(140)
     shell.has[Place.OWN] = kept
     shell.run(500)
     assert taken(shell.inbox) == [1, 2]
@@ -249,6 +249,24 @@ def test_rounds_are_ever_more_seldom_and_never_end():
     shell.has[Place.SOURCE] = kept
     shell.run(66_000)
     assert taken(shell.inbox) == [1, 2]
+
+
+def test_who_comes_back_is_asked_soon():
+    kept = told(1, 1)
+    shell = Shell(reader())
+    shell.run(60_000)
+    assert shell.inbox.want == 1
+    shell.has[Place.SOURCE] = kept
+    shell.inbox.doorbell(Doorbell(STREAM, 2, None), 60_000)
+    shell.run(60_200)
+    assert taken(shell.inbox) == [1, 2]
+    shell.has[Place.SOURCE] = None
+    shell.inbox.doorbell(Doorbell(STREAM, 3, None), 60_200)
+    shell.run(120_000)
+    shell.has[Place.SOURCE] = told(1, 1, 1)
+    shell.has[Place.OWN] = []
+    shell.run(120_250)
+    assert taken(shell.inbox) == [3]
 
 
 def test_polling_is_fast_while_something_comes_and_slow_while_nothing_does():
