@@ -543,6 +543,18 @@ def test_damaged_wherever_it_is_kept_needs_a_snapshot():
     assert shell.inbox.halted.reason is Reason.DAMAGED
 
 
+def test_damaged_in_the_log_and_perhaps_whole_in_the_outbox_is_waited_for():
+    kept = told(1, 1)
+    shell = Shell(reader())
+    shell.has = {place: [changed(kept[0]), kept[1]] for place in Place}
+    shell.has[Place.PULL] = None
+    shell.run(3_600_000)
+    assert shell.inbox.halted is None
+    shell.has[Place.PULL], shell.last_seq = kept, 2
+    shell.run(3_610_000)
+    assert taken(shell.inbox) == [1, 2]
+
+
 def newer(kind: int = 99, number: int = 1, previous: bytes = frames_module.GENESIS) -> Frame:
     content = previous + msgspec.msgpack.encode([number, *STREAM, 1, 5, [[kind]]])
     return Frame(1, 1, 5, content, frames_module.digest_of(content))
