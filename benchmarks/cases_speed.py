@@ -79,7 +79,14 @@ async def machine(bench: Bench) -> list[Figure]:
     figures = [Figure(name, "a fixed piece of Python", python_ms(), "ms")]
     async with bench.server() as server:
         figures.append(Figure(name, "append 4 KiB + fdatasync", fdatasync_us(server.directory), "us"))
+        # What latencies at 100/s are to be compared with: nothing is warm there.
+        slept = fdatasync_us(server.directory, pause_s=0.01)
+        figures.append(Figure(name, "append 4 KiB + fdatasync, at 100/s", slept, "us"))
         connection = await server.connect()
+        calls = await open_loop(
+            lambda: connection.call(SYSTEM_INFO, b""), per_second=100, seconds=bench.seconds
+        )
+        figures.append(Figure(name, "GetSystemInfo at 100/s: p50", 1000 * percentile(calls, 0.5), "us"))
 
         async def empty() -> None:
             await connection.call(SYSTEM_INFO, b"")

@@ -137,13 +137,17 @@ async def open_loop(
     return latencies
 
 
-def fdatasync_us(directory: Path, count: int = 200) -> float:
-    """Median time of appending 4 KiB and syncing it, in the directory where the server keeps its file."""
+def fdatasync_us(directory: Path, count: int = 200, *, pause_s: float = 0.0) -> float:
+    """Median time of appending 4 KiB and syncing it, in the directory where the server keeps its file.
+
+    With a pause before each: what it takes a disk, and a core, that have gone to sleep.
+    """
     path = directory / "fdatasync.probe"
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     times = []
     try:
         for _ in range(count):
+            time.sleep(pause_s)
             began = time.perf_counter()
             os.write(descriptor, bytes(4096))
             os.fdatasync(descriptor)
