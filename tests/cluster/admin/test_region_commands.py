@@ -161,8 +161,9 @@ class TestSeen:
 
     def test_a_node_of_an_older_release_answers_as_it_can(self, holdfast: Run) -> None:
         self.seen = {}
-        result = holdfast("shard", "list", "--json")
-        assert (result.exit_code, result.stderr) == (0, "")
+        for arguments in (("shard", "list"), ("node", "list", "--json")):
+            result = holdfast(*arguments)
+            assert (result.exit_code, result.stderr) == (0, "")
 
     def test_it_is_not_what_a_broken_server_is_asked_for(self, holdfast: Run, script: Script) -> None:
         script.server.answers["Do"] = (grpc.StatusCode.INTERNAL, "oh")
