@@ -48,6 +48,7 @@ from history_store.storage.frames import FrameError, decode, encode
 from history_store.storage.keeper import GroupRow, LogGap, LogKeeper, Plan
 from history_store.storage.memory import merge_entries
 from history_store.storage.tables import Identity, JournalState, intact
+from history_store.storage.wal import PAGE_BYTES, WalLength
 from history_store.visibility import projection
 
 _SCANNERS_MAX = 2  # connections kept for long scans
@@ -87,9 +88,8 @@ class SqliteStorage:
         self._appending = threading.Lock()
         self._turn = threading.Lock()
         self._pages_max = pages_max
-        self._checkpoint_frames = max(checkpoint_bytes // tables.PAGE_BYTES, 16)
-        self._frames = 0.0  # estimate of what the write-ahead log holds
-        self._frames_ratio = 1.0  # what an estimate has to be multiplied with, from the last checkpoint
+        self._checkpoint_frames = max(checkpoint_bytes // PAGE_BYTES, 16)
+        self._wal = WalLength(self.path)
         self._scanners: list[sqlite3.Connection] = []
         self._closed = False
         self._lock = files.FileLock(self.path)
@@ -184,7 +184,7 @@ class SqliteStorage:
 
     def maintain(self) -> None:
         """Copy the write-ahead log into the file when it has grown. Does not wait for a fold."""
-        if self._frames > self._checkpoint_frames and not self._broken and self._storing.acquire(False):
+        if self._wal.pages > self._checkpoint_frames and not self._broken and self._storing.acquire(False):
             try:
                 self._checkpoint()
             finally:
@@ -334,7 +334,7 @@ class SqliteStorage:
                     f"{self.path}: the file system has no shared memory for SQLite. Use a local disk"
                 )
             connection.execute("PRAGMA wal_autocheckpoint=0")
-            connection.execute(f"PRAGMA journal_size_limit={self._checkpoint_frames * tables.PAGE_BYTES * 4}")
+            connection.execute(f"PRAGMA journal_size_limit={self._checkpoint_frames * PAGE_BYTES * 4}")
             connection.execute(
                 "PRAGMA secure_delete=OFF"
             )  # some builds overwrite what is deleted: twice the writes
@@ -419,7 +419,7 @@ class SqliteStorage:
             mark = self._journal.mark
         finally:
             self._appending.release()
-        if self._frames > 4 * self._checkpoint_frames:
+        if self._wal.pages > 4 * self._checkpoint_frames:
             self._checkpoint()
         before = self._journal_known
         state = before._replace(floor=mark.number, place=mark.offset) if not last else recovery.ended(before)
@@ -471,9 +471,9 @@ class SqliteStorage:
             tables.drop_log(writer, dropped)
         tables.put_journal(writer, state)
         writer.execute("COMMIT")
-        logged = sum(len(body) for _, body in moved) + plan.log * len(self._body)
-        touched = 3 + len(batch.rows) + 4 * len(batch.visibility) + len(dropped) / 8
-        self._frames += (touched + logged / tables.PAGE_BYTES) * self._frames_ratio
+        filled = sum(len(body) for _, body in moved) + plan.log * len(self._body)
+        filled += sum(len(value) for _, value in batch.rows if value and len(value) > PAGE_BYTES)
+        self._wal.wrote(3 + len(batch.rows) + 4 * len(batch.visibility) + len(dropped) / 8, filled)
 
     def _checkpoint(self) -> None:
         """Copy all of the write-ahead log, so that the next round starts it from its beginning."""
@@ -482,14 +482,11 @@ class SqliteStorage:
         except sqlite3.Error as error:
             failure = self._translate(error, "copying the write-ahead log")
             if isinstance(failure, StorageFull | StorageLocked):
-                self._frames = 0.0  # the data is safe where it is; try again after as much has been written
+                self._wal.failed()
                 return
             self._broken = str(failure)
             raise failure from error
-        if self._frames > 1:
-            ratio = self._frames_ratio * max(frames, 1) / self._frames
-            self._frames_ratio = min(max(ratio, 0.05), 20.0)
-        self._frames = float(frames - copied)
+        self._wal.copied(frames, copied)
 
     # --------------------------------------------------------------------------------------------- reading
 

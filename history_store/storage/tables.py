@@ -23,9 +23,9 @@ import msgspec
 from history_store.storage import files
 from history_store.storage.contract import StorageCorrupt
 from history_store.storage.keeper import GroupRow
+from history_store.storage.wal import PAGE_BYTES
 from history_store.visibility import projection
 
-PAGE_BYTES = 4096
 BUSY_MS = 5000  # another program (a backup) may hold SQLite's write lock that long
 _STATEMENT_ROWS_MAX = 64  # rows a statement: one text for each count stays in the statement cache
 _STATEMENTS_MAX = 400

@@ -562,16 +562,29 @@ def test_a_round_that_says_nothing_new_writes_nothing(tmp_path):
     storage.close()
 
 
-def test_the_write_ahead_log_stays_short_whether_or_not_anybody_maintains(tmp_path):
-    for maintained in (True, False):
-        path = tmp_path / f"{maintained}.db"
-        storage = SqliteStorage(path, checkpoint_bytes=1 << 18)
-        for n in range(1, 400):
-            storage.write(Round(rows=[(row(n), bytes(5000))]))
-            if maintained:
-                storage.maintain()
-        assert os.stat(f"{path}-wal").st_size < (1 << 18) * (3 if maintained else 9)
-        storage.close()
+@pytest.mark.parametrize("value_bytes", [20, 5000, 100_000])
+@pytest.mark.parametrize("before", ["nothing", "small neighbours", "rows all over"])
+@pytest.mark.parametrize("maintained", [True, False])
+def test_the_write_ahead_log_stays_short_whether_or_not_anybody_maintains(
+    tmp_path, before, value_bytes, maintained
+):
+    """Whatever was written before, from which its length is estimated."""
+    limit, draw = 1 << 17, random.Random(1)
+    path = tmp_path / "x.db"
+    storage = SqliteStorage(path, checkpoint_bytes=limit, journal_bytes=SMALL)
+    rounds = {
+        "nothing": [],
+        "small neighbours": [[row(10 * n + i) for i in range(10)] for n in range(400)],
+        "rows all over": [[row(draw.randrange(100_000))] for _ in range(150)],
+    }[before]
+    longest = 0
+    for n, keys in enumerate(rounds + [[row(n, b"h")] for n in range(120)]):
+        storage.write(Round(rows=[(key, bytes(20 if n < len(rounds) else value_bytes)) for key in keys]))
+        if maintained:
+            storage.maintain()
+        longest = max(longest, os.stat(f"{path}-wal").st_size)
+    storage.close()
+    assert longest < limit * (2 if maintained else 6) + 2 * value_bytes
 
 
 def test_closing_leaves_one_file_and_the_lock(tmp_path):
