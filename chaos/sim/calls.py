@@ -72,21 +72,14 @@ class ServerCall(PlainCall):
     def finish(self, body: bytes) -> None:
         """Answer."""
         if not self.done:
-            self.done = True
+            self.end()
             self._tell(body, None)
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Answer with a status."""
         if not self.done:
-            self.done = True
+            self.end()
             self._tell(b"", Refused(code, message, details))
-
-    def cancel(self) -> None:
-        """The client has gone, or its time is up."""
-        if not self.done:
-            self.done = True
-            if self.on_cancel is not None:
-                self.on_cancel()
 
 
 class Channel:

@@ -49,6 +49,8 @@ class Call(Protocol):
     request: bytes  # the message, uncompressed, without gRPC's five-byte prefix
     deadline: float | None  # loop.time() at which the client gives up; None if it did not say
     done: bool  # answered, cancelled or past its deadline: nobody is listening any more
+    # Both are let go of when the call is done: what they hold (the request, megabytes perhaps) would wait for
+    # the collector otherwise, since it mostly holds the call.
     on_cancel: Callable[[], None] | None  # called once if the client cancels, goes away or runs out of time
     on_message: (
         Callable[[bytes | None], None] | None

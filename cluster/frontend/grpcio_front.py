@@ -108,7 +108,7 @@ class GrpcioCall:
                     f"grpc: trying to send message larger than max ({len(body)} vs. {limit})",
                 )
                 return
-            self.done = True
+            self._end()
             if not self._streaming:
                 self.outgoing.put_nowait(body)
             self.outgoing.put_nowait(None)
@@ -122,8 +122,12 @@ class GrpcioCall:
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
         """Answer with a status."""
         if not self.done:
-            self.done = True
+            self._end()
             self.outgoing.put_nowait((int(code), message, details))
+
+    def _end(self) -> None:
+        self.done = True
+        self.on_cancel = self.on_message = None
 
     def start(self, handler: Handler) -> None:
         """Call the handler."""
@@ -169,10 +173,10 @@ class GrpcioCall:
 
     def cancel(self) -> None:
         """Nobody is listening any more."""
-        callback, self.on_cancel = self.on_cancel, None
         if self.done:
             return
-        self.done = True
+        callback = self.on_cancel
+        self._end()
         if self._task is not None:
             self._task.cancel()
         if callback is not None:

@@ -64,6 +64,19 @@ class PlainCall:
     ) -> None:
         """Nobody reads it."""
 
+    def end(self) -> None:
+        """It is done: nobody waits for it any more."""
+        self.done = True
+        self.on_cancel = self.on_message = None
+
+    def cancel(self) -> None:
+        """Whoever asked has gone, or its time is up: its handler hears of it."""
+        if not self.done:
+            told = self.on_cancel
+            self.end()
+            if told is not None:
+                told()
+
     def write(self, body: bytes) -> None:
         """It is no stream."""
         raise NotImplementedError(f"{self.method} is no stream")

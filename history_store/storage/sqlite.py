@@ -52,7 +52,8 @@ from history_store.storage.wal import PAGE_BYTES, WalLength
 from history_store.visibility import projection
 
 _SCANNERS_MAX = 2  # connections kept for long scans
-_SCAN_ROWS = 256  # a scan that fits is one read; a longer one gets a connection of its own
+# A scan that fits is one read; a longer one gets a connection of its own, and is read as it is used.
+_SCAN_ROWS, _SCAN_BYTES = 256, 1 << 20
 _WRITER_CACHE_BYTES_MAX = 8 << 20  # both caches count towards the 100 MB of an idle server
 _READER_CACHE_BYTES_MAX = 8 << 20
 _SCAN_CACHE_BYTES_MAX = 2 << 20
@@ -209,18 +210,23 @@ class SqliteStorage:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order, all as they were at one moment.
 
-        That is the moment of the call, or, when there are many, that of the first `next`.
+        That is the moment of the call, or, when there are many or large ones, that of the first `next`.
         """
         text = tables.scan_text(start, end, reverse)
         first = min(limit, _SCAN_ROWS) if limit else _SCAN_ROWS
         try:
             # one more than needed, so that running to the end tells whether there is more, and ends the read
-            found = self._reader.execute(
-                text, (start, end, first if first == limit else first + 1)
-            ).fetchall()
+            cursor = self._reader.execute(text, (start, end, first if first == limit else first + 1))
+            found, size = [], 0
+            for row in cursor:
+                found.append(row)
+                size += len(row[1]) if type(row[1]) is bytes else 0  # damage can make anything of it
+                if size > _SCAN_BYTES:
+                    break
+            cursor.close()
         except sqlite3.Error as error:
             raise self._translate(error, "reading rows") from error
-        if len(found) > first:
+        if len(found) > first or size > _SCAN_BYTES:
             return self._scan_long(text, (start, end, limit or -1))
         return iter([self._checked(row) for row in found])
 
@@ -504,9 +510,8 @@ class SqliteStorage:
         connection = self._scanners.pop() if self._scanners else self._open_reader(_SCAN_CACHE_BYTES_MAX)
         cursor = connection.execute(text, arguments)
         try:
-            while found := cursor.fetchmany(_SCAN_ROWS):
-                for row in found:
-                    yield self._checked(row)
+            for row in cursor:
+                yield self._checked(row)
         except sqlite3.Error as error:
             raise self._translate(error, "reading rows") from error
         finally:

@@ -150,6 +150,7 @@ class Http2Call:
             self._finish_slow(body)
             return
         self.done = True
+        self.on_cancel = None
         if self.held:
             conn.release(self, self.held)
         stream = self.stream
@@ -195,6 +196,7 @@ class Http2Call:
         if self.done:
             return
         self.done = True
+        self.on_cancel = self.on_message = None
         if self._timer is not None:
             self._timer.cancel()
         block = status_block(code, message, details, self.conn.trailer_bytes_max)
@@ -283,8 +285,9 @@ class Http2Call:
         self._give_up(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _give_up(self, code: Code, message: str) -> None:
+        told = self.on_cancel
         self.fail(code, message)
-        self._abandon()
+        self._abandon(told)
 
     def cancel(self) -> None:
         """The peer has reset the stream or is gone: nothing can be sent any more."""
@@ -295,17 +298,16 @@ class Http2Call:
             self.conn.release(self, self.held)
         if not self.done:
             self.done = True
-            self._abandon()
+            told, self.on_cancel, self.on_message = self.on_cancel, None, None
+            self._abandon(told)
 
-    def _abandon(self) -> None:
+    def _abandon(self, told: Callable[[], None] | None) -> None:
         """Tell the handler that nobody is listening."""
-        callback, self.on_cancel = self.on_cancel, None
-        self.on_message = None
         if self._task is not None:
             self._task.cancel()
-        if callback is not None:
+        if told is not None:
             try:
-                callback()
+                told()
             except Exception as error:  # noqa: BLE001 - must not take the other calls of the connection with it
                 status_of(error, self.method, self.conn.peer)
 
@@ -330,6 +332,7 @@ class Http2Call:
 
     def _finish_slow(self, body: bytes) -> None:
         head, conn = self.head, self.conn
+        self.on_cancel = self.on_message = None
         if head.streaming:
             self.done = True
             self._finish_with((b"" if self.opened else RESPONSE_HEADERS) + self._ok_trailers())

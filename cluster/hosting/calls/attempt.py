@@ -112,6 +112,7 @@ class Attempt:
         """Answer."""
         if not self.done:
             self._end()
+            self.on_cancel = None
             self.call.finish(body)
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:
@@ -119,6 +120,7 @@ class Attempt:
         if self.done:
             return
         self._end()
+        self.on_cancel = None
         name = self.method.rpartition("/")[2]
         if not self.again or code not in IN_DOUBT or name.startswith(READING):
             self.call.fail(code, message, details)
@@ -226,8 +228,12 @@ class Attempt:
             return
         self._end()
         self._stop()
-        if self.on_cancel is not None:
-            self.on_cancel()
+        self._tell()
+
+    def _tell(self) -> None:
+        told, self.on_cancel = self.on_cancel, None
+        if told is not None:
+            told()
 
     def lost(self) -> None:
         """The shard has another leader: whether this try did anything is not known. Try again there."""
@@ -237,8 +243,7 @@ class Attempt:
         self._leave()
         self._forward.ended(self)
         self._stop()
-        if self.on_cancel is not None:
-            self.on_cancel()  # the handler forgets the call, as if the client had gone
+        self._tell()  # the handler forgets the call, as if the client had gone
         if self._entered.run_id:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")

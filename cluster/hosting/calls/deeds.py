@@ -248,13 +248,13 @@ class InternalCall(PlainCall):
     def finish(self, body: bytes) -> None:
         """The answer."""
         if not self.done:
-            self.done = True
+            self.end()
             self._on_answer(body)
 
     def fail(self, code: int, message: str = "", details: bytes | None = None) -> None:  # noqa: ARG002
         """No answer, but a status."""
         if not self.done:
-            self.done = True
+            self.end()
             self._on_answer(ServiceError(Code(code), message))
 
     def expire(self) -> None:

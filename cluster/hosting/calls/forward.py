@@ -280,9 +280,7 @@ class Forward:
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:
-                call.done = True
-                if call.on_cancel is not None:
-                    call.on_cancel()
+                call.cancel()
         elif kind == HUNG_UP:
             connection = self._remote.pop((node_id, number), None)
             if connection is not None:
@@ -390,10 +388,7 @@ class Forward:
         """The node is gone, with its clients and with what we asked of it."""
         self._behind.pop(node_id, None)
         for key in [key for key in self.served if key[0] == node_id]:
-            call = self.served.pop(key)
-            call.done = True
-            if call.on_cancel is not None:
-                call.on_cancel()
+            self.served.pop(key).cancel()
         for key in [key for key in self._remote if key[0] == node_id]:
             self._remote.pop(key).close()
         for hearer in dict.fromkeys(self._asked.values()):

@@ -67,5 +67,5 @@ class RemoteCall(PlainCall):
             self._forward.tell(self.node_id, [LOST, self.number, in_doubt, group, leader, named])
 
     def _close(self) -> None:
-        self.done = True
+        self.end()
         self._forward.served.pop((self.node_id, self.number), None)

@@ -122,6 +122,7 @@ class InnerCall:
     def _end(self, told: Told) -> None:
         if not self.done:
             self.done = True
+            self.on_cancel = self.on_message = None
             self._timer.cancel()
             self._answer(told)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -235,6 +239,45 @@ async def test_cancellation_tells_the_handler(serve: Serve) -> None:
     await asyncio.wait_for(told.wait(), 60)
     assert calls[0].done
     calls[0].finish(b"nobody listens")
+
+
+@pytest.mark.parametrize("end", ["finish", "finish with megabytes", "fail", "cancel", "deadline"])
+async def test_a_call_that_is_done_holds_nothing(serve: Serve, end: str) -> None:
+    """What waits for its end mostly holds the call, and that its request: the collector may be far away."""
+
+    class Waiter:
+        """Of a parked call."""
+
+    async def gone(waiter: weakref.ref[Waiter]) -> None:
+        while waiter() is not None:
+            await asyncio.sleep(0.001)
+
+    parked: asyncio.Queue[tuple[Call, weakref.ref[Waiter]]] = asyncio.Queue()
+
+    def park(call: Call) -> None:
+        waiter = Waiter()
+        call.on_cancel = partial(lambda *_: None, waiter, call)
+        parked.put_nowait((call, weakref.ref(waiter)))
+
+    channel = await serve({"M": park})
+    gc.collect()
+    gc.disable()
+    try:
+        answer = unary(channel, "M")(bytes(100_000), timeout=0.5 if end == "deadline" else None)
+        call, waiter = await asyncio.wait_for(parked.get(), 60)
+        assert waiter() is not None
+        if end == "cancel":
+            answer.cancel()
+        elif end == "fail":
+            call.fail(int(Code.NOT_FOUND), "no")
+        elif end != "deadline":
+            call.finish(bytes(3 * MIB if end == "finish with megabytes" else 3))
+        del call
+        with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+            await answer
+        await asyncio.wait_for(gone(waiter), 60)
+    finally:
+        gc.enable()
 
 
 async def test_big_messages(serve: Serve) -> None:

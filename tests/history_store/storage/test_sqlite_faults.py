@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -585,6 +586,22 @@ def test_the_write_ahead_log_stays_short_whether_or_not_anybody_maintains(
         longest = max(longest, os.stat(f"{path}-wal").st_size)
     storage.close()
     assert longest < limit * (2 if maintained else 6) + 2 * value_bytes
+
+
+def test_a_scan_of_large_rows_is_read_as_it_is_used(tmp_path):
+    """An image of a shard is such a scan, and 256 rows of it may be half a gigabyte."""
+    storage = SqliteStorage(tmp_path / "x.db", journal_bytes=SMALL)
+    large = [(row(n), bytes(1 << 20)) for n in range(30)]
+    storage.write(Round(rows=large))
+    tracemalloc.start()
+    try:
+        found = sum(len(value) for _, value in storage.scan(row(0), row(99999)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    storage.close()
+    assert found == 30 << 20
+    assert peak < 6 << 20
 
 
 def test_closing_leaves_one_file_and_the_lock(tmp_path):
