@@ -16,6 +16,7 @@ from cluster.hosting.replicas.repair import Damages
 from cluster.hosting.replicas.scrubbing import Scrub
 from cluster.hosting.shards.host import ShardHost
 from cluster.hosting.shards.meta import RETENTION_DEFAULT, Meta, Settings
+from cluster.hosting.shards.run_cache import NODE_BYTES_MAX, SHARD_BYTES_MIN
 from cluster.hosting.tasks.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.tasks.queries import Queries
 from cluster.matching import Matching, QueueKey
@@ -358,6 +359,10 @@ class Node:
     def new_id(self) -> str:
         """A fresh UUID."""
         return self._ids.new()
+
+    def run_bytes_max(self) -> int:
+        """A shard's share of what this node holds of runs."""
+        return max(NODE_BYTES_MAX // max(len(self.led), 1), SHARD_BYTES_MIN)
 
     def next_sequence(self) -> int:
         """Larger than every one before, across restarts: it follows the clock."""

@@ -192,6 +192,7 @@ class Run:
         "buffered_rows",
         "children",
         "closed_now",
+        "core_bytes",
         "current_dirty",
         "deadlines",
         "deleted",
@@ -248,6 +249,7 @@ class Run:
         self.tail: list[tuple[int, int, bytes]] = []  # (first id, next id, framed events)
         self.tail_first = state.next_event_id
         self.tail_bytes = 0
+        self.core_bytes = 0  # of the state, when it was last written or read
         self._reset_transaction()
 
     def _reset_transaction(self) -> None:
@@ -558,7 +560,9 @@ class Run:
             rows.append((keys.wake(state.wake, self.raw), None))
             state.wake = 0
         state.transitions += 1
-        rows.append((keys.run(self.slot, self.raw), self._pack_core()))
+        core = self._pack_core()
+        self.core_bytes = len(core)
+        rows.append((keys.run(self.slot, self.raw), core))
         if self.current_dirty:
             current = CurrentRun(
                 state.run_id,

@@ -52,6 +52,7 @@ def load(rows: Rows, namespace_id: str, workflow_id: str, run_id: str, retention
     if state.workflow_id != workflow_id or state.namespace_id != namespace_id or state.run_id != run_id:
         return None  # an id written otherwise (in capitals, say) is another name, else one run had two copies
     run = Run(state, slot)
+    run.core_bytes = len(data)
     prefix = keys.items(slot, raw)
     for key, value in rows.scan(prefix, keys.prefix_end(prefix)):
         _add_item(run, key[len(prefix) : len(prefix) + 1], key[len(prefix) + 1 :], value)

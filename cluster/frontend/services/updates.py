@@ -201,7 +201,7 @@ def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
     offers = run.offers
     due = workflow_task_due(run.state.task)
     run.committed()
-    shard.keep(run)
+    shard.cache.keep(run)
     for spec in offers:
         services.node.offered(shard, spec)
     if offers and due:

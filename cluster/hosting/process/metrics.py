@@ -68,7 +68,7 @@ class NodeCollector(Collector):
         )
         for shard in self._node.shards:
             pending.add_metric([str(shard.group.id)], shard.rows.pending_entries)
-            cached.add_metric([str(shard.group.id)], len(shard.runs))
+            cached.add_metric([str(shard.group.id)], len(shard.cache))
         yield pending
         yield cached
 

@@ -7,7 +7,6 @@ are answered at the commit (`Group.when_committed`).
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +15,7 @@ import msgspec
 import structlog
 
 from cluster.hosting.groups.group import NotLeading, nobody
+from cluster.hosting.shards.run_cache import RunCache
 from history_store.engine import close, deadlines, keys
 from history_store.engine.errors import ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("shard")
 
-RUNS_CACHED_MAX = 4_096  # open and closed runs kept decoded; about 5 KiB each
-CLOSED_RUNS_CACHED_MAX = 256  # of them: whoever waits for a result asks soon, or not at all
 TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
 WAKES_MAX = 10_000  # wake rows held in memory; later ones stay on disk until their time comes near
 WAKE_WINDOW_NS = 600_000_000_000
@@ -61,6 +59,9 @@ class Outside(Protocol):
     """What a shard needs of its node."""
 
     limits: EngineLimits
+
+    def run_bytes_max(self) -> int:
+        """How many bytes of events and states of runs a shard may hold decoded."""
 
     def new_id(self) -> str:
         """A fresh UUID."""
@@ -106,10 +107,7 @@ class ShardHost:
         self.clock = clock
         self.loop = loop
         self.limits = node.limits
-        self.runs: OrderedDict[str, Run] = OrderedDict()
-        # (namespace id, workflow id) -> its open run, if that is in `runs`: there is never a second open one
-        self._open_runs: dict[tuple[str, str], Run] = {}
-        self._closed: deque[str] = deque()  # run ids in the order they closed
+        self.cache = RunCache(lambda: group.committed, node.run_bytes_max)
         self._open: Transaction | None = None  # the latest one begun: there is never a second
         self._wakes: list[tuple[int, bytes]] = []
         self._horizon = 0
@@ -160,69 +158,28 @@ class ShardHost:
         if self.retired:
             raise NotLeading(self.group.raft.leader, self.group.id)
         if not run_id:
-            run = self._open_runs.get((namespace_id, workflow_id))
-            if run is not None and run.running:  # then it is the current one: no row has to be read
-                self.runs.move_to_end(run.state.run_id)
+            run = self.cache.open_run(namespace_id, workflow_id)
+            if run is not None:  # then it is the current one: no row has to be read
                 return run
             now = self.current(namespace_id, workflow_id)
             if now is None:
                 return None
             run_id = now.run_id
-        run = self.runs.get(run_id)
+        run = self.cache.get(run_id)
         if run is not None:
-            if run.state.workflow_id != workflow_id or run.state.namespace_id != namespace_id:
-                return None
-            self.runs.move_to_end(run_id)
-            return run
+            named = run.state.workflow_id == workflow_id and run.state.namespace_id == namespace_id
+            return run if named else None
         try:
             run = runs.load(self.rows, namespace_id, workflow_id, run_id, self.retention(namespace_id))
         except ValueError:
             return None  # not a UUID: names no run
         if run is not None:
-            self.keep(run)
+            self.cache.keep(run)
         return run
-
-    def keep(self, run: Run) -> None:
-        """Hold the run in memory; the least recently used ones that hold nothing of their own go."""
-        cached, s = self.runs, run.state
-        cached[s.run_id] = run
-        if run.running:
-            self._open_runs[s.namespace_id, s.workflow_id] = run
-        if len(cached) > RUNS_CACHED_MAX:
-            for _ in range(8):
-                run_id, oldest = next(iter(cached.items()))
-                if oldest.proposed > self.group.committed or _pinned(oldest):
-                    cached.move_to_end(run_id)
-                    continue
-                self._drop(oldest)
-                break
-
-    def _drop(self, run: Run) -> None:
-        """Out of memory, and what leads to it."""
-        s = run.state
-        del self.runs[s.run_id]
-        if self._open_runs.get((s.namespace_id, s.workflow_id)) is run:
-            del self._open_runs[s.namespace_id, s.workflow_id]
-
-    def _retire(self, run_id: str) -> None:
-        """The run has closed: it stays in memory only for a while."""
-        self.node.run_closed(run_id)
-        self._closed.append(run_id)
-        if len(self._closed) > CLOSED_RUNS_CACHED_MAX:
-            oldest = self.runs.get(self._closed.popleft())
-            if oldest is None or oldest.running or oldest.proposed > self.group.committed:
-                return  # one read again from proposed rows would show what is not committed
-            if not _pinned(oldest):
-                self._drop(oldest)
-
-    def forget(self, run: Run) -> None:
-        """The run is spoiled or gone."""
-        if self.runs.get(run.state.run_id) is run:
-            self._drop(run)
 
     def reload(self, run: Run) -> Run:
         """The run as it was before the failed transaction, with what only the leader knows of it."""
-        self.forget(run)
+        self.cache.drop(run)
         s = run.state
         fresh = runs.load(self.rows, s.namespace_id, s.workflow_id, s.run_id, self.retention(s.namespace_id))
         assert fresh is not None, "a run that was read is there"
@@ -234,7 +191,7 @@ class ShardHost:
         fresh.queries = run.queries
         fresh.tail_first = fresh.state.next_event_id
         fresh.keep_speculative(run)
-        self.keep(fresh)
+        self.cache.keep(fresh)
         return fresh
 
     def when_seen(self, run: Run, waiter: Waiter) -> None:
@@ -262,7 +219,7 @@ class ShardHost:
         """The engine refused after it had begun: what is in memory is spoiled."""
         self._open = None
         for run in tx.runs:
-            if self.runs.get(run.state.run_id) is run:
+            if self.cache.runs.get(run.state.run_id) is run:
                 self.reload(run)
 
     def change(self, run: Run, how: Callable[[Transaction], Waiter], *, patient: bool = False) -> None:
@@ -284,7 +241,7 @@ class ShardHost:
         assert run.task.kind == WFT_SPECULATIVE
         self._open = None
         run.committed()
-        self.keep(run)
+        self.cache.keep(run)
         return True
 
     def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
@@ -307,11 +264,14 @@ class ShardHost:
             if run.queries and (run.closed_now or run.deleted):
                 asked.append((run, run.deleted))
             if run.closed_now:
-                self._retire(run.state.run_id)
+                self.node.run_closed(run.state.run_id)
+                self.cache.closed(run.state.run_id)
             if run.deleted:
-                self.forget(run)
+                self.cache.drop(run)
             else:
-                self.keep(run)
+                if run.tail_bytes > TAIL_BYTES_MAX:
+                    trim(run)
+                self.cache.keep(run)
                 wake = run.state.wake
                 if wake and wake != run.noted and wake <= self._horizon:
                     run.noted = wake
@@ -324,8 +284,6 @@ class ShardHost:
             elif run.watchers:
                 settle.append((run, []))
             run.committed()
-            if run.tail_bytes > TAIL_BYTES_MAX:
-                trim(run)
         self.group.when_committed(waiter, patient=patient)
         if settle:
             self.group.when_committed(lambda lost: None if lost else tell(settle), patient=True)
@@ -487,22 +445,8 @@ class ShardHost:
         """This node leads the shard no more: drop all that was speculative, or only the leader's to know."""
         self.retired = True
         self.close()
-        self.runs.clear()
-        self._open_runs.clear()
-        self._closed.clear()
+        self.cache.clear()
         self._wakes.clear()
-
-
-def _pinned(run: Run) -> bool:
-    """Whether the run holds what its rows do not."""
-    task = run.state.task
-    return bool(
-        run.watchers
-        or run.queries
-        or run.tx is not None
-        or (run.updates is not None and run.updates.updates)
-        or (task is not None and task.kind == WFT_SPECULATIVE)
-    )
 
 
 def tell(settled: Iterable[tuple[Run, list[tuple[Update, int]]]]) -> None:

@@ -370,7 +370,7 @@ class Holders:
             return
         run_id = run.state.run_id
         self.done(run_id)
-        now = shard.runs.get(run_id)
+        now = shard.cache.runs.get(run_id)
         if now is None or now.state.task is None or now.state.task.stamp != stamp:
             return  # it ended before anybody heard of it
         held[run_id] = (shard, run, stamp)

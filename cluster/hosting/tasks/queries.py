@@ -203,7 +203,7 @@ class Queries:
         """It is answered or abandoned."""
         self.open.pop(query.id, None)
         if query.attached or query.connection is None:
-            run = query.shard.runs.get(query.run_key[2])  # if it is not in memory, it holds no question
+            run = query.shard.cache.runs.get(query.run_key[2])  # if it is not in memory, it holds no question
             if run is not None:
                 run.queries.pop(query.id, None)
 

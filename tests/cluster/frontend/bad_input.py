@@ -169,7 +169,7 @@ class World:
     def check_memory(self) -> None:
         """What the node holds decoded is what its rows say, and no transaction is left open."""
         for shard in self.harness.node.shards:
-            for run in list(shard.runs.values()):
+            for run in list(shard.cache.runs.values()):
                 assert run.tx is None, f"{run.state.workflow_id}: a transaction is open"
                 assert not run.events
                 assert not run.dirty

@@ -156,7 +156,7 @@ async def test_a_full_disk_in_the_middle_of_everything(rng: random.Random) -> No
     assert "TimerFired" in await play.table("w")
     poll.cancel()
     for shard in play.node.shards:
-        for run in shard.runs.values():
+        for run in shard.cache.runs.values():
             assert run.tx is None
     for left in list(play.node.polls):
         left.expire()

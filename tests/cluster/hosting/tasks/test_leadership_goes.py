@@ -31,8 +31,8 @@ async def test_timers_of_a_shard_that_is_led_elsewhere_do_nothing(play: Play) ->
     await play.first()
     await play.signal("w", "s")
     await play.poll()
-    shard = next(shard for shard in play.node.shards if shard.runs)
-    run = next(iter(shard.runs.values()))
+    shard = next(shard for shard in play.node.shards if shard.cache.runs)
+    run = next(iter(shard.cache.runs.values()))
     task = run.state.task
     assert task is not None
     assert task.started_id
