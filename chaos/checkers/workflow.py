@@ -85,6 +85,10 @@ class WorkflowModel:
         # Whether anybody may look at a run that is not the current one any more.
         self._looks_back = any(not isinstance(each.call, Start) and each.call.run_id for each in operations)
         self._repeated = {each for each, times in ids.items() if times > 1 and each}
+        # Whether a sum may be told again that some update made long before.
+        self._sums_again = any(
+            isinstance(each.call, Update) and each.call.update_id in self._repeated for each in operations
+        )
 
     @property
     def initial(self) -> State:
@@ -141,7 +145,8 @@ class WorkflowModel:
         `open_` is what the operations that may still take effect can change. A change may be put off until
         right before an operation that depends on it, so changes of signals or sums that this one does not
         need can come later. Numbers only grow: one that is too high already is not helped. What was not
-        counted before a run closes, or is replaced, never will be; there everything counts.
+        counted before a run closes, or is replaced, never will be; there everything counts. An update that
+        did not wait for its sum has one all the same, and where updates are repeated it may be told later.
         """
         if open_ & Aspect.LIFE and self._looks_back:
             return Aspect.EVERYTHING
@@ -150,6 +155,8 @@ class WorkflowModel:
         if run is None or run.status is not _RUNNING or (not isinstance(call, Start) and call.run_id):
             return Aspect.EVERYTHING
         match answer:
+            case Updated(value=None) if self._sums_again:
+                return Aspect.LIFE | Aspect.VALUE
             case Updated(value=None) | Signaled() | AlreadyStarted():
                 return Aspect.LIFE
             case Updated(value=int() as value) if not run.results:

@@ -147,6 +147,12 @@ OK: dict[str, list[Line]] = {
         START, signal("a", 3, 4), signal("b", 5, 6), see(7, 8, signals=1, exact=False), see(9, 10, signals=2),
     ],
     "the sum was not waited for": [START, add("u", 3, 4), add("v", 5, 6, 2)],
+    "the sum was not waited for, and a repetition tells who was before": [
+        START, add("u", 3, None), add("v", 5, 6, n=2), add("u", 7, 8, 1),
+    ],
+    "the sum was not waited for, and its repetition tells it": [
+        START, add("u", 3, None), add("v", 5, 6, n=2), add("v", 7, 8, 3, n=2),
+    ],
     "an unknown termination": [
         START, (3, None, Terminate(), None), signal("a", 5, 6), (7, 8, Signal("b"), CLOSED),
     ],
