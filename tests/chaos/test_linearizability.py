@@ -290,6 +290,15 @@ def test_of_many_unknown_outcomes_the_newest_is_thought_of_first() -> None:
     assert found.verdict is Verdict.OK, found.doubts
 
 
+def test_a_run_that_is_seen_open_later_is_not_replaced_in_thought() -> None:
+    """In another run a sum could be reached in very many ways; that the first goes on forbids them all."""
+    unknown: list[Line] = [add(f"u{number}", 10 + number, None, n=1 << number) for number in range(8)]
+    unknown += [(20, None, Terminate(), None), (21, None, Start("t"), None)]
+    lines = [START, *unknown, add("v", 30, 31, 85), see(40, 41, run_id="r", value=85)]
+    found = check(Record(operations(*lines)), steps_max=200)
+    assert found.verdict is Verdict.OK, found.doubts
+
+
 def test_a_spent_budget_is_no_pass() -> None:
     lines: list[Line] = [START]
     lines += [add(f"u{n}", 3, 100, None, n=1 << n) for n in range(12)]
@@ -317,6 +326,13 @@ def test_the_counterexample_names_the_operation_and_shows_the_window() -> None:
     (problem,) = check(Record(operations(*lines))).problems
     assert problem.culprit.call == Describe()
     assert str(problem) == PICTURE
+
+
+def test_the_counterexample_says_how_far_any_order_comes_not_where_the_search_turned_back() -> None:
+    lines = [START, (3, 4, Terminate(), Terminated()), (5, 6, Signal("a"), CLOSED), see(7, 8, run_id="r")]
+    (problem,) = check(Record(operations(*lines))).problems
+    assert problem.culprit.call == Describe()
+    assert problem.states == ["run r terminated, signals 0, value 0"]
 
 
 # ------------------------------------------------------------------------------------ random histories
