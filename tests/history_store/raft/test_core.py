@@ -284,6 +284,13 @@ def test_heartbeats_are_there_to_send_while_a_write_takes_its_time() -> None:
     assert not node.has_ready()
     assert node.has_messages()
     assert {message.kind for message in node.take_messages()} == {Kind.HEARTBEAT}
+    assert not node.has_messages()
+    node.propose(b"y")
+    assert node.has_messages(), "the others are to have it, too"
+    node.take_messages()
+    assert not node.has_messages()
+    node.read_index(b"r")
+    assert node.has_messages(), "the others are to be asked whether this one leads"
     node.advance(out)
 
 
