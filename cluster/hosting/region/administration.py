@@ -367,7 +367,8 @@ class Administration:
         """The shards and their replicas; the meta group is number 0. `here`: as far as this node can tell."""
         health, reports = self._seen() if request.here else await self._told()
         waits = {} if request.here else {**self._steward.waits, **self.splits}
-        known = {group for group in reports if not request.here or group in self._node.led}
+        own = self._node.node_id
+        known = {group for group, report in reports.items() if not request.here or report.leader == own}
         return views.shards(self._table, health, reports, waits, known) | self._seen_by(request)
 
     def _seen(self) -> tuple[dict[int, NodeHealth], dict[int, GroupReport]]:

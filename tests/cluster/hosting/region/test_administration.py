@@ -531,6 +531,16 @@ def test_without_a_majority_a_node_says_what_it_sees(play: Play) -> None:
     play(scene)
 
 
+def test_who_is_behind_a_node_knows_by_itself_of_what_it_leads(play: Play) -> None:
+    async def scene(world: Settlement) -> None:
+        for name in ("a/1", "a/2", "a/3"):
+            shards = (await world.do(name, "shards", here=True))["shards"]
+            assert all(one["leader"] is not None for one in shards)
+            assert all(one["behind"] == ([] if one["leader"] == name else None) for one in shards)
+
+    play(scene)
+
+
 def test_the_shards_are_shown_with_their_members(play: Play) -> None:
     async def scene(world: Settlement) -> None:
         shards = (await world.do("a/2", "shards"))["shards"]
