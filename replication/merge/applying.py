@@ -6,6 +6,8 @@ from it, or the draft is dropped and the caller's record is as it was.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from msgspec.structs import replace
 
 from replication.merge.effects import (
@@ -123,10 +125,10 @@ class Draft:
     # ---- the buffer
 
     def hold(self, entry: Buffer) -> None:
-        """Keep the inputs that are neither here already nor events of any branch."""
-        known = {waiting.event.key for waiting in self.record.waiting}
+        """Keep the inputs that are neither here already, nor done with, nor events of any branch."""
+        known = self.record.settled.union(waiting.event.key for waiting in self.record.waiting)
         for run in self.record.runs.values():
-            known.update(indexed.key for indexed in run.index)
+            known = known.union(indexed.key for indexed in run.index)
         new = tuple(event for event in entry.inputs if event.key not in known)
         if not new:
             self.effects.append(Skip(entry.run, "duplicate"))
@@ -135,7 +137,13 @@ class Draft:
         self.record = replace(self.record, waiting=self.record.waiting + waiting)
         self.effects.append(Hold(entry.run, new))
 
-    def _release(self, keys: set[str]) -> None:
+    def settle(self, keys: Set[str]) -> None:
+        """These inputs are done with, and wait no longer."""
+        if not keys <= self.record.settled:
+            self.record = replace(self.record, settled=self.record.settled | keys)
+            self._release(keys)
+
+    def _release(self, keys: Set[str]) -> None:
         leaving = [waiting for waiting in self.record.waiting if waiting.event.key in keys]
         if leaving:
             staying = tuple(waiting for waiting in self.record.waiting if waiting.event.key not in keys)

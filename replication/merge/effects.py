@@ -88,7 +88,7 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """Inputs leave the buffer: they have become events of a branch."""
+    """Inputs leave the buffer: they have become events of a branch, or are done with."""
 
     run: str
     keys: tuple[str, ...]

@@ -63,21 +63,22 @@ def merge(record: Record, entry: Entry, env: Environment, policy: Policy = DEFAU
         return draft.outcome()
     _take(draft, entry)
     _take_parked(draft)
-    return _with_pending(draft.outcome(), env, policy)
+    return _with_pending(draft, env, policy)
 
 
 def activate(record: Record, env: Environment, policy: Policy = DEFAULT_POLICY) -> Outcome:
     """This region has just become active at env.version: what the workflow id needs before anything else.
 
     Inputs that wait in a buffer since an older version, and stale inputs that nobody active has made again,
-    are made again. May be asked again at any time; what was done is not asked for twice.
+    are made again. May be asked again at any time; what was done is not asked for twice. After a handover
+    that was aborted it has to be: what came while the shard was fenced was stored and not made again.
     """
     assert env.active, "only the active region writes"
-    outcome = Draft(record).outcome()
+    draft = Draft(record)
     run = record.runs.get(record.current)
     if run is not None and not run.closed and run.last_version < env.version:
-        outcome = replace(outcome, effects=(*outcome.effects, CloseTask(run.id)))
-    return _with_pending(outcome, env, policy)
+        draft.effects.append(CloseTask(run.id))
+    return _with_pending(draft, env, policy)
 
 
 def write(record: Record, entry: Entry, env: Environment) -> Outcome:
@@ -115,17 +116,16 @@ def _released(record: Record, run: str, env: Environment, policy: Policy, keep: 
     for entry in entries:
         _take(draft, entry)
     _take_parked(draft)
-    return _with_pending(draft.outcome(), env, policy)
+    return _with_pending(draft, env, policy)
 
 
-def _with_pending(outcome: Outcome, env: Environment, policy: Policy) -> Outcome:
+def _with_pending(draft: Draft, env: Environment, policy: Policy) -> Outcome:
+    outcome = draft.outcome()
     if not env.active:
         return outcome
     effects, settled = pending(outcome.record, env.version, policy)
-    if not effects and not settled:
-        return outcome
-    record = replace(outcome.record, settled=outcome.record.settled | settled)
-    return Outcome(record, outcome.effects + effects)
+    draft.settle(settled)
+    return Outcome(draft.record, (*draft.effects, *effects))
 
 
 # ---- one entry
@@ -179,13 +179,14 @@ def _take_buffer(draft: Draft, entry: Buffer) -> None:
 
 
 def _park(draft: Draft, entry: Entry, gap: Gap) -> None:
-    parked = Parked(entry, gap.have, gap.need)
-    draft.record = replace(draft.record, parked=(*draft.record.parked, parked))
+    parked = (*draft.record.parked, Parked(entry, gap.have, gap.need))
+    in_order = tuple(sorted(parked, key=lambda each: each.entry.origin))
+    draft.record = replace(draft.record, parked=in_order)
     draft.effects.append(Park(entry, gap.have, gap.need))
 
 
 def _take_parked(draft: Draft) -> None:
-    """Take what was parked and has now what it follows on, oldest first, until nothing moves any more."""
+    """Take what was parked and has now what it follows on, log by log, until nothing moves any more."""
     moved = True
     while moved:
         moved = False

@@ -189,7 +189,8 @@ def pending(record: Record, version: int, policy: Policy) -> tuple[tuple[Effect,
     `version`: the namespace's. Whoever takes the effects writes events that carry the sources' keys.
     """
     stale = candidates(record, version)
-    effects: list[Effect] = []
+    # Ends of activities come before the inputs: a termination among these closes the run.
+    effects: list[Effect] = [*_salvage(record)] if policy.salvage else []
     settled: set[str] = set()
     if stale:
         target = record.runs.get(record.current)
@@ -207,8 +208,6 @@ def pending(record: Record, version: int, policy: Policy) -> tuple[tuple[Effect,
         if taken:
             run = target.id if target is not None and place is not Place.NOWHERE else ""
             effects.append(Reapply(run, place, tuple(_source(each) for each in taken)))
-    if policy.salvage:
-        effects += _salvage(record)
     return tuple(effects), frozenset(settled)
 
 

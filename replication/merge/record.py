@@ -125,7 +125,7 @@ class Record(msgspec.Struct, frozen=True):
     # Keys of inputs that are done with although no branch has them: their run was deleted, or nobody was
     # there.
     settled: frozenset[str] = frozenset()
-    parked: tuple[Parked, ...] = ()
+    parked: tuple[Parked, ...] = ()  # by origin, so that a log's are in their order
     quarantine: dict[str, Quarantine] = {}
 
     def is_zombie(self, run: str) -> bool:

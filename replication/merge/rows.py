@@ -143,8 +143,7 @@ def _parts(record: Record) -> dict[bytes, Body]:
         for ordinal, indexed in enumerate(run.index):
             parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
     for parked in record.parked:
-        region, shard, incarnation, seq = parked.entry.origin
-        parts[PARKED + b"".join(n.to_bytes(8, "big") for n in (seq, region, shard, incarnation))] = parked
+        parts[PARKED + b"".join(number.to_bytes(8, "big") for number in parked.entry.origin)] = parked
     for quarantine in record.quarantine.values():
         parts[QUARANTINE + quarantine.run.encode()] = quarantine
     return parts

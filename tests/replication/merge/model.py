@@ -115,7 +115,7 @@ class Region:
                     self.world.dropped.update(event.payload for event in events)
             case fx.Salvage(run, ends):
                 assert self.active
-                self.append(name, [self.again(shelf, source) for source in ends])
+                assert self.append(name, [self.again(shelf, source) for source in ends])
             case fx.Fork(run, branch, 0, _) if branch > 1:
                 self.world.reached["second root"] += 1
             case fx.Skip(_, why):

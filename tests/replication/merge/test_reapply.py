@@ -167,6 +167,11 @@ def test_a_termination_comes_last() -> None:
     assert copies(outcome) == [("late", Kind.SIGNALED), ("t", Kind.TERMINATED)]
 
 
+def test_ends_of_activities_come_before_a_termination() -> None:
+    outcome = stale(event(Kind.ACTIVITY_COMPLETED, about="2"), event(Kind.TERMINATED, "t"))
+    assert kinds_of(outcome) == ["Fork", "Append", "Salvage", "Reapply"]
+
+
 def test_a_run_that_started_later_is_not_terminated() -> None:
     record = record_of(
         events(1, 2, [STARTED], run="y"),
@@ -287,6 +292,23 @@ def test_a_buffer_is_flushed_by_whoever_takes_over() -> None:
         fx.CloseTask("x"),
         fx.Reapply("x", fx.Place.APPEND, (fx.Source("x", 0, 1, Kind.SIGNALED, "k"),)),
     )
+
+
+def test_what_a_rule_left_out_waits_no_longer() -> None:
+    """Else the engine, which has it in its buffer, would pause the run after all, and last."""
+    pauses = buffered(2, 1, [event(Kind.PAUSED, "p")]), buffered(3, 1, [event(Kind.UNPAUSED, "q")])
+    outcome = activate(record_of(events(1, 1, [STARTED]), *pauses), active(2))
+    assert copies(outcome) == [("q", Kind.UNPAUSED)]
+    assert only(outcome, fx.Release).keys == ("p",)
+    assert [waiting.event.key for waiting in outcome.record.waiting] == ["q"]
+    assert only(merge(outcome.record, pauses[0], active(2)), fx.Skip).why == "duplicate"
+
+
+def test_what_came_while_the_shard_was_fenced_is_made_again_after_the_fence() -> None:
+    fenced = replace(active(2), active=False)
+    outcome = merge(OURS, events(2, 1, [signal(key="k")], FORK), fenced)
+    assert kinds_of(outcome) == ["Fork", "Append"]
+    assert kinds_of(activate(outcome.record, active(2))) == ["Reapply"]
 
 
 def test_what_waits_at_the_namespaces_version_is_alive() -> None:

@@ -24,6 +24,9 @@ RICH = record_of(
 def test_a_record_survives_its_rows() -> None:
     assert from_rows(to_rows(RICH)) == RICH
     assert from_rows(reversed(to_rows(RICH))) == RICH
+    for parked in ((9, 10), (10, 9)):
+        record = record_of(*(events(seq, 1, [TASK], path((seq, 1))) for seq in parked))
+        assert from_rows(to_rows(record)) == record
     assert to_rows(Record()) == []
     assert from_rows([]) == Record()
 
