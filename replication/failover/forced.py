@@ -48,6 +48,7 @@ def assess(
 ) -> Assessment:
     """What would be lost. `own`: this region. `fenced`: shard -> whether the newest fence or its end that was
     applied here is a fence: the source wrote nothing after it that it acknowledged, unless it aborted since.
+    Something that is known and not applied may be what the source had from a third region.
     """
     if not own.healthy:
         why = Refusal("this region has shards without a leader", "repair it, or force another region")
@@ -56,7 +57,7 @@ def assess(
         why = Refusal("this region is bootstrapping", "wait until it has copied everything")
         return Assessment(why, False, [])
     dirty = lag.parked + lag.quarantined
-    if fenced and all(fenced.values()) and not lag.unknown and not dirty:
+    if fenced and all(fenced.values()) and not lag.unknown and not lag.entries and not dirty:
         line = (
             "all markers of a handover are applied here: nothing is lost, unless the source aborted it since"
         )

@@ -94,6 +94,9 @@ class Observed(NamedTuple):
     answers: Mapping[int, Answer] = {}  # shard -> to the Fence of this handover
     acks: Mapping[int, Ack] = {}
     unfenced: Collection[int] = ()  # shards that have answered the Unfence of this handover
+    # All of this region's by now, with those that a split is about to make. A shard that parted from its
+    # parent before the fence is not fenced; one that did after it is, and would stay so after an abort.
+    shards: Collection[int] = ()
     taken: Collection[str] = ()  # its namespaces that are above their base in the meta group
     followed: bool = False  # switching.settled_everywhere: the commit has been followed
 
@@ -172,7 +175,7 @@ def plan_abort(handover: Handover, why: str) -> Abort | Refusal:
 
 
 def _prepare(handover: Handover, observed: Observed, now_ns: int) -> Steps:
-    lag = lag_of(handover.shards, observed.lags)
+    lag = lag_of(_shards(handover, observed), observed.lags)
     missing = handover_unready(observed.target, lag, handover.limits)
     if not missing and not _all_taken(handover, observed):
         deadline_ns = now_ns + handover.limits.fence_ns_max
@@ -181,12 +184,13 @@ def _prepare(handover: Handover, observed: Observed, now_ns: int) -> Steps:
 
 
 def _fencing(handover: Handover, observed: Observed, now_ns: int) -> Steps:
+    shards = _shards(handover, observed)
     markers = {
         shard: answer.marker
         for shard, answer in observed.answers.items()
-        if shard in handover.shards and answer.marker is not None
+        if shard in shards and answer.marker is not None
     }
-    unfenced = [shard for shard in handover.shards if shard not in markers]
+    unfenced = [shard for shard in shards if shard not in markers]
     if not unfenced:
         newer = _newer(handover, (answer.versions for answer in observed.answers.values()))
         return Steps([Propose(Drain(handover.number, markers, newer))], 0, "")
@@ -208,7 +212,7 @@ def _draining(handover: Handover, observed: Observed, now_ns: int) -> Steps:
 
 def _aborted(handover: Handover, observed: Observed) -> Steps:
     """Shards are told until each has answered: one that was not fenced has to know that it never will be."""
-    late = [shard for shard in handover.shards if shard not in observed.unfenced]
+    late = [shard for shard in _shards(handover, observed) if shard not in observed.unfenced]
     if not late:
         return Steps([Propose(Close(handover.number))], 0, "")
     unfence = Unfence(handover.number, _versions(handover))
@@ -251,6 +255,10 @@ def _newer(handover: Handover, reported: Iterable[Mapping[str, int]]) -> dict[st
             if name in base and version > max(base[name], newer.get(name, 0)):
                 newer[name] = version
     return newer
+
+
+def _shards(handover: Handover, observed: Observed) -> list[int]:
+    return sorted({*handover.shards, *observed.shards})
 
 
 def _versions(handover: Handover) -> dict[str, int]:

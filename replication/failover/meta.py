@@ -55,7 +55,7 @@ from replication.failover.records import (
     key_of,
     row_of,
 )
-from replication.versions import bump_version, next_version, owner_of
+from replication.versions import VersionError, bump_version, next_version, owner_of
 
 CLOSED_MAX = 100  # handovers that have nothing left to do and are kept for the operator to look at
 
@@ -160,6 +160,7 @@ class MetaState:
 
     def _create(self, command: Create) -> None:
         namespace_id, version = command.row.namespace_id, command.row.version
+        _check_rows([command.row])
         if namespace_id in self.namespaces:
             raise Refused(f"namespace {namespace_id} exists")
         self._put(NamespaceRecord(FORMAT, namespace_id, command.config, version))
@@ -181,6 +182,8 @@ class MetaState:
         problem = switches_problem(self, command.target, command.switches)
         if problem:
             raise Refused(problem)
+        if not command.shards:
+            raise Refused("without shards nothing would be fenced")
         self._put(
             Handover(
                 FORMAT,
@@ -206,8 +209,10 @@ class MetaState:
         missing = [shard for shard in handover.shards if shard not in command.markers]
         if missing:
             raise Refused(f"shards {missing} are not fenced")
+        _check_versions(command.newer.values())
         self._raise(command.newer)
-        self._put(replace(handover, phase=Phase.DRAINING, markers=command.markers))
+        shards = tuple(sorted(command.markers))  # with those that a split has made since it began
+        self._put(replace(handover, phase=Phase.DRAINING, shards=shards, markers=command.markers))
 
     def _commit(self, command: Commit) -> None:
         """The decision. What a newer version has taken meanwhile is not moved back."""
@@ -216,6 +221,7 @@ class MetaState:
             ack, marker = command.acks.get(shard), handover.markers[shard]
             if ack is None or not ack.covers(marker, handover.target):
                 raise Refused(f"the target has not applied shard {shard} up to {marker}: {ack}")
+        _check_versions(command.newer.values())
         self._raise(command.newer)
         digest = digest_of(handover.markers)
         moved = [switch for switch in handover.switches if self.truth(switch.namespace_id) == switch.base]
@@ -246,9 +252,8 @@ class MetaState:
         self._put(replace(handover, phase=phase, closed=True))
 
     def _learn(self, command: Learn) -> None:
-        for row in command.rows:
-            if row.target != owner_of(row.version):
-                raise Refused(f"version {row.version} of {row.namespace_id} is not region {row.target}'s")
+        _check_rows(command.rows)
+        _check_versions(command.versions.values())
         for row in command.rows:
             if row.namespace_id in self.namespaces:
                 self._append(row)
@@ -341,6 +346,22 @@ class MetaState:
                 raise AssertionError(f"the gate of {record.namespace_id} belongs to a shard")
             case _:
                 assert_never(record)
+
+
+def _check_versions(versions: Iterable[int]) -> None:
+    """Refuse what no region owns: once it were in the state, everybody who asked for its owner would fail."""
+    for version in versions:
+        try:
+            owner_of(version)
+        except VersionError as error:
+            raise Refused(str(error)) from None
+
+
+def _check_rows(rows: Iterable[LedgerRow]) -> None:
+    for row in rows:
+        _check_versions([row.version])
+        if row.target != owner_of(row.version):
+            raise Refused(f"version {row.version} of {row.namespace_id} is not region {row.target}'s")
 
 
 def switches_problem(state: MetaState, target: int, switches: Iterable[Switch]) -> str:

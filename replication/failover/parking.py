@@ -10,7 +10,8 @@ A call that is parked or refused here had no effect anywhere, so it may be sent 
 caller may be told UNAVAILABLE, which SDKs retry. Never NOT_FOUND or FAILED_PRECONDITION: those end workers
 and cancel activities. Polls that wait in vain end empty, as any long poll does.
 
-Invariant: no call leaves before one that came earlier and is still here; none waits past its deadline.
+Invariant: no call leaves before one that was parked earlier and still is; none waits past its deadline. A
+call that went and was refused by its shard is parked anew, behind all others.
 
 Lineage: Temporal's handover interceptor, which parks until shortly before the deadline, without bounds.
 """

@@ -149,7 +149,7 @@ class Handover(msgspec.Struct, array_like=True, frozen=True):
     source: int
     target: int
     switches: tuple[Switch, ...]  # 1..NAMESPACES_MAX, no namespace twice
-    shards: tuple[int, ...]  # that have to be fenced: all of the region's
+    shards: tuple[int, ...]  # that have to be fenced: all of the region's; fixed from DRAINING on
     request_id: str  # of the operator's command: the same one again begins nothing
     operator: str
     reason: str

@@ -50,7 +50,7 @@ Action: TypeAlias = Propose | Send | Notify | WriteLedger
 class Observed(NamedTuple):
     """What this leader has been told since it leads."""
 
-    shards: tuple[int, ...]  # all of this region's
+    shards: tuple[int, ...]  # all of this region's, with those that a split is about to make
     positions: Mapping[tuple[int, str], Position] = {}  # (shard, namespace)
     acknowledged: Mapping[int, Mapping[str, int]] = {}  # region -> the truths of its ledger
     written: Mapping[str, int] = {}  # namespace -> version that is in the shared ledger

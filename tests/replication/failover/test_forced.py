@@ -54,6 +54,7 @@ def test_nothing_is_lost_only_if_every_shard_is_fenced_known_and_clean() -> None
         (NONE, all_fenced, True),
         (NONE, {1: True, 2: False}, False),
         (NONE, {}, False),
+        (SOME, all_fenced, False),
         (UNKNOWN, all_fenced, False),
         (DIRTY, all_fenced, False),
     ]:

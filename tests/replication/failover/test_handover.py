@@ -114,6 +114,16 @@ def test_every_shard_is_fenced_and_asked_again_until_it_answers() -> None:
     assert both.actions == [Propose(Drain(1, MARKERS, {}))]
 
 
+def test_shards_that_a_split_has_made_since_are_fenced_and_unfenced_too() -> None:
+    fencing = steps(record(Phase.FENCING), Observed(0, answers=FENCED, shards=(1, 2, 3)), SECOND)
+    assert fencing.actions == [Send(3, Fence(1, 2, {NS: 1}))]
+    answers = {**FENCED, 3: Answer(Marker(Point(9, 30)), {NS: 1}, {})}
+    (drain,) = steps(record(Phase.FENCING), Observed(0, answers=answers, shards=(1, 2, 3)), SECOND).actions
+    assert drain == Propose(Drain(1, {**MARKERS, 3: Marker(Point(9, 30))}, {}))
+    aborted = steps(record(Phase.ABORTED), Observed(0, unfenced=SHARDS, shards=(1, 2, 3)), SECOND)
+    assert aborted.actions == [Send(3, Unfence(1, {NS: 1}))]
+
+
 def test_it_commits_on_acknowledged_markers_not_on_fenced_shards() -> None:
     waits = steps(record(Phase.DRAINING), Observed(0, answers=FENCED), SECOND)
     assert waits.actions == [AskAcks(2, 1, MARKERS, {NS: 1})]

@@ -110,6 +110,7 @@ def test_a_handover_of_a_busy_namespace_is_refused_until_the_decision() -> None:
         begin(1, "nobody"),
         begin(1, NS, NS),
         Begin(1, 2, (Switch(NS, 1, 102),), (1,), "r", "", "", begin().limits, 0),
+        replace(begin(), shards=()),
     ],
 )
 def test_a_handover_that_does_not_fit_is_refused(command: MetaCommand) -> None:
@@ -149,6 +150,31 @@ def test_a_row_for_the_wrong_owner_changes_nothing() -> None:
     state = meta_state()
     assert not state.apply(Learn({NS: 5}, (row(2), replace(row(3), target=4)))).accepted
     assert state.truth(NS) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Learn({NS: 100}),
+        Learn({}, (replace(row(2), version=100, target=0),)),
+        Create(Config(1, 1, (1, 2)), replace(row(2, "new"), target=1)),
+        Create(Config(1, 1, (1, 2)), replace(row(2, "new"), version=0)),
+        Commit(1, MARKERS, {NS: 100}, 5),
+    ],
+)
+def test_a_version_that_no_region_owns_is_refused(command: MetaCommand) -> None:
+    """Whatever is in the log is applied by every node, for ever: nothing may be raised there."""
+    state = draining()
+    assert not state.apply(command).accepted
+    assert (state.truth(NS), list(state.namespaces)) == (1, [NS])
+
+
+def test_a_drain_counts_the_shards_that_a_split_has_made() -> None:
+    state = meta_state()
+    for command in (begin(), StartFencing(1, 9), Drain(1, {**MARKERS, 3: Marker(Point(9, 30))}, {})):
+        assert state.apply(command).accepted
+    assert not state.apply(COMMIT).accepted, "shard 3 is not acknowledged"
+    assert state.handovers[1].shards == (1, 2, 3)
 
 
 def test_who_was_told_of_the_old_version_is_told_again() -> None:
