@@ -90,6 +90,18 @@ def begin(stream: Stream) -> Tip:
     return Tip(FORMAT, stream)
 
 
+def part(parent: Tip, stream: Stream) -> Tip:
+    """The tip of a shard that parts from its parent here: its numbers, chain and time go on from there.
+
+    Of two events of one version the one with the larger number is the later, also across the split. What is
+    below is in the parent's stream: a reader of this one parts with it (cursor.part), or needs a snapshot.
+    """
+    assert 0 < stream.incarnation <= NUMBER_MAX
+    assert stream[:2] != parent.stream[:2], "a shard does not part from itself"
+    seq = parent.seq
+    return Tip(FORMAT, stream, seq, parent.digest, parent.hlc, exported=seq, trimmed=seq, lost=seq)
+
+
 def append(tip: Tip, entries: Sequence[Entry], now_ms: int) -> tuple[list[Frame], Tip]:
     """The frames of one transaction, and the tip behind them; both go into the transaction's own Raft entry.
 

@@ -51,11 +51,6 @@ def owner_of(version: int, increment: int = INC) -> int:
     return region
 
 
-def same_owner(one: int, other: int, increment: int = INC) -> bool:
-    """Whether one region owns both versions."""
-    return (one - other) % increment == 0
-
-
 def _check_region(region: int, increment: int) -> None:
     if not 1 <= region < increment:
         raise VersionError(f"{region} is not the initial version of a region: 1 to {increment - 1}")

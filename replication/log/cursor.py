@@ -57,6 +57,16 @@ def begin(stream: Stream) -> Cursor:
     return Cursor(FORMAT, stream)
 
 
+def part(parent: Cursor, stream: Stream) -> Cursor:
+    """The cursor for the stream of a shard that parted from its parent where `parent` stands.
+
+    That is the frame which says so, the last one of the parent that the new stream follows.
+    """
+    assert stream.region == parent.stream.region
+    assert stream.shard != parent.stream.shard
+    return msgspec.structs.replace(parent, stream=stream, retired=())
+
+
 def advance(cursor: Cursor, batch: Batch) -> tuple[Cursor, list[Opened]]:
     """What of a batch is to be applied, and the cursor that goes with it into the same Raft entry.
 

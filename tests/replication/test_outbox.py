@@ -8,6 +8,8 @@ import pytest
 
 from replication import outbox
 from replication.frames import START, Entry, Frame, Kind, Stream, Tail, check_follows, open_frame
+from replication.log import cursor as cursors
+from replication.log.cursor import Opened
 from replication.outbox import (
     Acks,
     Limits,
@@ -33,6 +35,10 @@ def told(*transactions: list[Entry], now_ms: int = 1000) -> tuple[list[Frame], T
         frames, tip = append(tip, entries, now_ms)
         kept += frames
     return kept, tip
+
+
+def opened(*frames: Frame) -> tuple[Opened, ...]:
+    return tuple(Opened(frame, []) for frame in frames)
 
 
 def entry(size: int) -> Entry:
@@ -105,6 +111,24 @@ def test_a_restored_shard_begins_anew_under_another_incarnation():
     (frame,), tip = append(tip, [BEAT], 1)
     assert frame.first_seq == 1
     assert open_frame(tip.stream, frame) == [BEAT]
+
+
+def test_a_shard_that_parts_goes_on_above_its_parent():
+    """Numbers order the events of one version, and a workflow id may have some on both sides of the split."""
+    kept, parent = told([BEAT], [BEAT, BEAT])
+    tip = outbox.part(parent, Stream("a", 9, 0xC0DE))
+    assert max(tip.lost, tip.trimmed) <= tip.exported <= tip.seq == 3
+    (frame,), after = append(tip, [BEAT], 1)
+    assert (frame.first_seq, after.stream.shard) == (4, 9)
+    assert after.hlc > parent.hlc, "though the clock went back"
+    assert after.kept_bytes == len(frame.content)
+    cursor, _ = cursors.advance(cursors.begin(STREAM), cursors.Batch(STREAM, opened(*kept)))
+    child, taken = cursors.advance(cursors.part(cursor, tip.stream), cursors.Batch(tip.stream, opened(frame)))
+    assert len(taken) == 1
+    assert child.tail == after.tail
+    assert answer_pull(tip, 1, ()).oldest == 4, "who begins below needs a snapshot"
+    with pytest.raises(AssertionError, match="from itself"):
+        outbox.part(parent, STREAM._replace(incarnation=1))
 
 
 # --------------------------------------------------------------------------------------------------- trimming

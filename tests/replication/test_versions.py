@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from replication.versions import INC, VersionError, bump_version, next_version, owner_of, same_owner
+from replication.versions import INC, VersionError, bump_version, next_version, owner_of
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,6 @@ def test_a_bump_is_the_next_version_that_was_never_used(rng: random.Random) -> N
         assert owner_of(version) == region
     assert bump_version(1, 101) == 201
     assert bump_version(1, 102) == 201
-
-
-def test_same_owner() -> None:
-    assert same_owner(1, 201)
-    assert not same_owner(1, 202)
 
 
 @pytest.mark.parametrize("region", [0, -1, INC, INC + 1])
