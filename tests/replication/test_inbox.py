@@ -322,6 +322,22 @@ def test_a_stream_that_is_silent_is_asked_for_at_its_source():
     assert taken(shell.inbox) == [1]
 
 
+def test_one_place_elsewhere_is_asked_at_a_time():
+    kept = told(1, 1)
+    inbox = reader()
+    inbox.answered(asked(inbox, 0, Place.OWN), slice_of(kept[1]), 0)
+    assert asked(inbox, 200, Place.SOURCE).want == 1
+    assert [ask for now in range(200, 10_000, 50) for ask in inbox.asks(now)] == [], "two are open"
+
+
+def test_a_silent_stream_with_much_to_read_is_read_at_once():
+    shell = Shell(reader())
+    shell.has[Place.OWN] = []
+    shell.has[Place.SOURCE] = told(*[1] * 250)
+    shell.run(3000)
+    assert shell.inbox.want == 251
+
+
 def test_a_source_that_has_no_more_is_left_in_peace():
     shell = Shell(reader())
     shell.has[Place.OWN] = shell.has[Place.SOURCE] = shell.has[Place.PULL] = []

@@ -56,6 +56,8 @@ def sites(
         (sites({2: FAILS, 3: OLD}), False),
         (sites({2: FAILS, 3: FAILS, WITNESS: WORKS}), True),
         (sites({2: FAILS, 3: WORKS, WITNESS: WORKS}), False),
+        # who has not reported says nothing
+        (sites({2: FAILS, 3: FAILS})._replace(probes={2: FAILS}), False),
         # who reaches nobody else is the one that is cut off
         (sites({2: FAILS, 3: FAILS}, {2: {2}, 3: {2}}), False),
         (sites({2: FAILS, 3: FAILS}, {2: {1}, 3: {1}}), False),

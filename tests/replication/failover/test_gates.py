@@ -79,6 +79,12 @@ def test_a_fence_that_comes_after_its_end_is_ignored() -> None:
     assert (answer.marker, shard.state()) == (None, GateState.OPEN)
 
 
+def test_a_fence_that_is_late_for_one_namespace_fences_none() -> None:
+    shard = Shard(Activate({"a": 1, "b": 1}), Unfence(1, {"a": 1}))
+    effect = shard.effect(Fence(1, 2, {"a": 1, "b": 1}))
+    assert (effect.answer.marker, effect.gates, effect.emits) == (None, [], False)
+
+
 def test_the_end_of_an_older_handover_leaves_the_newer_fence() -> None:
     shard = Shard(Activate(at(1)), FENCE, Fence(2, 3, at(1)), UNFENCE)
     assert shard.state() is GateState.FENCED
@@ -113,7 +119,7 @@ def test_what_was_taken_is_left_out_of_a_fence_and_the_rest_is_fenced() -> None:
 def test_deactivation_takes_the_fence_with_it_and_late_ones_do_nothing() -> None:
     shard = Shard(Activate(at(1)), FENCE, Deactivate(at(2)))
     assert shard.state() is GateState.INACTIVE
-    for late in (UNFENCE, Activate(at(1)), Deactivate(at(1)), FENCE):
+    for late in (UNFENCE, Activate(at(1)), Deactivate(at(1)), Deactivate(at(2)), FENCE):
         assert not shard.effect(late).gates
     shard.log(Activate(at(101)))
     assert not shard.effect(Deactivate(at(2))).gates

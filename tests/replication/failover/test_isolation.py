@@ -55,6 +55,7 @@ def test_self_fencing_takes_three_sites() -> None:
 def test_a_lease_is_what_a_majority_granted_counted_from_the_asking() -> None:
     sites = [1, 2, 3]
     assert lease_until_ns({1: 50, 2: 40, 3: 10}, sites) == 40 + LEASE_NS
+    assert lease_until_ns({1: 50, 3: 10}, sites) == 10 + LEASE_NS
     assert lease_until_ns({1: 50, 9: 60}, sites) == 0
     assert lease_until_ns({}, sites) == 0
 

@@ -142,8 +142,9 @@ def test_versions_only_rise_and_rows_give_the_version() -> None:
     state = meta_state()
     assert state.apply(Learn({NS: 102}, (row(3, base=1),))).accepted
     assert state.truth(NS) == 102
-    state.apply(Learn({NS: 2}, (row(2, base=1),)))
+    state.apply(Learn({NS: 2, "unknown": 5}, (row(2, base=1), row(2, "unknown"))))
     assert (state.truth(NS), state.ledgers[NS].truth) == (102, 3)
+    assert set(state.namespaces) == set(state.ledgers) == {NS}
 
 
 def test_a_row_for_the_wrong_owner_changes_nothing() -> None:

@@ -157,3 +157,4 @@ def test_a_call_is_redirected_once_and_only_by_who_knows_more() -> None:
     assert redirected(route, attached=103, redirects=0) == Route(3, 103)
     assert redirected(route, attached=103, redirects=1) == Route(0, 103)
     assert redirected(route, attached=1, redirects=0) == Route(0, 2)
+    assert redirected(route, attached=2, redirects=0) == Route(0, 2)

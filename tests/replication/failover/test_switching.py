@@ -56,6 +56,14 @@ def test_when_all_shards_have_confirmed_it_is_settled_with_the_cut() -> None:
     assert not sends(state, observed)
 
 
+def test_a_region_that_is_not_active_settles_without_a_cut() -> None:
+    state = meta_state(3)
+    state.apply(Learn({NS: 2}))
+    observed = Observed(SHARDS, {(s, NS): Position(2, None) for s in SHARDS})
+    assert not sends(state, observed)
+    assert Propose(Settle({NS: 2}, {})) in switching_steps(state, observed)
+
+
 def test_every_region_is_told_until_its_ledger_has_it() -> None:
     state = meta_state(2)
     new = row(2, base=1)

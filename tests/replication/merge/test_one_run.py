@@ -172,6 +172,7 @@ def test_events_after_a_close_are_quarantined() -> None:
         (events(2, 1, [replace(TASK, kind=Kind.ACTIVITY_FAILED, about="4")], path((3, 1))), "before it: '4'"),
         (buffered(2, 1, []), "without inputs"),
         (buffered(2, 1, [signal()]), "no key"),
+        (buffered(2, 1, [replace(signal(key="k"), id=4)]), "or an event id"),
     ],
 )  # fmt: skip
 def test_a_broken_entry_is_quarantined_and_only_its_run(entry: Entry, why: str) -> None:
@@ -202,6 +203,12 @@ def test_a_run_let_out_of_quarantine_catches_up() -> None:
     assert histories(outcome.record) == [path((4, 1))]
     with pytest.raises(Refused, match="not in quarantine"):
         retry(outcome.record, "x", standby(1))
+
+
+def test_a_run_in_quarantine_can_be_deleted() -> None:
+    record = record_of(FIRST, events(2, 1, [CLOSED, TASK], path((3, 1))))
+    outcome = merge(record, tomb(3, 1), standby(1))
+    assert (outcome.record.runs, outcome.record.quarantine) == ({}, {})
 
 
 # ---- runs that go on as others, runs that are deleted
@@ -272,6 +279,12 @@ def test_the_active_region_writes_at_the_tip() -> None:
 def test_what_the_active_region_must_not_write_is_refused(entry: Entry, env: Environment, why: str) -> None:
     with pytest.raises(Refused, match=why):
         write(KNOWN, entry, env)
+
+
+def test_a_closed_run_takes_no_input() -> None:
+    record = write(KNOWN, events(2, 1, [CLOSED], path((3, 1))), active(1)).record
+    with pytest.raises(Refused, match="run x is not running"):
+        write(record, buffered(3, 1, [signal(key="k")]), active(1))
 
 
 def test_a_run_does_not_close_with_inputs_in_its_buffer() -> None:

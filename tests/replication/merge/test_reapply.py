@@ -222,6 +222,11 @@ def test_a_closed_run_is_not_reset_for_a_cancellation() -> None:
     assert "Reapply" not in kinds_of(stale(event(Kind.CANCEL_REQUESTED, "c"), record=record))
 
 
+def test_nothing_is_salvaged_for_a_closed_run() -> None:
+    record = record_of(events(1, 1, [STARTED, SCHEDULED]), events(1, 2, [CLOSED], FORK))
+    assert kinds_of(stale(event(Kind.ACTIVITY_COMPLETED, about="2"), record=record)) == ["Fork", "Append"]
+
+
 def test_inputs_for_a_closed_run_go_to_the_newer_one() -> None:
     record = record_of(
         events(1, 1, [STARTED, SCHEDULED]),
@@ -255,6 +260,13 @@ def test_what_led_to_the_current_run_is_done_with() -> None:
     assert record.current == "y"
     assert record.zombies() == {"x"}
     assert kinds_of(activate(record, active(101))) == []
+
+
+def test_what_led_to_the_current_run_may_be_deleted() -> None:
+    successor = batch(2, [STARTED], run="y")
+    record = record_of(events(1, 2, [STARTED, CONTINUED], successor=successor), tomb(2, 2))
+    outcome = merge(record, events(1, 1, [STARTED, signal(key="k")], run="z"), active(2))
+    assert only(outcome, fx.Reapply).run == "y"
 
 
 def test_what_led_to_an_older_run_is_not() -> None:
