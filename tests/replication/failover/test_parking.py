@@ -114,8 +114,8 @@ def test_number_and_bytes_are_bounded() -> None:
     gate = parked(50, 40, bytes_max=100)
     assert gate.arrive(8, 11, Kind.CALL, 0, FAR) is Arrival.OVERFLOW
     assert gate.arrive(9, 10, Kind.CALL, 0, FAR) is Arrival.WAIT
-    gate.gone(0)
-    assert gate.parked_bytes == 50
+    gate.gone(1)
+    assert (len(gate), gate.parked_bytes) == (2, 60)
 
 
 @pytest.mark.parametrize("view", [AGAIN, MOVED])
