@@ -498,7 +498,7 @@ class Administration:
                 return Refusal(
                     f"{known.name} is in the region already, as node {known.id} with other data",
                     f"give this node another name; or, if that one's data is lost, "
-                    f"`holdfast node remove {known.name}` first",
+                    f"`holdfast node replace {known.name}` first",
                 )
             return plan_join(
                 table, msgspec.structs.replace(record, joined_ns=self._node.clock.now_ns()), down=self._down()
