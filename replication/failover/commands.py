@@ -20,6 +20,7 @@ from replication.failover.records import (
     Marker,
     Mode,
     Point,
+    Source,
     Switch,
 )
 
@@ -111,7 +112,7 @@ class Settle(msgspec.Struct, array_like=True, frozen=True, tag="settle"):
     """All shards of the region have confirmed these versions. `cuts` as in Report, for the active region."""
 
     versions: dict[str, int]
-    cuts: dict[int, dict[int, Point]]
+    cuts: dict[int, dict[Source, Point]]
 
 
 class Told(msgspec.Struct, array_like=True, frozen=True, tag="told"):
@@ -132,6 +133,9 @@ class Fence(msgspec.Struct, array_like=True, frozen=True, tag="fence"):
     number: int
     target: int
     versions: dict[str, int]  # namespace id -> the version that is given up: Switch.base
+    # Only in the outgoing log: where this entry is, and what of other logs the shard had then. Who lost the
+    # source finds here whether it has all.
+    marker: Marker | None = None
 
 
 class Unfence(msgspec.Struct, array_like=True, frozen=True, tag="unfence"):

@@ -15,11 +15,11 @@ owner's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from replication.failover.commands import Force
+from replication.failover.commands import Fence, Force
 from replication.failover.ledger import digest_of
 from replication.failover.meta import MetaState
 from replication.failover.readiness import Lag, Refusal, RegionView, seconds
@@ -43,12 +43,14 @@ def assess(
     lag: Lag,
     own: RegionView,
     *,
-    fenced: Mapping[int, bool],
+    fences: Mapping[int, Fence | None],
+    applied: Mapping[int, Marker],
+    regions: Collection[int],
     lag_ns_max: int = LAG_NS_UNASKED_MAX,
 ) -> Assessment:
-    """What would be lost. `own`: this region. `fenced`: shard -> whether the newest fence or its end that was
-    applied here is a fence: the source wrote nothing after it that it acknowledged, unless it aborted since.
-    Something that is known and not applied may be what the source had from a third region.
+    """What would be lost. `own`: this region. Of each shard of the source, `fences`: the newest fence that
+    was applied here, None if it has ended: the source wrote nothing after it that it acknowledged, unless it
+    aborted since; `applied`: what is applied here, as in Ack. `regions`: third ones that hold the namespaces.
     """
     if not own.healthy:
         why = Refusal("this region has shards without a leader", "repair it, or force another region")
@@ -57,7 +59,7 @@ def assess(
         why = Refusal("this region is bootstrapping", "wait until it has copied everything")
         return Assessment(why, False, [])
     dirty = lag.parked + lag.quarantined
-    if fenced and all(fenced.values()) and not lag.unknown and not lag.entries and not dirty:
+    if _all_here(fences, applied, regions) and not lag.unknown and not lag.entries and not dirty:
         line = (
             "all markers of a handover are applied here: nothing is lost, unless the source aborted it since"
         )
@@ -69,6 +71,24 @@ def assess(
         lines.append(f"{lag.parked} runs are parked and {lag.quarantined} quarantined")
     needs_yes = lag.lag_ns is None or lag.lag_ns > lag_ns_max or dirty > 0
     return Assessment(None, needs_yes, lines)
+
+
+def _all_here(
+    fences: Mapping[int, Fence | None], applied: Mapping[int, Marker], regions: Collection[int]
+) -> bool:
+    """Whether all shards were fenced by one handover, and what they had then is applied here."""
+    numbers = {fence.number if fence is not None else 0 for fence in fences.values()}
+    return (
+        len(numbers) == 1
+        and numbers != {0}
+        and all(
+            fence is not None
+            and fence.marker is not None
+            and shard in applied
+            and applied[shard].covers(fence.marker, regions)
+            for shard, fence in fences.items()
+        )
+    )
 
 
 def is_drained(lag: Lag, started_ns: int, now_ns: int, drain_ns_max: int = DRAIN_NS_MAX) -> bool:

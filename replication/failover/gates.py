@@ -35,7 +35,7 @@ from typing import NamedTuple, assert_never
 from msgspec.structs import replace
 
 from replication.failover.commands import Activate, Deactivate, Fence, ShardCommand, Unfence
-from replication.failover.records import FORMAT, Gate, Marker, Point
+from replication.failover.records import FORMAT, Gate, Marker, Point, Source
 from replication.versions import owner_of
 
 
@@ -61,14 +61,14 @@ class Answer(NamedTuple):
         Marker | None
     )  # to FENCE: where the fence is; None: it was late, or all was taken by newer versions
     versions: dict[str, int]  # namespace -> the gate's version after the command
-    cuts: dict[str, dict[int, Point]]  # to ACTIVATE: namespace -> Gate.cut, of those activated
+    cuts: dict[str, dict[Source, Point]]  # to ACTIVATE: namespace -> Gate.cut, of those activated
 
 
 class Effect(NamedTuple):
     """What a command does at its position of the log."""
 
     gates: list[Gate]  # that changed, to be stored in the same transaction
-    emits: bool  # the command is an entry of the outgoing log, with the seq that was offered
+    emits: Fence | Unfence | None  # the entry of the outgoing log, with the seq that was offered
     answer: Answer
 
 
@@ -78,12 +78,12 @@ def apply(
     *,
     region: int,
     offered: Point,
-    cursors: Mapping[int, Point],
+    cursors: Mapping[Source, Point],
 ) -> Effect:
     """The effect of a command at a position of the shard's log.
 
     `gates`: of all namespaces at that position. `offered`: where the outgoing log would get its
-    next entry. `cursors`: region -> the last entry of its outgoing log that is applied, at that position.
+    next entry. `cursors`: of each log that the shard reads, the last entry that is applied, at that position.
     """
     match command:
         case Fence():
@@ -128,7 +128,7 @@ def _fence(gates: Mapping[str, Gate], command: Fence, offered: Marker) -> Effect
         return _effect(gates, command.versions, [], marker=marker)
     if late or not changed:
         return _effect(gates, command.versions, [])
-    return _effect(gates, command.versions, changed, marker=offered, emits=True)
+    return _effect(gates, command.versions, changed, offered, replace(command, marker=offered))
 
 
 def _unfence(gates: Mapping[str, Gate], command: Unfence) -> Effect:
@@ -143,11 +143,11 @@ def _unfence(gates: Mapping[str, Gate], command: Unfence) -> Effect:
         after = replace(at, ended=max(at.ended, command.number))
         changed.append(replace(after, fence=0, marker=None) if fenced else after)
     known = [gate for gate in changed if gate != gates.get(gate.namespace_id)]
-    return _effect(gates, command.versions, known, emits=emits)
+    return _effect(gates, command.versions, known, emits=command if emits else None)
 
 
 def _activate(
-    gates: Mapping[str, Gate], command: Activate, region: int, cursors: Mapping[int, Point]
+    gates: Mapping[str, Gate], command: Activate, region: int, cursors: Mapping[Source, Point]
 ) -> Effect:
     changed: list[Gate] = []
     for gate, version in _named(gates, command.versions):
@@ -168,7 +168,7 @@ def _effect(
     named: Mapping[str, int],
     changed: list[Gate],
     marker: Marker | None = None,
-    emits: bool = False,
+    emits: Fence | Unfence | None = None,
 ) -> Effect:
     after = {name: gates[name] for name in named if name in gates}
     after.update((gate.namespace_id, gate) for gate in changed)

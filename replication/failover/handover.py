@@ -63,8 +63,9 @@ class Send(NamedTuple):
 
 
 class AskAcks(NamedTuple):
-    """Ask shards of the target what they have applied (Ack), and to say so again when they reach the
-    marker.
+    """Ask the target what it has applied of our shards (Ack), and to say so again at the markers.
+
+    Of each of ours, all shards of the target answer that have keys of it: `meet` of what they applied.
     """
 
     target: int
@@ -79,7 +80,7 @@ Action: TypeAlias = Propose | Send | AskAcks
 class Ack(NamedTuple):
     """What a shard of the target has applied, durably: cursors that were written with what they count."""
 
-    applied: Marker  # `own`: of the source; `others`: of all other regions
+    applied: Marker  # `own`: of the source's shard; `others`: of all other logs that they read
     dirty: int = 0  # runs parked or quarantined
     newer: Mapping[str, int] = {}  # namespaces of AskAcks whose gates are above the version given up
 
@@ -241,7 +242,7 @@ def _all_taken(handover: Handover, observed: Observed) -> bool:
 
 def _is_drained(handover: Handover, shard: int, acks: Mapping[int, Ack]) -> bool:
     ack, marker = acks.get(shard), handover.markers[shard]
-    if ack is None or not ack.applied.covers(marker, handover.target):
+    if ack is None or not ack.applied.covers(marker, handover.regions):
         return False
     return not ack.dirty or handover.limits.allow_dirty
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from replication.failover.records import LedgerRow, Marker
+from replication.failover.records import LedgerRow, Marker, Source
 from replication.versions import owner_of
 
 HISTORY_ROWS = 20  # of a namespace's past are shown: Temporal's failover history shows ten
@@ -99,9 +99,9 @@ def digest_of(markers: Mapping[int, Marker]) -> bytes:
     hasher = hashlib.blake2b(digest_size=16)
     for shard in sorted(markers):
         marker = markers[shard]
-        points = [(0, marker.own), *sorted(marker.others.items(), key=lambda item: item[0])]
+        points = [(Source(0, 0), marker.own), *sorted(marker.others.items(), key=lambda item: item[0])]
         hasher.update(shard.to_bytes(8, "big") + len(points).to_bytes(8, "big"))
-        for region, point in points:
-            for number in (region, point.incarnation, point.seq):
+        for source, point in points:
+            for number in (*source, point.incarnation, point.seq):
                 hasher.update(number.to_bytes(8, "big"))
     return hasher.digest()

@@ -184,6 +184,7 @@ class MetaState:
             raise Refused(problem)
         if not command.shards:
             raise Refused("without shards nothing would be fenced")
+        held = {r for s in command.switches for r in self.namespaces[s.namespace_id].config.regions}
         self._put(
             Handover(
                 FORMAT,
@@ -192,6 +193,7 @@ class MetaState:
                 command.target,
                 command.switches,
                 tuple(sorted(command.shards)),
+                tuple(sorted(held - {self.region, command.target})),
                 command.request_id,
                 command.operator,
                 command.reason,
@@ -219,7 +221,7 @@ class MetaState:
         handover = self._in(command.number, Phase.DRAINING)
         for shard in handover.shards:
             ack, marker = command.acks.get(shard), handover.markers[shard]
-            if ack is None or not ack.covers(marker, handover.target):
+            if ack is None or not ack.covers(marker, handover.regions):
                 raise Refused(f"the target has not applied shard {shard} up to {marker}: {ack}")
         _check_versions(command.newer.values())
         self._raise(command.newer)

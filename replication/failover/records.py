@@ -15,8 +15,9 @@ would be misread otherwise takes a new format. A kind or a format that is unknow
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -101,6 +102,13 @@ class LedgerRow(msgspec.Struct, array_like=True, frozen=True):
     hlc: int
 
 
+class Source(NamedTuple):
+    """Whose outgoing log: a shard of a region. After splits a shard reads several of one region."""
+
+    region: int
+    shard: int
+
+
 class Point(msgspec.Struct, array_like=True, frozen=True):
     """A position in the outgoing log of a shard: points of one incarnation are ordered by seq."""
 
@@ -115,17 +123,43 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     target may not have, and it is as acknowledged as the rest.
     """
 
-    own: Point  # in the source's outgoing log: the fence, or what the target has applied
-    others: dict[int, Point] = {}  # region -> what of its outgoing log is applied
+    own: Point  # in the source shard's outgoing log: the fence, or what the target has applied
+    others: dict[Source, Point] = {}  # what of each other outgoing log is applied
 
-    def covers(self, marker: Marker, target: int) -> bool:
-        """Whether a target that is here has all that the source had at the marker."""
-        if not _reaches(self.own, marker.own):
-            return False
-        return all(
-            region == target or _reaches(self.others.get(region), point)
-            for region, point in marker.others.items()
+    def covers(self, marker: Marker, regions: Collection[int]) -> bool:
+        """Whether a target that is here has all that the source had at the marker, of these regions' logs.
+
+        Leave out the target: its own log is not to be waited for. Leave out who does not hold the namespaces:
+        a region that was removed for ever keeps its place in the cursors, and nobody would ever reach it.
+        """
+        return _reaches(self.own, marker.own) and all(
+            _reaches(self.others.get(source), point)
+            for source, point in marker.others.items()
+            if source.region in regions
         )
+
+
+def meet(markers: Iterable[Marker]) -> Marker:
+    """What several shards of the target have all applied: those that have keys of the source's shard. Not
+    empty.
+
+    A log that a shard does not read has nothing for its keys, or the shard has not come to where its
+    parent parted; then what is applied of the parent tells. So it is left out, and a parent must stay.
+    """
+    first, *rest = markers
+    own, others = first.own, dict(first.others)
+    for marker in rest:
+        own = _lower(own, marker.own)
+        for source, point in marker.others.items():
+            others[source] = _lower(others.get(source, point), point)
+    return Marker(own, others)
+
+
+def _lower(one: Point, other: Point) -> Point:
+    """The lower of two points; of two incarnations none is, and no point says so: nothing is applied."""
+    if one.incarnation != other.incarnation:
+        return Point(0, 0)  # incarnations are drawn from 1 on, so this reaches nothing
+    return min(one, other, key=lambda point: point.seq)
 
 
 def _reaches(here: Point | None, point: Point) -> bool:
@@ -150,6 +184,7 @@ class Handover(msgspec.Struct, array_like=True, frozen=True):
     target: int
     switches: tuple[Switch, ...]  # 1..NAMESPACES_MAX, no namespace twice
     shards: tuple[int, ...]  # that have to be fenced: all of the region's; fixed from DRAINING on
+    regions: tuple[int, ...]  # third ones, that hold a namespace of it: the target needs their logs too
     request_id: str  # of the operator's command: the same one again begins nothing
     operator: str
     reason: str
@@ -169,7 +204,7 @@ class Report(msgspec.Struct, array_like=True, frozen=True):
     format: int
     namespace_id: str
     version: int
-    cuts: dict[int, dict[int, Point]]  # shard -> source region -> the last entry applied
+    cuts: dict[int, dict[Source, Point]]  # shard -> the last entry applied of each log
 
 
 class Gate(msgspec.Struct, array_like=True, frozen=True):
@@ -184,7 +219,7 @@ class Gate(msgspec.Struct, array_like=True, frozen=True):
     fence: int = 0  # number of the handover that fenced it at `version`; 0 = none
     marker: Marker | None = None  # of that fence
     ended: int = 0  # no handover up to this number may fence it at `version`: they are decided
-    cut: dict[int, Point] = {}  # when it was activated: source region -> the last entry applied
+    cut: dict[Source, Point] = {}  # when it was activated: the last entry applied of each log
 
 
 Record: TypeAlias = NamespaceRecord | LedgerRow | Handover | Report | Gate

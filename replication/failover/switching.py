@@ -20,7 +20,15 @@ from typing import NamedTuple, TypeAlias
 from replication.failover.commands import Activate, Deactivate, Learn, Settle, ShardCommand, Told
 from replication.failover.handover import Propose, Send
 from replication.failover.meta import MetaState
-from replication.failover.records import NAMESPACES_MAX, Handover, LedgerRow, NamespaceRecord, Phase, Point
+from replication.failover.records import (
+    NAMESPACES_MAX,
+    Handover,
+    LedgerRow,
+    NamespaceRecord,
+    Phase,
+    Point,
+    Source,
+)
 from replication.versions import owner_of
 
 
@@ -28,7 +36,7 @@ class Position(NamedTuple):
     """Where the gate of a namespace in a shard is, as the shard answered."""
 
     version: int
-    cut: Mapping[int, Point] | None  # Gate.cut if it is activated at that version, otherwise None
+    cut: Mapping[Source, Point] | None  # Gate.cut if it is activated at that version, otherwise None
 
 
 class Notify(NamedTuple):

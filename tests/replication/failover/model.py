@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from replication.failover import gates, handover, meta, switching
 from replication.failover.commands import (
     Abort,
@@ -50,13 +52,17 @@ from replication.failover.records import (
     Mode,
     Phase,
     Point,
+    Source,
+    meet,
 )
 from replication.versions import owner_of
 
 MS = 1_000_000
 SECOND = 1000 * MS
 LIMITS = Limits(lag_ns_max=SECOND, wait_ns_max=2 * SECOND, fence_ns_max=SECOND, allow_dirty=False)
-SHARDS = (1, 2, 3)
+SHARDS = (1, 2, 3)  # as every region begins
+SLOTS_PER_SHARD = 4  # of the keys; a split gives half of them to the new shard
+SHARDS_MAX = 5
 
 
 class Violation(AssertionError):
@@ -69,6 +75,15 @@ class Write:
 
     namespace: str
     version: int
+    slot: int
+
+
+@dataclass
+class Parted:
+    """The shard of this number took these slots away; its log goes on from here."""
+
+    shard: int
+    slots: frozenset[int]
 
 
 @dataclass
@@ -76,16 +91,25 @@ class Shard:
     """One shard of one region: what its log made of it."""
 
     incarnation: int
+    slots: frozenset[int]
     up: bool = True
     gates: dict[str, Gate] = field(default_factory=dict)
-    out: list[Write | ShardCommand] = field(default_factory=list)  # entry i has seq i + 1
-    received: dict[int, int] = field(default_factory=dict)  # source region -> seq
-    applied: dict[int, int] = field(default_factory=dict)
+    base: int = 0  # it parted from its parent here
+    out: list[Write | Parted | ShardCommand] = field(default_factory=list)  # entry i has seq base + i + 1
+    received: dict[Source, int] = field(default_factory=dict)  # what it reads -> seq
+    applied: dict[Source, int] = field(default_factory=dict)
     fenced_ns: dict[int, int] = field(default_factory=dict)  # handover -> true time: for a broken timer
 
     @property
     def offered(self) -> Point:
-        return Point(self.incarnation, len(self.out) + 1)
+        return Point(self.incarnation, self.end + 1)
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.out)
+
+    def after(self, seq: int) -> list[Write | Parted | ShardCommand]:
+        return self.out[max(seq - self.base, 0) :]
 
 
 @dataclass
@@ -165,7 +189,8 @@ class World:
         self.ids = 0
         indexes = tuple(range(1, regions + 1))
         self.regions = {
-            i: Region(i, [], meta.MetaState(i), {s: Shard(i * 10 + s) for s in SHARDS}) for i in indexes
+            i: Region(i, [], meta.MetaState(i), {s: self.shard(i, s, indexes) for s in SHARDS})
+            for i in indexes
         }
         for name in self.names:
             home = rng.choice(indexes)
@@ -176,6 +201,12 @@ class World:
                 assert region.state.apply(region.log[-1]).accepted
         for region in self.regions.values():
             self.elect(region)
+
+    def shard(self, region: int, number: int, indexes: tuple[int, ...]) -> Shard:
+        first = (number - 1) * SLOTS_PER_SHARD
+        read = {Source(i, number): 0 for i in indexes if i != region}
+        slots = frozenset(range(first, first + SLOTS_PER_SHARD))
+        return Shard(region * 100 + number, slots, received=dict(read), applied=dict(read))
 
     # ---- chance, network, clocks
 
@@ -257,7 +288,7 @@ class World:
             self.journal.append((name, switch.version, record.target))
             self.committed[name] = max(self.committed.get(name, 0), base)
             for shard_id, marker in record.markers.items():
-                after = region.shards[shard_id].out[marker.own.seq :]
+                after = region.shards[shard_id].after(marker.own.seq)
                 if any(isinstance(e, Write) and e.namespace == name and e.version == base for e in after):
                     raise Violation(f"I7: {name} was written in shard {shard_id} after the marker")
 
@@ -287,7 +318,11 @@ class World:
                 for action in handover.steps(record, observed, clock).actions:
                     self.do(leader, region, number, action)
         observed_switches = switching.Observed(
-            SHARDS, leader.positions, leader.acknowledged, dict.fromkeys(self.names, 1 << 60), leader.seen
+            tuple(region.shards),
+            leader.positions,
+            leader.acknowledged,
+            dict.fromkeys(self.names, 1 << 60),
+            leader.seen,
         )
         for what in switching.switching_steps(leader.state, observed_switches):
             self.do(leader, region, 0, what)
@@ -304,6 +339,7 @@ class World:
             answers=leader.answers.get(number, {}),
             acks=leader.acks.get(number, {}),
             unfenced=leader.unfenced.get(number, set()),
+            shards=tuple(self.regions[leader.region].shards),
             taken=taken,
             followed=followed,
         )
@@ -360,18 +396,41 @@ class World:
             offered=shard.offered,
             cursors=self.cursors(region, shard_id),
         )
-        if effect.emits:
-            shard.out.append(command)
+        if effect.emits is not None:
+            shard.out.append(effect.emits)
         if isinstance(command, Fence) and effect.gates:
             shard.fenced_ns[command.number] = self.now_ns
         for gate in effect.gates:
             self.move(region, shard_id, gate)
         return effect
 
-    def cursors(self, region: Region, shard_id: int, *, received: bool = False) -> dict[int, Point]:
+    def cursors(self, region: Region, shard_id: int, *, received: bool = False) -> dict[Source, Point]:
         shard = region.shards[shard_id]
         reached = shard.received if received else shard.applied
-        return {i: Point(self.regions[i].shards[shard_id].incarnation, seq) for i, seq in reached.items()}
+        if self.broken == "a point for each region":
+            return {Source(i, 0): Point(1, max(reached[s] for s in reached if s.region == i))
+                    for i in {s.region for s in reached}}  # fmt: skip
+        return {s: Point(self.regions[s.region].shards[s.shard].incarnation, n) for s, n in reached.items()}
+
+    def split(self) -> None:
+        """A shard gives half of its slots to a new one, which has its gates and cursors, above it."""
+        region = self.rng.choice(list(self.regions.values()))
+        parent = region.shards[self.rng.choice(list(region.shards))]
+        if not parent.up or len(parent.slots) < 2 or len(region.shards) >= SHARDS_MAX:
+            return
+        number = max(region.shards) + 1
+        slots = frozenset(self.rng.sample(sorted(parent.slots), len(parent.slots) // 2))
+        parent.out.append(Parted(number, slots))
+        parent.slots -= slots
+        region.shards[number] = Shard(
+            region.index * 100 + number,
+            slots,
+            gates=dict(parent.gates),
+            base=parent.end,
+            received=dict(parent.received),
+            applied=dict(parent.applied),
+        )
+        self.reached.add("split")
 
     def move(self, region: Region, shard_id: int, gate: Gate) -> None:
         """A gate changes: what the judges say to it."""
@@ -391,14 +450,17 @@ class World:
                 for s in other.shards.values()
             ):
                 raise Violation(f"I9: {name} is open in regions {region.index} and {other.index}")
-            missing = other.shards[shard_id].out[shard.applied.get(other.index, 0) :]
-            if any(isinstance(e, Write) and e.namespace == name for e in missing):
-                raise Violation(f"I7: shard {shard_id} opened {name} without all of region {other.index}")
+            for number, source in other.shards.items():
+                missing = source.after(shard.applied.get(Source(other.index, number), 0))
+                if any(
+                    isinstance(e, Write) and e.namespace == name and e.slot in shard.slots for e in missing
+                ):
+                    raise Violation(f"I7: shard {shard_id} opened {name} without all of region {other.index}")
 
     def mutate(self) -> None:
         """A caller somewhere wants to write."""
         region = self.rng.choice(list(self.regions.values()))
-        shard_id, name = self.rng.choice(SHARDS), self.rng.choice(self.names)
+        shard_id, name = self.rng.choice(list(region.shards)), self.rng.choice(self.names)
         shard = region.shards[shard_id]
         admission = admit(shard.gates.get(name), Call.MUTATION, region=region.index)
         if not shard.up or admission.verdict is not gates.Verdict.ALLOW:
@@ -407,24 +469,28 @@ class World:
             raise Violation(f"I17: region {region.index} writes at version {admission.version}")
         if self.graceful_only and admission.version <= self.committed.get(name, 0):
             raise Violation(f"I7: {name} was written at {admission.version}, which was given up")
-        shard.out.append(Write(name, admission.version))
+        shard.out.append(Write(name, admission.version, self.rng.choice(sorted(shard.slots))))
 
     def replicate(self) -> None:
         """A shard receives and applies some more of another region's log."""
-        target, source = self.rng.sample(list(self.regions), 2)
-        shard_id = self.rng.choice(SHARDS)
-        shard, out = self.regions[target].shards[shard_id], self.regions[source].shards[shard_id].out
-        if self.linked(source, target):
-            room = len(out) - shard.received.get(source, 0)
-            count = room if self.calm else self.rng.randint(0, min(room, 8))
-            shard.received[source] = shard.received.get(source, 0) + count
-        while shard.up and shard.applied.get(source, 0) < shard.received.get(source, 0):
+        target = self.rng.choice(list(self.regions))
+        shard_id = self.rng.choice(list(self.regions[target].shards))
+        shard = self.regions[target].shards[shard_id]
+        source = self.rng.choice(list(shard.applied))
+        log = self.regions[source.region].shards[source.shard]
+        if self.linked(source.region, target):
+            room = log.end - shard.received[source]
+            shard.received[source] += room if self.calm else self.rng.randint(0, min(room, 8))
+        while shard.up and shard.applied[source] < shard.received[source]:
             if self.chance(0.4):
                 break
-            entry = out[shard.applied.get(source, 0)]
-            shard.applied[source] = shard.applied.get(source, 0) + 1
+            entry = log.after(shard.applied[source])[0]
+            shard.applied[source] += 1
             if isinstance(entry, Write):
                 self.header(self.regions[target], shard_id, entry)
+            elif isinstance(entry, Parted) and entry.slots & shard.slots:
+                child, seq = Source(source.region, entry.shard), shard.applied[source]
+                shard.received[child] = shard.applied[child] = seq
 
     def header(self, region: Region, shard_id: int, entry: Write) -> None:
         """The version in an entry's header is news like any other."""
@@ -447,17 +513,19 @@ class World:
         marker: Marker,
         versions: dict[str, int],
     ) -> None:
-        source, shard = self.regions[leader.region], self.regions[target].shards[shard_id]
-        if not shard.up:
+        source, region = self.regions[leader.region], self.regions[target]
+        slots = source.shards[shard_id].slots
+        readers = [each for each, shard in region.shards.items() if shard.slots & slots]
+        if self.broken == "one shard answers for all":
+            readers = readers[:1]
+        if not all(region.shards[each].up for each in readers):
             return
-        counted = self.cursors(self.regions[target], shard_id, received=self.broken == "ack before applied")
-        own = counted.pop(source.index, Point(source.shards[shard_id].incarnation, 0))
-        applied = Marker(own, counted)
-        newer = {
-            name: shard.gates[name].version
-            for name, version in versions.items()
-            if name in shard.gates and shard.gates[name].version > version
-        }
+        applied = meet(self.applied(region, each, Source(source.index, shard_id)) for each in readers)
+        newer: dict[str, int] = {}
+        for each in readers:
+            for name, gate in region.shards[each].gates.items():
+                if name in versions and gate.version > max(versions[name], newer.get(name, 0)):
+                    newer[name] = gate.version
         ack = handover.Ack(applied, 0, newer)
 
         def acked() -> None:
@@ -466,10 +534,21 @@ class World:
                 leader.acks[number][shard_id] = ack
 
         self.send(target, leader.region, acked)
-        if self.broken == "activate before commit" and applied.covers(marker, target):
+        if self.broken == "activate before commit" and applied.covers(
+            marker, set(self.regions) - {source.index, target}
+        ):
             record = source.state.handovers[number]
             early = {s.namespace_id: s.version for s in record.switches}
             self.append(self.regions[target], Learn(early))
+
+    def applied(self, region: Region, shard_id: int, source: Source) -> Marker:
+        counted = self.cursors(region, shard_id, received=self.broken == "ack before applied")
+        if self.broken == "a point for each region":
+            own = Point(self.regions[source.region].shards[source.shard].incarnation, 0)
+            own = replace(own, seq=counted.pop(Source(source.region, 0)).seq)
+        else:
+            own = counted.pop(source, Point(0, 0))
+        return Marker(own, counted)
 
     def notified(self, leader: Leader, target: int, rows: tuple[LedgerRow, ...]) -> None:
         region = self.regions[target]
@@ -491,8 +570,8 @@ class World:
         """Lags, as the targets report them; sometimes old ones."""
         for target in self.regions:
             if target != leader.region and self.linked(leader.region, target):
-                for shard_id in SHARDS:
-                    behind = len(self.regions[leader.region].shards[shard_id].out) - self.regions[
-                        target
-                    ].shards[shard_id].applied.get(leader.region, 0)
+                for shard_id, shard in self.regions[leader.region].shards.items():
+                    source = Source(leader.region, shard_id)
+                    read = [s.applied.get(source) for s in self.regions[target].shards.values()]
+                    behind = shard.end - min((seq for seq in read if seq is not None), default=shard.base)
                     leader.lags[target, shard_id] = ShardLag(behind * 50 * MS, behind)

@@ -16,7 +16,7 @@ from replication.failover.readiness import Refusal, RegionView
 from replication.failover.records import UNDECIDED, Phase, id_of
 from replication.versions import owner_of
 
-from .model import LIMITS, MS, SHARDS, Operation, Region, Violation, World
+from .model import LIMITS, MS, Operation, Region, Violation, World
 
 
 class Storm(World):
@@ -54,7 +54,7 @@ class Storm(World):
             names,
             target,
             view=view,
-            shards=SHARDS,
+            shards=tuple(region.shards),
             now_ns=self.now_ns + leader.skew_ns,
             request_id=f"request {len(self.operations)}",
             operator="operator",
@@ -128,6 +128,7 @@ class Storm(World):
     def judge_report(self, operation: Operation, report: Confirmation) -> None:
         """Confirmed: when the reading began, nobody had decided on a newer owner. Lost: somebody has."""
         known = max(v for name, v, _ in self.journal[: operation.read_began] if name == operation.namespace)
+        known = max(known, report.truth)  # decided by the same target since: who was in between has lost
         if report.verdict is Verdict.CONFIRMED and owner_of(known) != operation.target:
             raise Violation(f"I18: confirmed {operation} in spite of {known}")
         if report.verdict is Verdict.LOST_RACE and not any(
@@ -146,7 +147,7 @@ class Storm(World):
             case 1:
                 region.up = self.rng.random() < 0.7
             case 2:
-                shard = region.shards[self.rng.choice(SHARDS)]
+                shard = self.rng.choice(list(region.shards.values()))
                 shard.up = self.rng.random() < 0.7
             case 3:
                 pair = sorted(self.rng.sample(list(self.regions), 2))
@@ -168,7 +169,8 @@ class Storm(World):
             self.unfence_by_timer()
         for _ in range(self.rng.randint(1, 30)):
             self.deliver()
-        for _ in range(4):
+        # As often for each log that is read, however many there are.
+        for _ in range(sum(len(s.applied) for r in self.regions.values() for s in r.shards.values()) // 4):
             self.replicate()
         self.mutate()
         for operation in self.operations:
@@ -194,6 +196,8 @@ class Storm(World):
                 self.disturb()
             if self.rng.random() < 0.06:
                 self.operate()
+            if self.rng.random() < 0.01:
+                self.split()
             self.turn()
 
     def heal_inside(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replication.failover.commands import Abort, Commit, Force, Learn
+from replication.failover.commands import Abort, Commit, Fence, Force, Learn
 from replication.failover.forced import (
     DRAIN_NS_MAX,
     HYBRID_NS_MAX,
@@ -17,7 +17,7 @@ from replication.failover.forced import (
 )
 from replication.failover.meta import MetaState
 from replication.failover.readiness import Lag, Refusal, RegionView, ShardLag, failback_unready, lag_of
-from replication.failover.records import Mode, Switch
+from replication.failover.records import Marker, Mode, Point, Source, Switch
 
 from .conftest import MARKERS, NS, SHARDS, draining, meta_state
 
@@ -43,28 +43,45 @@ def force(state: MetaState, *, shared: int = 0, seen: int = 0) -> Force | Refusa
     ],
 )
 def test_the_operator_is_told_what_may_be_lost(lag: Lag, needs_yes: bool, line: str) -> None:
-    found = assess(lag, RegionView(), fenced={})
+    found = assess(lag, RegionView(), fences={}, applied={}, regions=())
     assert (found.refusal, found.needs_yes) == (None, needs_yes)
     assert any(line in told for told in found.lines)
 
 
-def test_nothing_is_lost_only_if_every_shard_is_fenced_known_and_clean() -> None:
-    all_fenced = {1: True, 2: True}
-    for lag, fenced, zero in [
-        (NONE, all_fenced, True),
-        (NONE, {1: True, 2: False}, False),
-        (NONE, {}, False),
-        (SOME, all_fenced, False),
-        (UNKNOWN, all_fenced, False),
-        (DIRTY, all_fenced, False),
+def fence(shard: int, number: int = 1) -> Fence:
+    """As the outgoing log of a shard of region 1 has it: region 3's shard has parted."""
+    had = {Source(2, shard): Point(5, 5), Source(3, shard): Point(6, 60), Source(3, 4): Point(8, 65)}
+    return Fence(number, 2, {NS: 1}, Marker(Point(7, 10 * shard), had))
+
+
+HERE = {s: Marker(Point(7, 10 * s), {Source(3, s): Point(6, 61), Source(3, 4): Point(8, 65)}) for s in SHARDS}
+BEHIND = Marker(Point(7, 20), {Source(3, 2): Point(6, 61), Source(3, 4): Point(8, 64)})
+
+
+def test_nothing_is_lost_only_if_all_that_was_fenced_is_here() -> None:
+    all_fenced = {1: fence(1), 2: fence(2)}
+    for lag, fences, applied, zero in [
+        (NONE, all_fenced, HERE, True),
+        (NONE, {1: fence(1), 2: None}, HERE, False),
+        (NONE, {1: fence(1), 2: fence(2, number=2)}, HERE, False),
+        (NONE, {1: None, 2: None}, HERE, False),
+        (NONE, {}, {}, False),
+        (NONE, all_fenced, {**HERE, 2: BEHIND}, False),
+        (NONE, all_fenced, {**HERE, 2: Marker(Point(7, 19), HERE[2].others)}, False),
+        (NONE, all_fenced, {1: HERE[1]}, False),
+        (SOME, all_fenced, HERE, False),
+        (UNKNOWN, all_fenced, HERE, False),
+        (DIRTY, all_fenced, HERE, False),
     ]:
-        lines = assess(lag, RegionView(), fenced=fenced).lines
+        lines = assess(lag, RegionView(), fences=fences, applied=applied, regions=[3]).lines
         assert ("nothing is lost" in lines[0]) == zero
+    told = assess(NONE, RegionView(), fences=all_fenced, applied={**HERE, 2: BEHIND}, regions=[])
+    assert "nothing is lost" in told.lines[0]
 
 
 @pytest.mark.parametrize("own", [RegionView(healthy=False), RegionView(bootstrapping=True)])
 def test_an_unfit_target_refuses(own: RegionView) -> None:
-    assert assess(NONE, own, fenced={}).refusal is not None
+    assert assess(NONE, own, fences={}, applied={}, regions=()).refusal is not None
 
 
 def test_draining_ends_with_the_last_entry_or_the_time() -> None:

@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from replication.failover.commands import Activate, Deactivate, Fence, ShardCommand, Unfence
+from replication.failover.commands import (
+    Activate,
+    Deactivate,
+    Fence,
+    ShardCommand,
+    Unfence,
+    decode_shard,
+    encode,
+)
 from replication.failover.gates import (
     Admission,
     Answer,
@@ -18,7 +26,7 @@ from replication.failover.gates import (
     apply,
     state_of,
 )
-from replication.failover.records import Gate, Marker, Point
+from replication.failover.records import Gate, Marker, Point, Source
 from replication.versions import owner_of
 
 NS = "orders"
@@ -30,7 +38,7 @@ class Shard:
     def __init__(self, *commands: ShardCommand) -> None:
         self.gates: dict[str, Gate] = {}
         self.seq = 10
-        self.cursors = {2: Point(5, 50)}
+        self.cursors = {Source(2, 1): Point(5, 50)}
         for command in commands:
             self.log(command)
 
@@ -41,7 +49,7 @@ class Shard:
         offered = Point(7, self.seq + 1)
         effect = apply(self.gates, command, region=1, offered=offered, cursors=self.cursors)
         self.gates.update((gate.namespace_id, gate) for gate in effect.gates)
-        self.seq += effect.emits
+        self.seq += effect.emits is not None
         return effect
 
     def state(self) -> GateState:
@@ -58,12 +66,22 @@ FENCE, UNFENCE = Fence(1, 2, at(1)), Unfence(1, at(1))
 def test_a_repeated_fence_answers_with_the_first_marker() -> None:
     shard = Shard(Activate(at(1)))
     first = shard.log(FENCE)
-    assert first.marker == Marker(Point(7, 11), {2: Point(5, 50)})
+    assert first.marker == Marker(Point(7, 11), {Source(2, 1): Point(5, 50)})
     shard.seq, shard.cursors = 30, {2: Point(5, 60)}
     again = shard.effect(FENCE)
     assert again.answer.marker == first.marker
-    assert (again.gates, again.emits) == ([], False)
+    assert (again.gates, again.emits) == ([], None)
     assert shard.state() is GateState.FENCED
+
+
+def test_the_fence_in_the_outgoing_log_says_what_the_shard_had() -> None:
+    """Once, however often it is proposed; a target that lost the source finds there whether it has all."""
+    shard = Shard(Activate(at(1)))
+    shard.cursors = {Source(2, 1): Point(5, 50), Source(2, 4): Point(6, 55)}
+    emitted = shard.effect(FENCE).emits
+    assert emitted == Fence(1, 2, at(1), Marker(Point(7, 11), shard.cursors))
+    assert decode_shard(encode(emitted)) == emitted
+    assert shard.effect(FENCE).emits is None
 
 
 def test_unfencing_opens_and_says_so_once() -> None:
@@ -82,7 +100,7 @@ def test_a_fence_that_comes_after_its_end_is_ignored() -> None:
 def test_a_fence_that_is_late_for_one_namespace_fences_none() -> None:
     shard = Shard(Activate({"a": 1, "b": 1}), Unfence(1, {"a": 1}))
     effect = shard.effect(Fence(1, 2, {"a": 1, "b": 1}))
-    assert (effect.answer.marker, effect.gates, effect.emits) == (None, [], False)
+    assert (effect.answer.marker, effect.gates, effect.emits) == (None, [], None)
 
 
 def test_the_end_of_an_older_handover_leaves_the_newer_fence() -> None:
@@ -96,7 +114,7 @@ def test_the_end_of_an_older_handover_leaves_the_newer_fence() -> None:
 def test_a_fence_of_an_older_version_says_which_is_newer() -> None:
     shard = Shard(Activate(at(1)), Deactivate(at(2)))
     effect = shard.effect(FENCE)
-    assert (effect.answer.marker, effect.answer.versions, effect.emits) == (None, at(2), False)
+    assert (effect.answer.marker, effect.answer.versions, effect.emits) == (None, at(2), None)
 
 
 def test_a_fence_may_overtake_the_activation() -> None:
@@ -130,7 +148,7 @@ def test_activation_keeps_the_cut_of_the_first_time() -> None:
     shard = Shard()
     first = shard.log(Activate(at(101)))
     shard.cursors = {2: Point(5, 99)}
-    assert shard.log(Activate(at(101))).cuts == first.cuts == {NS: {2: Point(5, 50)}}
+    assert shard.log(Activate(at(101))).cuts == first.cuts == {NS: {Source(2, 1): Point(5, 50)}}
 
 
 def test_a_version_of_ours_that_was_only_seen_opens_nothing() -> None:

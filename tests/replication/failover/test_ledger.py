@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from replication.failover.ledger import HISTORY_ROWS, Ledger, Verdict, confirm, digest_of
-from replication.failover.records import Marker, Point
+from replication.failover.records import Marker, Point, Source
 
 from .conftest import row
 
@@ -72,12 +72,13 @@ def test_confirming_before_the_row_is_there_is_a_bug() -> None:
 
 
 def test_the_digest_of_a_cut_has_everything_in_it() -> None:
-    cut = {1: Marker(Point(7, 3), {2: Point(8, 4)}), 2: Marker(Point(7, 5))}
+    cut = {1: Marker(Point(7, 3), {Source(2, 1): Point(8, 4)}), 2: Marker(Point(7, 5))}
     assert digest_of(cut) == digest_of(dict(reversed(cut.items())))
     others = [
         {**cut, 2: Marker(Point(7, 6))},
         {**cut, 2: Marker(Point(8, 5))},
-        {**cut, 1: Marker(Point(7, 3), {2: Point(8, 5)})},
+        {**cut, 1: Marker(Point(7, 3), {Source(2, 1): Point(8, 5)})},
+        {**cut, 1: Marker(Point(7, 3), {Source(2, 2): Point(8, 4)})},
         {1: cut[1]},
     ]
-    assert len({digest_of(each) for each in [cut, *others]}) == 5
+    assert len({digest_of(each) for each in [cut, *others]}) == 6

@@ -33,9 +33,11 @@ from replication.failover.records import (
     Phase,
     Point,
     Row,
+    Source,
     Switch,
     decode,
     is_ours,
+    meet,
 )
 
 from .conftest import MARKERS, NS, begin, draining, meta_state, row
@@ -73,10 +75,48 @@ def test_a_commit_whose_acknowledgements_do_not_cover_the_markers_is_refused(ack
 
 
 def test_a_marker_covers_third_regions_but_not_the_target_itself() -> None:
-    marker = Marker(Point(7, 10), {2: Point(5, 50), 3: Point(6, 60)})
-    assert Marker(Point(7, 10), {3: Point(6, 60)}).covers(marker, 2)
-    assert not Marker(Point(7, 10), {3: Point(6, 59)}).covers(marker, 2)
-    assert not Marker(Point(7, 10)).covers(marker, 2)
+    third = Source(3, 1)
+    marker = Marker(Point(7, 10), {Source(2, 1): Point(5, 50), third: Point(6, 60)})
+    assert Marker(Point(7, 10), {third: Point(6, 60)}).covers(marker, [3])
+    assert not Marker(Point(7, 10), {third: Point(6, 59)}).covers(marker, [3])
+    assert not Marker(Point(7, 10)).covers(marker, [3])
+
+
+def test_a_marker_tells_the_logs_of_one_region_apart() -> None:
+    """After a split in region 3 a shard reads two logs of it."""
+    marker = Marker(Point(7, 10), {Source(3, 1): Point(6, 60), Source(3, 4): Point(8, 65)})
+    assert not Marker(Point(7, 10), {Source(3, 1): Point(6, 90)}).covers(marker, [3])
+    assert not Marker(Point(7, 10), {**marker.others, Source(3, 4): Point(8, 64)}).covers(marker, [3])
+    assert marker.covers(marker, [3])
+
+
+def test_a_region_that_was_removed_holds_up_no_handover() -> None:
+    """What it wrote was drained before it was removed; its place in the cursors stays."""
+    markers = {s: Marker(m.own, {Source(3, s): Point(6, 60)}) for s, m in MARKERS.items()}
+    for regions, accepted in (((1, 2, 3), False), ((1, 2), True)):
+        state = meta_state(regions=regions)
+        for command in (begin(), StartFencing(1, 2000), Drain(1, markers, {})):
+            assert state.apply(command).accepted
+        assert state.apply(COMMIT).accepted is accepted
+
+
+def test_a_third_region_counts_if_it_holds_any_of_the_namespaces() -> None:
+    state = meta_state(1, "a", regions=(1, 2))
+    assert state.apply(Create(Config(1, 1, (1, 2, 3)), row(1, "b"))).accepted
+    assert state.apply(begin(1, "a", "b")).accepted
+    assert state.handovers[1].regions == (3,)
+
+
+def test_several_shards_of_the_target_have_what_the_last_of_them_has() -> None:
+    one = Marker(Point(7, 10), {Source(3, 1): Point(6, 60), Source(3, 4): Point(8, 65)})
+    other = Marker(Point(7, 9), {Source(3, 1): Point(6, 61)})
+    assert meet([one]) == one
+    both = Marker(Point(7, 9), {Source(3, 1): Point(6, 60), Source(3, 4): Point(8, 65)})
+    assert meet([one, other]) == meet([other, one]) == both
+    restored = Marker(Point(77, 11))
+    for order in ([one, restored], [restored, one]):
+        assert not meet(order).covers(Marker(Point(7, 1)), [])
+        assert not meet(order).covers(Marker(Point(77, 1)), [])
 
 
 def test_a_commit_moves_what_nobody_took_meanwhile() -> None:
@@ -192,9 +232,9 @@ def test_settling_late_settles_nothing() -> None:
     state.apply(Settle({NS: 5}, {}))
     assert state.namespaces[NS].settled == 0
     state.apply(Learn({NS: 2}))
-    state.apply(Settle({NS: 2}, {1: {1: Point(7, 4)}}))
+    state.apply(Settle({NS: 2}, {1: {Source(1, 1): Point(7, 4)}}))
     assert state.namespaces[NS].settled == 2
-    assert state.reports[NS, 2].cuts == {1: {1: Point(7, 4)}}
+    assert state.reports[NS, 2].cuts == {1: {Source(1, 1): Point(7, 4)}}
 
 
 @pytest.mark.parametrize(

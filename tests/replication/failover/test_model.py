@@ -5,7 +5,7 @@ versions.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from msgspec.structs import replace
@@ -39,7 +39,7 @@ def test_forced_failovers_converge_and_reports_are_true(rng: random.Random, regi
 
 
 def test_storms_reach_what_is_rare(rng: random.Random) -> None:
-    rare = {"Commit", "Abort", "taken by a newer version", *(verdict.name for verdict in Verdict)}
+    rare = {"split", "Commit", "Abort", "taken by a newer version", *(verdict.name for verdict in Verdict)}
     reached: set[str] = set()
     for _ in range(400):
         world = Storm(random.Random(rng.getrandbits(64)), regions=3, graceful_only=False)
@@ -78,6 +78,14 @@ def test_a_shard_that_unfences_itself_at_its_deadline_is_seen(rng: random.Random
 
 def test_an_acknowledgement_of_what_is_not_applied_is_seen(rng: random.Random) -> None:
     seen(rng, "I7: shard", "ack before applied")
+
+
+def test_a_vector_with_one_point_for_each_region_is_seen(rng: random.Random) -> None:
+    seen(rng, "I7: shard", "a point for each region")
+
+
+def test_an_acknowledgement_of_one_of_several_shards_is_seen(rng: random.Random) -> None:
+    seen(rng, "I7: shard", "one shard answers for all")
 
 
 def test_an_activation_before_the_commit_is_seen(rng: random.Random) -> None:
@@ -123,7 +131,7 @@ def test_forgetting_what_third_regions_wrote_is_seen(
 ) -> None:
     """A to B to C: what B got from A and C did not yet."""
 
-    def of_source_only(self: Marker, marker: Marker, target: int) -> bool:
+    def of_source_only(self: Marker, marker: Marker, regions: Collection[int]) -> bool:
         return self.own.incarnation == marker.own.incarnation and self.own.seq >= marker.own.seq
 
     monkeypatch.setattr(Marker, "covers", of_source_only)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from replication.failover.commands import Activate, Commit, Deactivate, Learn, Settle, ShardCommand, Told
 from replication.failover.handover import Propose, Send
 from replication.failover.meta import MetaState
-from replication.failover.records import Point
+from replication.failover.records import Point, Source
 from replication.failover.switching import (
     Notify,
     Observed,
@@ -20,7 +20,7 @@ from replication.failover.switching import (
 from .conftest import MARKERS, NS, SHARDS, draining, meta_state, row
 
 TOLD = {1: {NS: 99999}, 2: {NS: 99999}, 3: {NS: 99999}}
-CUT = {1: Point(7, 4)}
+CUT = {Source(1, 1): Point(7, 4)}
 
 
 def sends(state: MetaState, observed: Observed) -> list[Send]:
