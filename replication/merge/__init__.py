@@ -6,13 +6,14 @@ be stored and taken whole. See README.md for the order to read the modules in.
 """
 
 from replication.merge.effects import Effect, Environment, Outcome, Refused
-from replication.merge.entries import Batch, Buffer, Entry, Event, Events, Kind, Origin, Tomb
+from replication.merge.entries import Anchor, Batch, Buffer, Entry, Event, Events, Kind, Origin, Settled, Tomb
 from replication.merge.history import History, Item
 from replication.merge.merging import activate, discard, merge, retry, write
 from replication.merge.reapply import Policy
 from replication.merge.record import Record
 
 __all__ = [
+    "Anchor",
     "Batch",
     "Buffer",
     "Effect",
@@ -28,6 +29,7 @@ __all__ = [
     "Policy",
     "Record",
     "Refused",
+    "Settled",
     "Tomb",
     "activate",
     "discard",

@@ -6,7 +6,7 @@ from it, or the draft is dropped and the caller's record is as it was.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Set
 
 from msgspec.structs import replace
 
@@ -27,10 +27,10 @@ from replication.merge.effects import (
     Skip,
     Suppress,
 )
-from replication.merge.entries import Batch, Buffer, Entry, Event, Events, OrderKey, key_of, run_of
+from replication.merge.entries import Batch, Buffer, Entry, Event, Events, OrderKey, Settled, key_of, run_of
 from replication.merge.history import ROOT, History, Item, extended, prefix
 from replication.merge.placing import Broken, Deleted, Gap, Known, NewBranch, NewRun, Placing, Tip
-from replication.merge.reapply import INDEXED, keys_of_current_branch
+from replication.merge.reapply import INDEXED, counts, held, keys_of_current_branch
 from replication.merge.record import (
     Branch,
     Indexed,
@@ -55,6 +55,7 @@ class Draft:
     def outcome(self) -> Outcome:
         """What has come of it, the workflow id's current run settled."""
         self._choose_current()
+        self._tell_buffers()
         return Outcome(self.record, tuple(self.effects))
 
     # ---- events
@@ -125,33 +126,40 @@ class Draft:
     # ---- the buffer
 
     def hold(self, entry: Buffer) -> None:
-        """Keep the inputs that are neither here already, nor done with, nor events of any branch."""
-        known = self.record.settled.union(waiting.event.key for waiting in self.record.waiting)
+        """Keep the inputs that are neither here already nor events of any branch."""
+        known = {waiting.event.key for waiting in self.record.waiting}
         for run in self.record.runs.values():
-            known = known.union(indexed.key for indexed in run.index)
+            known.update(indexed.key for indexed in run.index)
         new = tuple(event for event in entry.inputs if event.key not in known)
         if not new:
             self.effects.append(Skip(entry.run, "duplicate"))
             return
         waiting = tuple(Waiting(entry.run, event, entry.hlc, entry.origin.seq) for event in new)
         self.record = replace(self.record, waiting=self.record.waiting + waiting)
-        self.effects.append(Hold(entry.run, new))
-
-    def settle(self, keys: Set[str]) -> None:
-        """These inputs are done with, and wait no longer."""
-        if not keys <= self.record.settled:
-            self.record = replace(self.record, settled=self.record.settled | keys)
-            self._release(keys)
 
     def _release(self, keys: Set[str]) -> None:
-        leaving = [waiting for waiting in self.record.waiting if waiting.event.key in keys]
-        if leaving:
-            staying = tuple(waiting for waiting in self.record.waiting if waiting.event.key not in keys)
+        """These inputs have become events."""
+        waiting = self.record.waiting
+        staying = tuple(each for each in waiting if each.event.key not in keys)
+        if len(staying) < len(waiting):
             self.record = replace(self.record, waiting=staying)
-            by_run: dict[str, list[str]] = {}
-            for waiting in leaving:
-                by_run.setdefault(waiting.run, []).append(waiting.event.key)
-            self.effects += [Release(run, tuple(names)) for run, names in by_run.items()]
+
+    def _tell_buffers(self) -> None:
+        """Say what came into the buffers of the runs' states, and what left: a deleted run took its own."""
+        were = {each.event.key: each for each in held(self.before)}
+        are = {each.event.key: each for each in held(self.record)}
+        for run, new in _by_run(each for key, each in are.items() if key not in were):
+            self.effects.append(Hold(run, tuple(each.event for each in new)))
+        for run, gone in _by_run(each for key, each in were.items() if key not in are):
+            if run in self.record.runs:
+                self.effects.append(Release(run, tuple(each.event.key for each in gone)))
+
+    def decide(self, entry: Settled) -> None:
+        """Remember what a region, this one maybe, has left out."""
+        if entry.origin in self.record.decisions:
+            self.effects.append(Skip(entry.at.run, "duplicate"))
+            return
+        self.record = replace(self.record, decisions=self.record.decisions | {entry.origin: entry})
 
     # ---- runs that go, runs that halt
 
@@ -167,6 +175,9 @@ class Draft:
             place = run.branch.key
             if not record.is_zombie(run_id):
                 settled |= keys_of_current_branch(run)
+            for decision in record.decisions.values():
+                if decision.at.run == run_id and counts(record, decision.at):
+                    settled |= set(decision.keys)
         self.record = replace(
             record,
             runs={each.id: each for each in record.runs.values() if each.id != run_id},
@@ -199,3 +210,10 @@ class Draft:
         if current != before.current:
             self.effects.append(SetCurrent(current))
         self.effects += [Revive(run) for run in sorted(were - are) if run in record.runs]
+
+
+def _by_run(waiting: Iterable[Waiting]) -> Iterator[tuple[str, list[Waiting]]]:
+    by_run: dict[str, list[Waiting]] = {}
+    for each in waiting:
+        by_run.setdefault(each.run, []).append(each)
+    yield from by_run.items()

@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from replication.merge.entries import Entry, Event, Kind, Origin
+from replication.merge.entries import Anchor, Entry, Event, Kind, Origin
 from replication.merge.history import Item
 from replication.merge.record import Record
 
@@ -88,7 +88,7 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """Inputs leave the buffer: they have become events of a branch, or are done with."""
+    """Inputs leave the buffer of the run's state: they have become events of a branch, or were left out."""
 
     run: str
     keys: tuple[str, ...]
@@ -156,6 +156,13 @@ class Reapply(msgspec.Struct, frozen=True):
     inputs: tuple[Source, ...]
 
 
+class Settle(msgspec.Struct, frozen=True):
+    """These inputs are left out: write it into the log (`Settled`), so that all regions know."""
+
+    at: Anchor
+    keys: tuple[str, ...]  # ascending
+
+
 class Salvage(msgspec.Struct, frozen=True):
     """Ends of activities that are still pending here: write started if need be, the same end; new stamp."""
 
@@ -171,7 +178,7 @@ class CloseTask(msgspec.Struct, frozen=True):
 
 Effect = (
     RaiseVersion | CreateRun | Fork | Append | Advance | Rebuild | SetCurrent | Suppress | Revive | Hold
-    | Release | Delete | Park | Unpark | Isolate | Skip | Reapply | Salvage | CloseTask
+    | Release | Delete | Park | Unpark | Isolate | Skip | Reapply | Settle | Salvage | CloseTask
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What comes out of a region's log: batches of events, inputs that wait in a buffer, deletions.
+"""What comes out of a region's log: events, inputs that wait in a buffer, deletions, what is left out.
 
 The rules of this room look at an event's id, version and kind, and at the few fields that are named below;
 its bytes are opaque. A kind here is a class of events that one rule covers, so it is coarser than Temporal's
@@ -135,12 +135,44 @@ class Tomb(msgspec.Struct, array_like=True, frozen=True, tag="tomb"):
     run: str
 
 
-Entry = Events | Buffer | Tomb
+class Anchor(NamedTuple):
+    """Where a decision was taken: the last event of the run that was current then.
+
+    Of id 0: there was none, since that run had been deleted.
+    """
+
+    run: str
+    event_id: int
+    version: int
+
+
+class Settled(msgspec.Struct, array_like=True, frozen=True, tag="settled"):
+    """Inputs that the active region has left out: by a rule, or because nobody was there to take them.
+
+    Whoever is active next would find them once more, and give them to a run that began since. What spoke
+    against them is on the path up to `at`, so the decision counts where that path does: if a branch wins that
+    had parted before, they are pending as ever.
+    """
+
+    origin: Origin
+    hlc: int
+    namespace_version: int
+    at: Anchor
+    keys: tuple[str, ...]  # ascending
+
+
+Entry = Events | Buffer | Tomb | Settled
 
 
 def run_of(entry: Entry) -> str:
     """The run that the entry is about; not its successor."""
-    return entry.batch.run if isinstance(entry, Events) else entry.run
+    match entry:
+        case Events():
+            return entry.batch.run
+        case Settled():
+            return entry.at.run
+        case _:
+            return entry.run
 
 
 def origin_key(origin: Origin, ordinal: int) -> str:
@@ -172,6 +204,12 @@ def entry_problem(entry: Entry) -> str:
     match entry:
         case Tomb():
             return ""
+        case Settled():
+            if not entry.keys:
+                return "nothing is settled"
+            if entry.at.version > entry.namespace_version:
+                return f"settled after version {entry.at.version}, which is above its namespace's"
+            return _version_problem(entry, entry.namespace_version)
         case Buffer():
             if not entry.inputs:
                 return "a buffer without inputs"

@@ -36,13 +36,14 @@ from replication.merge.entries import (
     Buffer,
     Entry,
     Events,
+    Settled,
     Tomb,
     entry_problem,
     run_of,
 )
 from replication.merge.history import ROOT, tip
 from replication.merge.placing import Broken, Deleted, Gap, NewRun, Placing, place
-from replication.merge.reapply import Policy, pending
+from replication.merge.reapply import Policy, counts, held, pending
 from replication.merge.record import Link, Parked, Record
 
 DEFAULT_POLICY = Policy()
@@ -123,9 +124,7 @@ def _with_pending(draft: Draft, env: Environment, policy: Policy) -> Outcome:
     outcome = draft.outcome()
     if not env.active:
         return outcome
-    effects, settled = pending(outcome.record, env.version, policy)
-    draft.settle(settled)
-    return Outcome(draft.record, (*draft.effects, *effects))
+    return Outcome(outcome.record, (*outcome.effects, *pending(outcome.record, env.version, policy)))
 
 
 # ---- one entry
@@ -134,7 +133,7 @@ def _with_pending(draft: Draft, env: Environment, policy: Policy) -> Outcome:
 def _take(draft: Draft, entry: Entry, local: bool = False) -> None:
     """Store, park, isolate or skip the entry: all of it, its successor too, the same way."""
     reason = entry_problem(entry)
-    halted = run_of(entry) in draft.record.quarantine and not isinstance(entry, Tomb)
+    halted = run_of(entry) in draft.record.quarantine and isinstance(entry, Events | Buffer)
     if reason or halted:
         draft.isolate(entry, reason or "the run is in quarantine")
         return
@@ -145,6 +144,8 @@ def _take(draft: Draft, entry: Entry, local: bool = False) -> None:
             _take_events(draft, entry, local)
         case Buffer():
             _take_buffer(draft, entry)
+        case Settled():
+            draft.decide(entry)
 
 
 def _take_events(draft: Draft, entry: Events, local: bool) -> None:
@@ -228,6 +229,8 @@ def _why_not(record: Record, entry: Entry, env: Environment) -> str:
     match entry:
         case Tomb():
             return "" if run in record.runs else f"there is no run {run}"
+        case Settled():
+            return "" if counts(record, entry.at) else f"{entry.at} is not where the workflow id is"
         case Buffer():
             if run != record.current or record.runs[run].closed:
                 return f"run {run} is not running"
@@ -257,6 +260,6 @@ def _why_not_events(record: Record, entry: Events, env: Environment) -> str:
         return f"the events do not follow on the last one of run {batch.run}"
     if batch.events[-1].kind in CLOSING:
         written = {event.key for event in batch.events}
-        if any(each.run == batch.run and each.event.key not in written for each in record.waiting):
+        if any(each.run == batch.run and each.event.key not in written for each in held(record)):
             return f"run {batch.run} closes with inputs in its buffer"
     return ""

@@ -9,6 +9,11 @@ A path counts if it is the current branch of a run that is no zombie, or led to 
 (continue-as-new) from one that is older. An input whose key is on a path that counts has reached a workflow.
 Keys of deleted runs are remembered in `settled`.
 
+What a rule leaves out is told to all regions, with the place where the active one stood (entries.Settled). It
+is settled as long as that place is on a path that counts. The reasons (the update is there, a cancellation
+was asked for, the run has ended) are on that path, or are siblings, which are pending again if their
+copies lose. So a decision of a branch that lost takes nothing with it.
+
 Copies go to the current run, whichever run they were meant for: the same run if it is current, else the
 newer one. A closed run is reset for the sake of signals and updates only; what else comes too late for it is
 moot.
@@ -24,10 +29,10 @@ import enum
 from collections.abc import Iterator, Set
 from typing import NamedTuple
 
-from replication.merge.effects import Effect, Place, Reapply, Salvage, Source
-from replication.merge.entries import ENDS_OF_ACTIVITIES, Kind
-from replication.merge.history import History, Item, contains, lowest_common_ancestor, prefix
-from replication.merge.record import Indexed, Record, Run
+from replication.merge.effects import Effect, Place, Reapply, Salvage, Settle, Source
+from replication.merge.entries import ENDS_OF_ACTIVITIES, Anchor, Kind
+from replication.merge.history import History, Item, contains, lowest_common_ancestor, prefix, tip
+from replication.merge.record import Indexed, Record, Run, Waiting
 
 
 class Action(enum.Enum):
@@ -111,12 +116,41 @@ def on_path(run: Run, path: History) -> Iterator[Indexed]:
 
 def covered(record: Record) -> frozenset[str]:
     """Keys of inputs that are done with: on a path that counts, or settled."""
-    keys = set(record.settled)
+    keys = set(settled(record))
     for run in record.runs.values():
         if not record.is_zombie(run.id):
             for each, path in _paths(record, run):
                 keys.update(event.key for event in on_path(each, path))
     return frozenset(keys)
+
+
+def settled(record: Record) -> frozenset[str]:
+    """Keys of inputs that are done with although no branch has them."""
+    keys = set(record.settled)
+    for decision in record.decisions.values():
+        if not keys.issuperset(decision.keys) and counts(record, decision.at):
+            keys.update(decision.keys)
+    return frozenset(keys)
+
+
+def counts(record: Record, at: Anchor) -> bool:
+    """Whether the place is on a path that counts, so that what was decided there does."""
+    if at.event_id == 0:
+        return at.run in record.tombstones
+    return any(
+        each.id == at.run and contains(path, at.event_id, at.version)
+        for run in record.runs.values()
+        if not record.is_zombie(run.id)
+        for each, path in _paths(record, run)
+    )
+
+
+def held(record: Record) -> tuple[Waiting, ...]:
+    """What waits in the buffers of the runs' states: was not left out."""
+    if not record.waiting or not (record.settled or record.decisions):
+        return record.waiting
+    out = settled(record)
+    return tuple(waiting for waiting in record.waiting if waiting.event.key not in out)
 
 
 def _paths(record: Record, run: Run) -> Iterator[tuple[Run, History]]:
@@ -183,32 +217,41 @@ def _may_be_copied(record: Record, run: Run, event: Indexed) -> bool:
     return rule.reopens or not run.closed
 
 
-def pending(record: Record, version: int, policy: Policy) -> tuple[tuple[Effect, ...], frozenset[str]]:
-    """What the active region has to do about stale inputs now: (effects, keys that are settled by that).
+def pending(record: Record, version: int, policy: Policy) -> tuple[Effect, ...]:
+    """What the active region has to do about stale inputs now.
 
     `version`: the namespace's. Whoever takes the effects writes events that carry the sources' keys.
     """
     stale = candidates(record, version)
     # Ends of activities come before the inputs: a termination among these closes the run.
     effects: list[Effect] = [*_salvage(record)] if policy.salvage else []
-    settled: set[str] = set()
     if stale:
         target = record.runs.get(record.current)
         if target is not None and target.id in record.quarantine:
-            return (), frozenset()  # it will be asked again when the run is let out
+            return ()  # it will be asked again when the run is let out
         taken = _taken(stale, target)
-        settled = {each.event.key for each in stale} - {each.event.key for each in taken}
+        out = {each.event.key for each in stale} - {each.event.key for each in taken}
         if target is not None and target.closed:
             reset = policy.reset_closed and any(RULES[each.event.kind].reopens for each in taken)
             place = Place.RESET if reset else Place.NOWHERE
         else:
             place = Place.APPEND if target is not None else Place.NOWHERE
         if place is Place.NOWHERE:
-            settled |= {each.event.key for each in taken}
+            out |= {each.event.key for each in taken}
+        if out:
+            effects.append(Settle(_anchor(record), tuple(sorted(out))))
         if taken:
             run = target.id if target is not None and place is not Place.NOWHERE else ""
             effects.append(Reapply(run, place, tuple(_source(each) for each in taken)))
-    return tuple(effects), frozenset(settled)
+    return tuple(effects)
+
+
+def _anchor(record: Record) -> Anchor:
+    """Where the workflow id is: the last event of the current run, or the deleted one that has it."""
+    if record.current:
+        return Anchor(record.current, *tip(record.runs[record.current].branch.history))
+    deleted = max(record.tombstones, key=lambda run: record.tombstones[run])
+    return Anchor(deleted, 0, 0)
 
 
 def _taken(stale: list[Stale], target: Run | None) -> list[Stale]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from replication.merge.entries import CLOSING, Entry, Event, Kind, OrderKey
+from replication.merge.entries import CLOSING, Entry, Event, Kind, OrderKey, Origin, Settled
 from replication.merge.history import History, Item, tip
 
 
@@ -91,7 +91,10 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Waiting(msgspec.Struct, array_like=True, frozen=True):
-    """An input in the buffer: accepted, numbered, but no event of a branch that is known here."""
+    """An input that was accepted into a buffer, and is no event of a branch that is known here.
+
+    It may have been settled (reapply.held tells): then it stays, because what settled it may come to nothing.
+    """
 
     run: str
     event: Event  # id 0
@@ -122,9 +125,10 @@ class Record(msgspec.Struct, frozen=True):
     current: str = ""  # run id
     tombstones: dict[str, OrderKey] = {}  # run id -> the greatest key of anything ever seen of it
     waiting: tuple[Waiting, ...] = ()
-    # Keys of inputs that are done with although no branch has them: their run was deleted, or nobody was
-    # there.
+    # Keys of inputs that are done with although no branch has them: their run was deleted.
     settled: frozenset[str] = frozenset()
+    # What any region has left out. Which of them count is a function of the branches (reapply.settled).
+    decisions: dict[Origin, Settled] = {}
     parked: tuple[Parked, ...] = ()  # by origin, so that a log's are in their order
     quarantine: dict[str, Quarantine] = {}
 

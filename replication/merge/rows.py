@@ -1,9 +1,9 @@
 """A record as rows, so that an entry rewrites only what it changed.
 
 One row for the head (current run, tombstones, what waits), one for each run, one for each indexed event, one
-for each parked entry and each run in quarantine. Keys are relative: the caller puts the namespace and
-workflow id before them. Every value is msgpack of [format, body]; an unknown format or kind is refused by
-name (RowError), never guessed.
+for each decision to leave inputs out, one for each parked entry and each run in quarantine. Keys are
+relative: the caller puts the namespace and workflow id before them. Every value is msgpack of [format, body];
+an unknown format or kind is refused by name (RowError), never guessed.
 
 Invariant: from_rows(to_rows(r)) == r, and the rows of `before` with changes(before, after) are those of
 `after`.
@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import msgspec
 
-from replication.merge.entries import OrderKey
+from replication.merge.entries import OrderKey, Origin, Settled
 from replication.merge.record import Branch, Indexed, Link, Parked, Quarantine, Record, Run, Waiting
 
 FORMAT = 1
 
-HEAD, RUN, INDEX, PARKED, QUARANTINE = b"h", b"r", b"i", b"p", b"q"
+HEAD, RUN, INDEX, DECISION, PARKED, QUARANTINE = b"h", b"r", b"i", b"d", b"p", b"q"
 
 Row = tuple[bytes, bytes | None]  # None: the row goes
 
@@ -50,8 +50,8 @@ class RunRow(msgspec.Struct, array_like=True, frozen=True):
     next_number: int
 
 
-Body = Head | RunRow | Indexed | Parked | Quarantine
-T = TypeVar("T", Head, RunRow, Indexed, Parked, Quarantine)
+Body = Head | RunRow | Indexed | Settled | Parked | Quarantine
+T = TypeVar("T", Head, RunRow, Indexed, Settled, Parked, Quarantine)
 
 _encode = msgspec.msgpack.Encoder().encode
 _raw = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
@@ -81,6 +81,7 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
     head: Head | None = None
     runs: dict[str, RunRow] = {}
     index: dict[str, list[tuple[bytes, Indexed]]] = {}
+    decisions: list[tuple[bytes, Settled]] = []
     parked: list[tuple[bytes, Parked]] = []
     quarantine: dict[str, Quarantine] = {}
     for key, value in rows:
@@ -91,6 +92,8 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
             runs[rest.decode()] = _decode(RunRow, key, value)
         elif kind == INDEX:
             index.setdefault(rest[:-8].decode(), []).append((rest, _decode(Indexed, key, value)))
+        elif kind == DECISION:
+            decisions.append((rest, _decode(Settled, key, value)))
         elif kind == PARKED:
             parked.append((rest, _decode(Parked, key, value)))
         elif kind == QUARANTINE:
@@ -98,7 +101,7 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
         else:
             raise RowError(f"row {key!r} is of no kind that this release knows")
     if head is None:
-        if runs or index or parked or quarantine:
+        if runs or index or decisions or parked or quarantine:
             raise RowError("rows of a workflow id, but not the first of them")
         return Record()
     if set(head.runs) != set(runs) or not set(index) <= set(runs):
@@ -109,6 +112,7 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
         tombstones=head.tombstones,
         waiting=head.waiting,
         settled=frozenset(head.settled),
+        decisions={each.origin: each for _, each in sorted(decisions, key=lambda pair: pair[0])},
         parked=tuple(each for _, each in sorted(parked, key=lambda pair: pair[0])),
         quarantine=quarantine,
     )
@@ -142,11 +146,17 @@ def _parts(record: Record) -> dict[bytes, Body]:
         parts[RUN + name] = RunRow(run.branches, run.current, run.previous, run.started, run.next_number)
         for ordinal, indexed in enumerate(run.index):
             parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
+    for decision in record.decisions.values():
+        parts[DECISION + _origin(decision.origin)] = decision
     for parked in record.parked:
-        parts[PARKED + b"".join(number.to_bytes(8, "big") for number in parked.entry.origin)] = parked
+        parts[PARKED + _origin(parked.entry.origin)] = parked
     for quarantine in record.quarantine.values():
         parts[QUARANTINE + quarantine.run.encode()] = quarantine
     return parts
+
+
+def _origin(origin: Origin) -> bytes:
+    return b"".join(number.to_bytes(8, "big") for number in origin)
 
 
 def _decode(type_: type[T], key: bytes, value: bytes) -> T:

@@ -31,6 +31,7 @@ from replication.merge import (
     Policy,
     Record,
     Refused,
+    Settled,
     Tomb,
     activate,
     merge,
@@ -39,7 +40,7 @@ from replication.merge import (
 from replication.merge import effects as fx
 from replication.merge.entries import CLOSING, ENDS_OF_ACTIVITIES, key_of, origin_key, request_key, update_key
 from replication.merge.history import tip
-from replication.merge.reapply import INDEXED, covered
+from replication.merge.reapply import INDEXED, covered, held
 from replication.merge.rows import changes, to_rows
 from replication.versions import next_version, owner_of
 
@@ -112,10 +113,14 @@ class Region:
                     self.reset(name, run, events)
                 else:
                     assert record.current == "" or record.runs[run or record.current].closed
-                    self.world.dropped.update(event.payload for event in events)
+                    last = shelf.state[record.current][-1] if record.current else None
+                    for event in events:
+                        self.world.dropped.setdefault(event.payload, []).append(last)
             case fx.Salvage(run, ends):
                 assert self.active
                 assert self.append(name, [self.again(shelf, source) for source in ends])
+            case fx.Settle(at, keys):
+                assert self.propose(name, Settled(self.origin, self.world.tick(), self.version, at, keys))
             case fx.Fork(run, branch, 0, _) if branch > 1:
                 self.world.reached["second root"] += 1
             case fx.Skip(_, why):
@@ -131,7 +136,7 @@ class Region:
 
     def buffered(self, name: str) -> list[Event]:
         record = self.records[name]
-        return [waiting.event for waiting in record.waiting if waiting.run == record.current]
+        return [waiting.event for waiting in held(record) if waiting.run == record.current]
 
     def propose(self, name: str, entry: Entry) -> bool:
         try:
@@ -191,7 +196,7 @@ class World:
         self.rng = rng
         self.names = [f"w{i}" for i in range(names)]
         self.deletes = deletes
-        self.policy = Policy()
+        self.policy = Policy(reset_closed=rng.random() < 0.65)
         self.paranoid = rng.random() < 0.1
         self.regions = {number: Region(number, self) for number in REGIONS}
         self.hlc = 0
@@ -199,7 +204,8 @@ class World:
         self.inputs = 0
         # Of every signal and update that a client was told is accepted: its workflow id, and its key.
         self.acknowledged: dict[bytes, tuple[str, str]] = {}
-        self.dropped: set[bytes] = set()
+        # Payload -> after which event it was dropped, each time; None: nobody had the workflow id.
+        self.dropped: dict[bytes, list[Event | None]] = {}
         self.closes: set[bytes] = set()
         self.reached: Counter[str] = Counter()  # what happened, to know that it did
         self.versions = [(1, 1)]

@@ -16,7 +16,7 @@ from .model import World
 HISTORIES = 100
 # Histories in which one of these does not happen test less than they say.
 RARE = frozenset({
-    "Rebuild", "Suppress", "Revive", "Hold", "Release", "Park", "Unpark", "Salvage", "CloseTask",
+    "Rebuild", "Suppress", "Revive", "Hold", "Release", "Park", "Unpark", "Salvage", "CloseTask", "Settle",
     "RaiseVersion", "Reapply APPEND", "Reapply RESET", "Reapply NOWHERE", "second root", "duplicate",
     "Delete", "deleted",
 })  # fmt: skip

@@ -5,11 +5,25 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from replication.merge import Event, History, Kind, Outcome, Policy, Record, activate, merge, write
+from replication.merge import (
+    Anchor,
+    Event,
+    History,
+    Kind,
+    Origin,
+    Outcome,
+    Policy,
+    Record,
+    Refused,
+    Settled,
+    activate,
+    merge,
+    write,
+)
 from replication.merge import effects as fx
 from replication.merge.children import child_request_id, child_run_id, is_orphan
 from replication.merge.entries import key_of, origin_key, request_key, update_key
-from replication.merge.reapply import INDEXED, RULES, Action, covered
+from replication.merge.reapply import INDEXED, RULES, Action, covered, held
 
 from .conftest import (
     CLOSED,
@@ -47,6 +61,16 @@ def stale(*inputs: Event, record: Record = OURS, parent: History = FORK) -> Outc
 
 def copies(outcome: Outcome) -> list[tuple[str, Kind]]:
     return [(each.key, each.kind) for each in only(outcome, fx.Reapply).inputs]
+
+
+def left_out(outcome: Outcome) -> set[str]:
+    return set(only(outcome, fx.Settle).keys)
+
+
+def told(outcome: Outcome, seq: int = 20) -> Settled:
+    """What b writes into its log because of the outcome."""
+    settle = only(outcome, fx.Settle)
+    return Settled(Origin(2, 0, 1, seq), seq, 2, settle.at, settle.keys)
 
 
 def test_the_table_has_a_line_for_every_kind() -> None:
@@ -158,7 +182,7 @@ def test_a_run_is_asked_to_cancel_once() -> None:
     requests = [event(Kind.CANCEL_REQUESTED, "k"), event(Kind.CANCEL_REQUESTED, "l")]
     outcome = stale(*requests)
     assert copies(outcome) == [("k", Kind.CANCEL_REQUESTED)]
-    assert outcome.record.settled == {"l"}
+    assert left_out(outcome) == {"l"}
 
 
 def test_a_termination_comes_last() -> None:
@@ -182,14 +206,60 @@ def test_a_run_that_started_later_is_not_terminated() -> None:
     assert record.current == "y"
     outcome = merge(record, events(2, 1, [event(Kind.TERMINATED, "t")], path((1, 1))), active(3))
     assert "Reapply" not in kinds_of(outcome)
-    assert outcome.record.settled == {"t"}
+    assert left_out(outcome) == {"t"}
 
 
 def test_of_pauses_the_last_counts() -> None:
     outcome = stale(event(Kind.PAUSED, "p"))
     outcome = merge(outcome.record, events(7, 1, [event(Kind.UNPAUSED, "q")], path((3, 1))), active(2))
     assert copies(outcome) == [("q", Kind.UNPAUSED)]
-    assert outcome.record.settled == {"p"}
+    assert left_out(outcome) == {"p"}
+
+
+def test_what_was_left_out_is_left_out_by_whoever_is_active_next() -> None:
+    """y has been asked to cancel, so x's request is moot. It is not given to w, which began later."""
+    old = events(1, 1, [STARTED, event(Kind.CANCEL_REQUESTED, "old")])
+    log = [events(1, 2, [STARTED, event(Kind.CANCEL_REQUESTED, "own")], run="y")]
+    outcome = merge(record_of(*log), old, active(2))
+    settled = told(outcome)
+    assert write(outcome.record, settled, active(2)).effects == ()
+    log += [events(3, 2, [CLOSED], path((2, 2)), "y"), events(4, 2, [STARTED], run="w")]
+    assert copies(activate(record_of(*log, old), active(3))) == [("old", Kind.CANCEL_REQUESTED)]
+    for heard in ([*log, old, settled], [settled, old, *log], [old, settled, settled, *log]):
+        assert kinds_of(activate(record_of(*heard), active(3))) == ["CloseTask"]
+
+
+def test_a_decision_of_a_branch_that_lost_takes_no_input_with_it() -> None:
+    """b had closed the run and dropped the signal; c, which had not heard of it, goes on with the run."""
+    log = [events(1, 1, [STARTED, SCHEDULED]), events(1, 2, [CLOSED], FORK)]
+    dropped = [events(2, 1, [signal(key="k")], FORK), buffered(3, 1, [signal(key="l")])]
+    outcome = merge(record_of(*log, dropped[0]), dropped[1], active(2), Policy(reset_closed=False))
+    assert (only(outcome, fx.Settle).at, left_out(outcome)) == (Anchor("x", 3, 2), {"k", "l"})
+    written = write(outcome.record, told(outcome), active(2)).record
+    assert kinds_of(activate(written, active(102))) == []
+    won = merge(written, events(1, 3, [TASK], FORK), standby(3))
+    assert [each.key for each in only(won, fx.Hold).inputs] == ["l"]
+    assert copies(activate(won.record, active(3))) == [("k", Kind.SIGNALED), ("l", Kind.SIGNALED)]
+    late = record_of(*log, told(outcome), *dropped, events(1, 3, [TASK], FORK))
+    assert copies(activate(late, active(3))) == [("k", Kind.SIGNALED), ("l", Kind.SIGNALED)]
+    again = merge(won.record, events(30, 102, [TASK], path((2, 1), (3, 2))), standby(102))
+    assert again.record.quarantine, "nothing follows a close"
+
+
+def test_what_is_settled_is_what_a_region_that_is_there_has_left_out() -> None:
+    record = record_of(events(1, 1, [STARTED]), events(1, 2, [TASK], path((1, 1))))
+    at = Anchor("x", 2, 2)
+    good = Settled(Origin(2, 0, 1, 9), 9, 2, at, ("k",))
+    assert write(record, good, active(2)).record.decisions
+    for away in (Anchor("x", 2, 1), Anchor("x", 3, 2), Anchor("y", 1, 2), Anchor("x", 0, 0)):
+        with pytest.raises(Refused, match="is not where"):
+            write(record, replace(good, at=away), active(2))
+    for forged in (
+        replace(good, namespace_version=3),
+        replace(good, keys=()),
+        replace(good, at=at._replace(version=3)),
+    ):
+        assert kinds_of(merge(record, forged, standby(2)))[-1] == "Isolate"
 
 
 # ---- where to
@@ -214,7 +284,7 @@ def test_a_closed_run_is_not_reset_if_the_namespace_does_not_want_it() -> None:
     entry = events(2, 1, [signal(key="k")], FORK)
     outcome = merge(record, entry, active(2), Policy(reset_closed=False))
     assert only(outcome, fx.Reapply).place is fx.Place.NOWHERE
-    assert outcome.record.settled == {"k"}
+    assert left_out(outcome) == {"k"}
 
 
 def test_a_closed_run_is_not_reset_for_a_cancellation() -> None:
@@ -241,7 +311,7 @@ def test_inputs_for_a_workflow_id_that_is_gone_are_dropped_and_counted() -> None
     outcome = merge(record, events(1, 1, [STARTED, signal(key="k")]), active(2))
     assert only(outcome, fx.Reapply).place is fx.Place.NOWHERE
     assert len(only(outcome, fx.Reapply).inputs) == 1
-    assert outcome.record.settled == {"k"}
+    assert left_out(outcome) == {"k"}
 
 
 def test_inputs_of_a_run_that_had_closed_are_its_own() -> None:
@@ -311,9 +381,11 @@ def test_what_a_rule_left_out_waits_no_longer() -> None:
     pauses = buffered(2, 1, [event(Kind.PAUSED, "p")]), buffered(3, 1, [event(Kind.UNPAUSED, "q")])
     outcome = activate(record_of(events(1, 1, [STARTED]), *pauses), active(2))
     assert copies(outcome) == [("q", Kind.UNPAUSED)]
-    assert only(outcome, fx.Release).keys == ("p",)
-    assert [waiting.event.key for waiting in outcome.record.waiting] == ["q"]
-    assert only(merge(outcome.record, pauses[0], active(2)), fx.Skip).why == "duplicate"
+    written = write(outcome.record, told(outcome), active(2))
+    assert only(written, fx.Release).keys == ("p",)
+    assert [waiting.event.key for waiting in held(written.record)] == ["q"]
+    assert only(merge(written.record, pauses[0], active(2)), fx.Skip).why == "duplicate"
+    assert copies(activate(written.record, active(2))) == [("q", Kind.UNPAUSED)]
 
 
 def test_what_came_while_the_shard_was_fenced_is_made_again_after_the_fence() -> None:
@@ -341,7 +413,7 @@ def test_a_buffer_of_an_unknown_run_is_parked() -> None:
     outcome = merge(Record(), buffered(2, 1, [signal(key="k")]), standby(1))
     assert kinds_of(outcome) == ["Park"]
     followed = merge(outcome.record, events(1, 1, [STARTED]), standby(1))
-    assert kinds_of(followed)[-3:] == ["Unpark", "Hold", "SetCurrent"]
+    assert kinds_of(followed)[-3:] == ["Unpark", "SetCurrent", "Hold"]
 
 
 def test_what_waits_for_a_run_that_has_lost_is_not_alive() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from replication.merge import Record, merge
+from replication.merge import Anchor, Origin, Record, Settled, merge
 from replication.merge.rows import RowError, changes, from_rows, to_rows
 
 from .conftest import STARTED, TASK, buffered, events, path, record_of, signal, standby, tomb
@@ -18,6 +18,7 @@ RICH = record_of(
     tomb(4, 2, run="z"),
     events(9, 2, [TASK], path((5, 2)), run="y"),
     buffered(5, 1, [signal("b", "l")]),
+    Settled(Origin(2, 0, 1, 6), 6, 2, Anchor("y", 1, 2), ("l", "m")),
 )
 
 
