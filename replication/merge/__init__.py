@@ -9,7 +9,8 @@ from replication.merge.effects import Effect, Environment, Outcome, Refused
 from replication.merge.entries import Anchor, Batch, Buffer, Entry, Event, Events, Kind, Origin, Settled, Tomb
 from replication.merge.history import History, Item
 from replication.merge.merging import activate, discard, merge, retry, write
-from replication.merge.reapply import Policy
+from replication.merge.pruning import Heard, horizon, prune
+from replication.merge.reapply import Policy, done_with
 from replication.merge.record import Record
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Environment",
     "Event",
     "Events",
+    "Heard",
     "History",
     "Item",
     "Kind",
@@ -33,7 +35,10 @@ __all__ = [
     "Tomb",
     "activate",
     "discard",
+    "done_with",
+    "horizon",
     "merge",
+    "prune",
     "retry",
     "write",
 ]

@@ -27,12 +27,25 @@ from replication.merge.effects import (
     Skip,
     Suppress,
 )
-from replication.merge.entries import Batch, Buffer, Entry, Event, Events, OrderKey, Settled, key_of, run_of
+from replication.merge.entries import (
+    Anchor,
+    Batch,
+    Buffer,
+    Entry,
+    Event,
+    Events,
+    OrderKey,
+    Settled,
+    Tomb,
+    key_of,
+    run_of,
+)
 from replication.merge.history import ROOT, History, Item, extended, prefix
 from replication.merge.placing import Broken, Deleted, Gap, Known, NewBranch, NewRun, Placing, Tip
-from replication.merge.reapply import INDEXED, counts, held, keys_of_current_branch
+from replication.merge.reapply import INDEXED, held
 from replication.merge.record import (
     Branch,
+    Grave,
     Indexed,
     Link,
     Quarantine,
@@ -76,7 +89,8 @@ class Draft:
         match placing:
             case Deleted():
                 graves = self.record.tombstones
-                graves = graves | {batch.run: max(graves[batch.run], key)}
+                grave = graves[batch.run]
+                graves = graves | {batch.run: grave._replace(key=max(grave.key, key))}
                 self.record = replace(self.record, tombstones=graves)
                 self.effects.append(Skip(batch.run, "deleted"))
             case Known():
@@ -117,7 +131,7 @@ class Draft:
         run = replace(run, current=current, index=run.index + found)
         self.record = replace(self.record, runs=self.record.runs | {run.id: run})
         self.effects.append(Append(run.id, number, events))
-        self._release({indexed.key for indexed in found})
+        self._release(run.id, {indexed.key for indexed in found})
         if before is not None and before.current != current:
             self.effects.append(Rebuild(run.id, current))
         elif number == current and not local:
@@ -126,33 +140,38 @@ class Draft:
     # ---- the buffer
 
     def hold(self, entry: Buffer) -> None:
-        """Keep the inputs that are neither here already nor events of any branch."""
-        known = {waiting.event.key for waiting in self.record.waiting}
-        for run in self.record.runs.values():
-            known.update(indexed.key for indexed in run.index)
-        new = tuple(event for event in entry.inputs if event.key not in known)
+        """Keep the inputs that are not here already, nor events of their run."""
+        run, here = entry.run, {_place(each) for each in self.record.waiting}
+        written = {indexed.key for indexed in self.record.runs[run].index}
+        new = [
+            waiting
+            for ordinal, event in enumerate(entry.inputs)
+            if event.key not in written
+            and _place(waiting := Waiting(run, event, entry.hlc, entry.origin.seq, ordinal)) not in here
+        ]
         if not new:
-            self.effects.append(Skip(entry.run, "duplicate"))
+            self.effects.append(Skip(run, "duplicate"))
             return
-        waiting = tuple(Waiting(entry.run, event, entry.hlc, entry.origin.seq) for event in new)
-        self.record = replace(self.record, waiting=self.record.waiting + waiting)
+        self.record = replace(self.record, waiting=tuple(sorted([*self.record.waiting, *new], key=_place)))
 
-    def _release(self, keys: Set[str]) -> None:
-        """These inputs have become events."""
+    def _release(self, run: str, keys: Set[str]) -> None:
+        """These inputs have become events of their run."""
         waiting = self.record.waiting
-        staying = tuple(each for each in waiting if each.event.key not in keys)
+        staying = tuple(each for each in waiting if each.run != run or each.event.key not in keys)
         if len(staying) < len(waiting):
             self.record = replace(self.record, waiting=staying)
 
     def _tell_buffers(self) -> None:
         """Say what came into the buffers of the runs' states, and what left: a deleted run took its own."""
-        were = {each.event.key: each for each in held(self.before)}
-        are = {each.event.key: each for each in held(self.record)}
-        for run, new in _by_run(each for key, each in are.items() if key not in were):
-            self.effects.append(Hold(run, tuple(each.event for each in new)))
-        for run, gone in _by_run(each for key, each in were.items() if key not in are):
+        were, are = held(self.before), held(self.record)
+        if were is are:
+            return
+        here, there = ({(each.run, each.event.key) for each in some} for some in (are, were))
+        for run, gone in _by_run(each for each in were if (each.run, each.event.key) not in here):
             if run in self.record.runs:
                 self.effects.append(Release(run, tuple(each.event.key for each in gone)))
+        for run, new in _by_run(each for each in are if (each.run, each.event.key) not in there):
+            self.effects.append(Hold(run, tuple(each.event for each in new)))
 
     def decide(self, entry: Settled) -> None:
         """Remember what a region, this one maybe, has left out."""
@@ -163,30 +182,27 @@ class Draft:
 
     # ---- runs that go, runs that halt
 
-    def delete(self, run_id: str) -> None:
+    def delete(self, entry: Tomb) -> None:
         """The run goes; its name and its place among the runs of the workflow id stay."""
-        record = self.record
-        run = record.runs.get(run_id)
-        if run is None and run_id in record.tombstones:
+        record, run_id = self.record, entry.run
+        run, grave = record.runs.get(run_id), record.tombstones.get(run_id)
+        if entry.keys and entry.origin not in record.decisions:
+            gone = Settled(entry.origin, entry.hlc, entry.namespace_version, Anchor(run_id, 0, 0), entry.keys)
+            record = replace(record, decisions=record.decisions | {entry.origin: gone})
+        place = run.branch.key if run is not None else OrderKey(0, 0, 0)
+        if grave is None:
+            grave = Grave(place, entry.hlc)
+            self.effects.append(Delete(run_id))
+        else:
+            grave = grave._replace(hlc=max(grave.hlc, entry.hlc))
             self.effects.append(Skip(run_id, "duplicate"))
-            return
-        place, settled = OrderKey(0, 0, 0), record.settled
-        if run is not None:
-            place = run.branch.key
-            if not record.is_zombie(run_id):
-                settled |= keys_of_current_branch(run)
-            for decision in record.decisions.values():
-                if decision.at.run == run_id and counts(record, decision.at):
-                    settled |= set(decision.keys)
         self.record = replace(
             record,
             runs={each.id: each for each in record.runs.values() if each.id != run_id},
-            tombstones=record.tombstones | {run_id: place},
+            tombstones=record.tombstones | {run_id: grave},
             waiting=tuple(waiting for waiting in record.waiting if waiting.run != run_id),
-            settled=settled,
             quarantine={name: q for name, q in record.quarantine.items() if name != run_id},
         )
-        self.effects.append(Delete(run_id))
 
     def isolate(self, entry: Entry, reason: str) -> None:
         """The entry's run halts, this entry the first or a further one of those that are kept."""
@@ -210,6 +226,10 @@ class Draft:
         if current != before.current:
             self.effects.append(SetCurrent(current))
         self.effects += [Revive(run) for run in sorted(were - are) if run in record.runs]
+
+
+def _place(waiting: Waiting) -> tuple[int, int, int]:
+    return waiting.event.version, waiting.seq, waiting.ordinal
 
 
 def _by_run(waiting: Iterable[Waiting]) -> Iterator[tuple[str, list[Waiting]]]:

@@ -127,12 +127,17 @@ class Buffer(msgspec.Struct, array_like=True, frozen=True, tag="buffer"):
 
 
 class Tomb(msgspec.Struct, array_like=True, frozen=True, tag="tomb"):
-    """The run was deleted."""
+    """The run was deleted.
+
+    What it was to others goes with it, and is not the same in regions that had heard more or less of it. So
+    the entry says which inputs are done with because of it (reapply.done_with).
+    """
 
     origin: Origin
     hlc: int
     namespace_version: int
     run: str
+    keys: tuple[str, ...] = ()  # ascending
 
 
 class Anchor(NamedTuple):
@@ -203,7 +208,7 @@ def entry_problem(entry: Entry) -> str:
         return str(error)
     match entry:
         case Tomb():
-            return ""
+            return _version_problem(entry, entry.namespace_version)
         case Settled():
             if not entry.keys:
                 return "nothing is settled"

@@ -43,7 +43,7 @@ from replication.merge.entries import (
 )
 from replication.merge.history import ROOT, tip
 from replication.merge.placing import Broken, Deleted, Gap, NewRun, Placing, place
-from replication.merge.reapply import Policy, counts, held, pending
+from replication.merge.reapply import Policy, counts, done_with, held, pending
 from replication.merge.record import Link, Parked, Record
 
 DEFAULT_POLICY = Policy()
@@ -139,7 +139,7 @@ def _take(draft: Draft, entry: Entry, local: bool = False) -> None:
         return
     match entry:
         case Tomb():
-            draft.delete(entry.run)
+            draft.delete(entry)
         case Events():
             _take_events(draft, entry, local)
         case Buffer():
@@ -228,7 +228,9 @@ def _why_not(record: Record, entry: Entry, env: Environment) -> str:
         return f"run {run} is in quarantine"
     match entry:
         case Tomb():
-            return "" if run in record.runs else f"there is no run {run}"
+            if run not in record.runs:
+                return f"there is no run {run}"
+            return "" if entry.keys == done_with(record, run) else f"other inputs are done with run {run}"
         case Settled():
             return "" if counts(record, entry.at) else f"{entry.at} is not where the workflow id is"
         case Buffer():

@@ -7,7 +7,7 @@ not forgotten; asking twice gives nothing twice, because the copies that were wr
 
 A path counts if it is the current branch of a run that is no zombie, or led to the beginning of such a run
 (continue-as-new) from one that is older. An input whose key is on a path that counts has reached a workflow.
-Keys of deleted runs are remembered in `settled`.
+What counted in a run that was deleted is in its tomb.
 
 What a rule leaves out is told to all regions, with the place where the active one stood (entries.Settled). It
 is settled as long as that place is on a path that counts. The reasons (the update is there, a cancellation
@@ -26,8 +26,10 @@ of activities.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from replication.merge.effects import Effect, Place, Reapply, Salvage, Settle, Source
 from replication.merge.entries import ENDS_OF_ACTIVITIES, Anchor, Kind
@@ -126,7 +128,7 @@ def covered(record: Record) -> frozenset[str]:
 
 def settled(record: Record) -> frozenset[str]:
     """Keys of inputs that are done with although no branch has them."""
-    keys = set(record.settled)
+    keys: set[str] = set()
     for decision in record.decisions.values():
         if not keys.issuperset(decision.keys) and counts(record, decision.at):
             keys.update(decision.keys)
@@ -145,12 +147,36 @@ def counts(record: Record, at: Anchor) -> bool:
     )
 
 
+def done_with(record: Record, run: str) -> tuple[str, ...]:
+    """Keys of inputs that are done with and, once the run is deleted, nothing else would say so. Ascending.
+
+    Those on its paths that count, its own and what led from it to another; and what is covered only because
+    the run is here: earlier runs' inputs, and what was left out there.
+    """
+    keys = {
+        event.key
+        for each in record.runs.values()
+        if not record.is_zombie(each.id)
+        for passed, path in _paths(record, each)
+        if passed.id == run
+        for event in on_path(passed, path)
+    }
+    # Whose workflow id it is after that changes nothing: a deleted run keeps its place.
+    rest = replace(record, runs={each.id: each for each in record.runs.values() if each.id != run})
+    return tuple(sorted(keys | (covered(record) - covered(rest))))
+
+
 def held(record: Record) -> tuple[Waiting, ...]:
-    """What waits in the buffers of the runs' states: was not left out."""
-    if not record.waiting or not (record.settled or record.decisions):
-        return record.waiting
-    out = settled(record)
-    return tuple(waiting for waiting in record.waiting if waiting.event.key not in out)
+    """What is in the buffers of the runs' states: no event of any branch, and not left out. Each key once."""
+    if not record.waiting:
+        return ()
+    gone = set(settled(record))
+    gone.update(event.key for run in record.runs.values() for event in run.index)
+    first: dict[tuple[str, str], Waiting] = {}
+    for each in record.waiting:
+        if each.event.key not in gone:
+            first.setdefault((each.run, each.event.key), each)
+    return tuple(first.values())
 
 
 def _paths(record: Record, run: Run) -> Iterator[tuple[Run, History]]:
@@ -250,7 +276,7 @@ def _anchor(record: Record) -> Anchor:
     """Where the workflow id is: the last event of the current run, or the deleted one that has it."""
     if record.current:
         return Anchor(record.current, *tip(record.runs[record.current].branch.history))
-    deleted = max(record.tombstones, key=lambda run: record.tombstones[run])
+    deleted = max(record.tombstones, key=lambda run: record.tombstones[run].key)
     return Anchor(deleted, 0, 0)
 
 
@@ -314,8 +340,3 @@ def _last_common(run: Run, event: Indexed) -> int:
     """The id of the last event that the current branch shares with those that have this one."""
     holding = (branch.history for branch in run.branches if contains(branch.history, event.id, event.version))
     return max(lowest_common_ancestor(path, run.branch.history).event_id for path in holding)
-
-
-def keys_of_current_branch(run: Run) -> Set[str]:
-    """Keys of the inputs that the run's current branch has."""
-    return {event.key for event in on_path(run, run.branch.history)}

@@ -91,15 +91,24 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Waiting(msgspec.Struct, array_like=True, frozen=True):
-    """An input that was accepted into a buffer, and is no event of a branch that is known here.
+    """An input that was accepted into a buffer, and is no event of its run that is known here.
 
-    It may have been settled (reapply.held tells): then it stays, because what settled it may come to nothing.
+    It may be an event of another run, or have been left out (reapply.held tells): then it stays, because that
+    run may be deleted, and what spoke against it may come to nothing.
     """
 
     run: str
     event: Event  # id 0
     hlc: int
     seq: int
+    ordinal: int  # in the entry of this seq
+
+
+class Grave(NamedTuple):
+    """What is kept of a run that was deleted."""
+
+    key: OrderKey  # the greatest of anything ever seen of it
+    hlc: int  # of the entry that said so, the last one
 
 
 class Parked(msgspec.Struct, array_like=True, frozen=True):
@@ -123,11 +132,10 @@ class Record(msgspec.Struct, frozen=True):
 
     runs: dict[str, Run] = {}
     current: str = ""  # run id
-    tombstones: dict[str, OrderKey] = {}  # run id -> the greatest key of anything ever seen of it
-    waiting: tuple[Waiting, ...] = ()
-    # Keys of inputs that are done with although no branch has them: their run was deleted.
-    settled: frozenset[str] = frozenset()
-    # What any region has left out. Which of them count is a function of the branches (reapply.settled).
+    tombstones: dict[str, Grave] = {}  # by run id
+    waiting: tuple[Waiting, ...] = ()  # by version, number and ordinal: as they were accepted
+    # What any region has left out, and what went with deleted runs. Which of them count is a function of the
+    # branches (reapply.settled).
     decisions: dict[Origin, Settled] = {}
     parked: tuple[Parked, ...] = ()  # by origin, so that a log's are in their order
     quarantine: dict[str, Quarantine] = {}
@@ -155,12 +163,12 @@ def current_branch(branches: tuple[Branch, ...]) -> Branch:
     return max(branches, key=lambda branch: tip(branch.history).version)
 
 
-def current_run(runs: dict[str, Run], tombstones: dict[str, OrderKey]) -> str:
+def current_run(runs: dict[str, Run], tombstones: dict[str, Grave]) -> str:
     """The run that has the workflow id: that of the greatest order key. "": that one was deleted, or none is.
 
     A function of the known branches, so regions that know the same choose the same, in whatever order they
     heard. A deleted run keeps its place: the end of a winner's retention must not bring a zombie to life.
     """
     keys = {run.branch.key: run.id for run in runs.values()}
-    keys.update(dict.fromkeys(tombstones.values(), ""))
+    keys.update(dict.fromkeys((grave.key for grave in tombstones.values()), ""))
     return keys[max(keys)] if keys else ""

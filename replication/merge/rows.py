@@ -1,9 +1,9 @@
 """A record as rows, so that an entry rewrites only what it changed.
 
-One row for the head (current run, tombstones, what waits), one for each run, one for each indexed event, one
-for each decision to leave inputs out, one for each parked entry and each run in quarantine. Keys are
-relative: the caller puts the namespace and workflow id before them. Every value is msgpack of [format, body];
-an unknown format or kind is refused by name (RowError), never guessed.
+One row for the head (current run, names of runs), one for each run, one for each indexed event, one for each
+input that waits, each tombstone, each decision to leave inputs out, each parked entry and each run in
+quarantine. Keys are relative: the caller puts the namespace and workflow id before them. Every value is
+msgpack of [format, body]; an unknown format or kind is refused by name (RowError), never guessed.
 
 Invariant: from_rows(to_rows(r)) == r, and the rows of `before` with changes(before, after) are those of
 `after`.
@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import msgspec
 
-from replication.merge.entries import OrderKey, Origin, Settled
-from replication.merge.record import Branch, Indexed, Link, Parked, Quarantine, Record, Run, Waiting
+from replication.merge.entries import OrderKey, Settled
+from replication.merge.record import Branch, Grave, Indexed, Link, Parked, Quarantine, Record, Run, Waiting
 
 FORMAT = 1
 
-HEAD, RUN, INDEX, DECISION, PARKED, QUARANTINE = b"h", b"r", b"i", b"d", b"p", b"q"
+HEAD, RUN, INDEX, WAITING, GRAVE = b"h", b"r", b"i", b"w", b"t"
+DECISION, PARKED, QUARANTINE = b"d", b"p", b"q"
 
 Row = tuple[bytes, bytes | None]  # None: the row goes
 
@@ -34,9 +35,6 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     """What belongs to no single run."""
 
     current: str
-    tombstones: dict[str, OrderKey]
-    waiting: tuple[Waiting, ...]
-    settled: tuple[str, ...]  # ascending, so that equal records have equal rows
     runs: tuple[str, ...]  # run ids, in the record's order
 
 
@@ -50,8 +48,8 @@ class RunRow(msgspec.Struct, array_like=True, frozen=True):
     next_number: int
 
 
-Body = Head | RunRow | Indexed | Settled | Parked | Quarantine
-T = TypeVar("T", Head, RunRow, Indexed, Settled, Parked, Quarantine)
+Body = Head | RunRow | Indexed | Waiting | Grave | Settled | Parked | Quarantine
+T = TypeVar("T", Head, RunRow, Indexed, Waiting, Grave, Settled, Parked, Quarantine)
 
 _encode = msgspec.msgpack.Encoder().encode
 _raw = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
@@ -81,6 +79,8 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
     head: Head | None = None
     runs: dict[str, RunRow] = {}
     index: dict[str, list[tuple[bytes, Indexed]]] = {}
+    waiting: list[tuple[bytes, Waiting]] = []
+    tombstones: dict[str, Grave] = {}
     decisions: list[tuple[bytes, Settled]] = []
     parked: list[tuple[bytes, Parked]] = []
     quarantine: dict[str, Quarantine] = {}
@@ -92,6 +92,10 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
             runs[rest.decode()] = _decode(RunRow, key, value)
         elif kind == INDEX:
             index.setdefault(rest[:-8].decode(), []).append((rest, _decode(Indexed, key, value)))
+        elif kind == WAITING:
+            waiting.append((rest, _decode(Waiting, key, value)))
+        elif kind == GRAVE:
+            tombstones[rest.decode()] = _decode(Grave, key, value)
         elif kind == DECISION:
             decisions.append((rest, _decode(Settled, key, value)))
         elif kind == PARKED:
@@ -101,7 +105,7 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
         else:
             raise RowError(f"row {key!r} is of no kind that this release knows")
     if head is None:
-        if runs or index or decisions or parked or quarantine:
+        if any((runs, index, waiting, tombstones, decisions, parked, quarantine)):
             raise RowError("rows of a workflow id, but not the first of them")
         return Record()
     if set(head.runs) != set(runs) or not set(index) <= set(runs):
@@ -109,9 +113,8 @@ def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
     return Record(
         runs={run: _run(run, runs[run], index.get(run, [])) for run in head.runs},
         current=head.current,
-        tombstones=head.tombstones,
-        waiting=head.waiting,
-        settled=frozenset(head.settled),
+        tombstones=tombstones,
+        waiting=tuple(each for _, each in sorted(waiting, key=lambda pair: pair[0])),
         decisions={each.origin: each for _, each in sorted(decisions, key=lambda pair: pair[0])},
         parked=tuple(each for _, each in sorted(parked, key=lambda pair: pair[0])),
         quarantine=quarantine,
@@ -135,9 +138,6 @@ def _parts(record: Record) -> dict[bytes, Body]:
     parts: dict[bytes, Body] = {
         HEAD: Head(
             record.current,
-            record.tombstones,
-            record.waiting,
-            tuple(sorted(record.settled)),
             tuple(record.runs),
         )
     }
@@ -146,17 +146,22 @@ def _parts(record: Record) -> dict[bytes, Body]:
         parts[RUN + name] = RunRow(run.branches, run.current, run.previous, run.started, run.next_number)
         for ordinal, indexed in enumerate(run.index):
             parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
+    for waiting in record.waiting:
+        place = (waiting.event.version, waiting.seq, waiting.ordinal)
+        parts[WAITING + _numbers(place)] = waiting
+    for deleted, grave in record.tombstones.items():
+        parts[GRAVE + deleted.encode()] = grave
     for decision in record.decisions.values():
-        parts[DECISION + _origin(decision.origin)] = decision
+        parts[DECISION + _numbers(decision.origin)] = decision
     for parked in record.parked:
-        parts[PARKED + _origin(parked.entry.origin)] = parked
+        parts[PARKED + _numbers(parked.entry.origin)] = parked
     for quarantine in record.quarantine.values():
         parts[QUARANTINE + quarantine.run.encode()] = quarantine
     return parts
 
 
-def _origin(origin: Origin) -> bytes:
-    return b"".join(number.to_bytes(8, "big") for number in origin)
+def _numbers(numbers: Iterable[int]) -> bytes:
+    return b"".join(number.to_bytes(8, "big") for number in numbers)
 
 
 def _decode(type_: type[T], key: bytes, value: bytes) -> T:

@@ -68,8 +68,8 @@ def buffered(seq: int, version: int, inputs: Iterable[Event], run: str = "x") ->
     return Buffer(Origin(owner_of(version), 0, 1, seq), seq, version, run, path((1, 1)), held)
 
 
-def tomb(seq: int, version: int, run: str = "x") -> Tomb:
-    return Tomb(Origin(owner_of(version), 0, 1, seq), seq, version, run)
+def tomb(seq: int, version: int, run: str = "x", keys: tuple[str, ...] = ()) -> Tomb:
+    return Tomb(Origin(owner_of(version), 0, 1, seq), seq, version, run, keys)
 
 
 def standby(version: int) -> Environment:

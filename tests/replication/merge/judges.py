@@ -10,7 +10,7 @@ from collections import Counter
 from replication.merge import Buffer, Event, Events, History, Kind, Record, Settled, Tomb
 from replication.merge.entries import CLOSING, ENDS_OF_ACTIVITIES
 from replication.merge.history import contains, tip
-from replication.merge.reapply import held, pending, settled
+from replication.merge.reapply import held, pending
 from replication.merge.rows import from_rows, to_rows
 
 from .model import Region, World
@@ -20,6 +20,16 @@ UPDATES = frozenset({Kind.UPDATE_ADMITTED, Kind.UPDATE_ACCEPTED})
 
 
 def check(world: World) -> None:
+    settle_down(world)
+    world.forget()
+    settle_down(world)
+    for name in world.names:
+        converged({number: region.records[name] for number, region in world.regions.items()})
+        for region in world.regions.values():
+            little_is_kept(region.records[name])
+
+
+def settle_down(world: World) -> None:
     for name in world.names:
         shelves = {number: region.shelves[name] for number, region in world.regions.items()}
         records = {number: region.records[name] for number, region in world.regions.items()}
@@ -31,7 +41,7 @@ def check(world: World) -> None:
             only_clients_close(world, record, shelves[number])
             nothing_twice(record, shelves[number])
             nothing_lost(world, name, record, shelves[number])
-        converged(records)
+        agreed(records)
         one_sequence(shelves)
 
 
@@ -40,6 +50,21 @@ def paths(record: Record) -> dict[str, list[History]]:
 
 
 def converged(records: dict[int, Record]) -> None:
+    """When nobody remembers more than it needs, all remember the same."""
+    first = records[1]
+    for record in records.values():
+        assert record.tombstones == first.tombstones, "tombstones differ"
+        assert record.decisions == first.decisions, "decisions differ"
+        assert record.waiting == first.waiting, "what waits differs"
+
+
+def little_is_kept(record: Record) -> None:
+    keys = {event.key for run in record.runs.values() for event in run.index}
+    assert all(keys.issuperset(decision.keys) for decision in record.decisions.values())
+    assert len(record.tombstones) <= 1 + len(record.decisions)
+
+
+def agreed(records: dict[int, Record]) -> None:
     first = records[1]
     for record in records.values():
         assert paths(record) == paths(first), "branches differ"
@@ -49,10 +74,7 @@ def converged(records: dict[int, Record]) -> None:
             )
             assert run.branch.key == first.runs[run.id].branch.key
         assert record.current == first.current, "current runs differ"
-        assert record.tombstones == first.tombstones
         assert record.zombies() == first.zombies()
-        assert record.decisions == first.decisions, "decisions differ"
-        assert record.tombstones or settled(record) == settled(first), "what is settled differs"
 
 
 def one_sequence(shelves: dict[int, Shelf]) -> None:
@@ -78,24 +100,22 @@ def effects_suffice(record: Record, shelf: Shelf) -> None:
         assert shelf.state[run.id] == shelf.branches[run.id][run.current], "the engine's state is another's"
     assert shelf.current == record.current
     assert shelf.zombies == record.zombies()
-    assert set(shelf.buffer) == {waiting.event.key for waiting in held(record)}
+    assert shelf.buffer == {(waiting.run, waiting.event.key) for waiting in held(record)}
     assert from_rows(shelf.rows.items()) == record
     assert from_rows(to_rows(record)) == record
 
 
 def at_rest(record: Record, region: Region) -> None:
     assert record.clean, "something is parked or isolated"
-    # In every region: whoever is active next has nothing left to do. What a deleted run had is known only to
-    # who knew the run.
-    if region.active or not region.world.deletes:
-        assert pending(record, region.version, region.world.policy) == (), "something is pending"
+    # In every region: whoever is active next has nothing left to do.
+    assert pending(record, region.version, region.world.policy) == (), "something is pending"
 
 
 def one_live_run(record: Record) -> None:
     live = [run.id for run in record.runs.values() if not run.closed and not record.is_zombie(run.id)]
     assert len(live) <= 1
     keys = {run.branch.key: run.id for run in record.runs.values()}
-    if keys and max(keys) > max(record.tombstones.values(), default=max(keys)):
+    if keys and max(keys) > max((grave.key for grave in record.tombstones.values()), default=max(keys)):
         assert record.current == keys[max(keys)]
     if keys and not record.tombstones:
         assert record.current, "the workflow id is nobody's"
@@ -107,14 +127,11 @@ def one_live_run(record: Record) -> None:
 
 def chains_are_whole(record: Record) -> None:
     """Predecessor closed <=> successor exists."""
-    known = set(record.runs) | set(record.tombstones)
     for run in record.runs.values():
-        if run.previous is not None:
-            assert run.previous.run in known
-            if run.previous.run in record.runs:
-                place = (run.previous.event_id, run.previous.version)
-                branches = record.runs[run.previous.run].branches
-                assert any(contains(branch.history, *place) for branch in branches)
+        if run.previous is not None and run.previous.run in record.runs:
+            place = (run.previous.event_id, run.previous.version)
+            branches = record.runs[run.previous.run].branches
+            assert any(contains(branch.history, *place) for branch in branches)
 
 
 def leading(record: Record, shelf: Shelf, run_id: str) -> list[Event]:
@@ -177,7 +194,12 @@ def nothing_lost(world: World, name: str, record: Record, shelf: Shelf) -> None:
 
 def on_graves(world: World, name: str) -> set[bytes]:
     """Payloads that a run which was deleted had, or has waited for."""
-    graves = set(world.regions[1].records[name].tombstones)
+    graves = {
+        entry.run
+        for region in world.regions.values()
+        for owner_name, entry in region.log
+        if owner_name == name and isinstance(entry, Tomb)
+    }
     found: set[bytes] = set()
     for region in world.regions.values():
         for _, entry in region.log:

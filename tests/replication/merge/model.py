@@ -25,6 +25,7 @@ from replication.merge import (
     Environment,
     Event,
     Events,
+    Heard,
     Kind,
     Origin,
     Outcome,
@@ -34,13 +35,16 @@ from replication.merge import (
     Settled,
     Tomb,
     activate,
+    done_with,
+    horizon,
     merge,
+    prune,
     write,
 )
 from replication.merge import effects as fx
 from replication.merge.entries import CLOSING, ENDS_OF_ACTIVITIES, key_of, origin_key, request_key, update_key
 from replication.merge.history import tip
-from replication.merge.reapply import INDEXED, covered, held
+from replication.merge.reapply import INDEXED, covered, held, pending
 from replication.merge.rows import changes, to_rows
 from replication.versions import next_version, owner_of
 
@@ -101,7 +105,7 @@ class Region:
         match effect:
             case fx.Reapply(run, place, sources):
                 assert self.active, "a standby was told to write"
-                events = [self.again(shelf, source) for source in sources]
+                events = [self.again(name, source) for source in sources]
                 self.world.reached[f"Reapply {place.name}"] += 1
                 if events[-1].kind in CLOSING:
                     named = {event.key for event in events}
@@ -118,7 +122,7 @@ class Region:
                         self.world.dropped.setdefault(event.payload, []).append(last)
             case fx.Salvage(run, ends):
                 assert self.active
-                assert self.append(name, [self.again(shelf, source) for source in ends])
+                assert self.append(name, [self.again(name, source) for source in ends])
             case fx.Settle(at, keys):
                 assert self.propose(name, Settled(self.origin, self.world.tick(), self.version, at, keys))
             case fx.Fork(run, branch, 0, _) if branch > 1:
@@ -130,8 +134,12 @@ class Region:
             case _:
                 pass
 
-    def again(self, shelf: Shelf, source: fx.Source) -> Event:
-        payload = shelf.find(source).payload
+    def again(self, name: str, source: fx.Source) -> Event:
+        if source.event_id == 0:
+            waiting = self.records[name].waiting
+            payload = next(each.event.payload for each in waiting if each.event.key == source.key)
+        else:
+            payload = self.shelves[name].find(source).payload
         return Event(0, self.version, source.kind, payload, source.key, source.about)
 
     def buffered(self, name: str) -> list[Event]:
@@ -181,6 +189,33 @@ class Region:
             for name in self.world.names:
                 self.store(name, activate(self.records[name], self.env, self.world.policy))
 
+    def times(self) -> dict[tuple[int, int], int]:
+        """How far every other log is applied; one that is applied to its end says BEAT."""
+        others = [region for region in self.world.regions.values() if region is not self]
+        return {
+            (r.number, 7): self.world.hlc
+            if self.cursors[r.number] == len(r.log)
+            else ([0] + [entry.hlc for _, entry in r.log])[self.cursors[r.number]]
+            for r in others
+        }
+
+    def say(self) -> None:
+        self.world.heard[self.number] = Heard(self.world.tick(), self.times())
+
+    def prune(self) -> None:
+        others = [number for number in REGIONS if number != self.number]
+        until = horizon(self.number, self.times(), self.world.heard, others, keep_ms=0)
+        for name in self.world.names:
+            before = self.records[name]
+            after = prune(before, until)
+            if after is not before:
+                self.world.reached["pruned"] += 1
+                self.world.forgotten |= set(before.tombstones) - set(after.tombstones)
+                assert pending(after, self.version, self.world.policy) == pending(
+                    before, self.version, self.world.policy
+                )
+                self.store(name, Outcome(after, ()))
+
     def read(self, name: str, entry: Entry) -> None:
         before = self.records[name]
         frozen = to_rows(before) if self.world.paranoid else []
@@ -200,6 +235,8 @@ class World:
         self.paranoid = rng.random() < 0.1
         self.regions = {number: Region(number, self) for number in REGIONS}
         self.hlc = 0
+        self.heard: dict[int, Heard] = {}
+        self.forgotten: set[str] = set()  # deleted runs: of an event so old no child is made again
         self.runs = 0
         self.inputs = 0
         # Of every signal and update that a client was told is accepted: its workflow id, and its key.
@@ -218,7 +255,10 @@ class World:
                 self.deliver(self.regions[number], self.regions[1], 99)
         network = rng.choice((0.15, 0.35, 0.6))
         failovers = rng.choice((0.03, 0.1, 0.2))
+        lulls = rng.choice((0, 0.05))
         for _ in range(steps):
+            if rng.random() < lulls:
+                self.lull()
             dice = rng.random()
             if dice < failovers:
                 self.pick().fail_over()
@@ -245,6 +285,10 @@ class World:
         reader, source = self.pick(), self.pick()
         if reader is source:
             return
+        for region in self.regions.values():
+            region.prune()
+            if self.rng.random() < 0.3:
+                region.say()
         dice, cursor = self.rng.random(), reader.cursors[source.number]
         if dice < 0.1:
             reader.version = max(reader.version, source.version)
@@ -276,6 +320,22 @@ class World:
             if not moved:  # workflow tasks end, and let go of what waits for that
                 moved = sum(self.flush(r, name) for r in self.regions.values() for name in self.names) > 0
 
+    def lull(self) -> None:
+        """Everybody reads what there is, maybe without hearing who is active now, and can forget some."""
+        self.rng.shuffle(pairs := [(a, b) for a in self.regions.values() for b in self.regions.values()])
+        for reader, source in pairs:
+            if reader is not source:
+                self.deliver(reader, source, 99)
+        self.forget()
+
+    def forget(self) -> None:
+        """Everybody says that everybody has everything."""
+        for region in self.regions.values():
+            region.say()
+        self.tick()
+        for region in self.regions.values():
+            region.prune()
+
     # ---- clients
 
     def client(self) -> None:
@@ -290,7 +350,7 @@ class World:
                 self.delete(region, name)
             else:
                 # The same run id in two regions: a child that is made again.
-                again = self.rng.random() < 0.3
+                again = self.rng.random() < 0.3 and f"{name}-child" not in self.forgotten
                 region.start(name, f"{name}-child" if again else self.new_run())
             return
         actions = [self.signal] * 8 + [self.buffer] * 4 + [self.flush] * 2 + [self.update] * 2
@@ -386,4 +446,5 @@ class World:
 
     def delete(self, region: Region, name: str) -> None:
         run = self.rng.choice(sorted(region.records[name].runs))
-        assert region.propose(name, Tomb(region.origin, self.tick(), region.version, run))
+        keys = done_with(region.records[name], run)
+        assert region.propose(name, Tomb(region.origin, self.tick(), region.version, run, keys))

@@ -11,8 +11,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.branches: dict[str, dict[int, list[Event]]] = {}
-        self.buffer: dict[str, str] = {}  # key -> run
-        self.once_buffered: dict[str, Event] = {}
+        self.buffer: set[tuple[str, str]] = set()  # run, key
         self.current = ""
         self.zombies: set[str] = set()
         self.state: dict[str, list[Event]] = {}  # what the engine has applied of each run
@@ -44,23 +43,20 @@ class Shelf:
                 self.zombies.remove(run)
             case fx.Hold(holder, inputs):
                 for event in inputs:
-                    assert event.key not in self.buffer
-                    self.buffer[event.key] = holder
-                    self.once_buffered[event.key] = event
-            case fx.Release(_, keys):
+                    assert (holder, event.key) not in self.buffer
+                    self.buffer.add((holder, event.key))
+            case fx.Release(holder, keys):
                 for key in keys:
-                    del self.buffer[key]
+                    self.buffer.remove((holder, key))
             case fx.Delete(run):
                 self.branches.pop(run, None)
                 self.state.pop(run, None)
                 self.zombies.discard(run)
-                self.buffer = {key: holder for key, holder in self.buffer.items() if holder != run}
+                self.buffer = {(holder, key) for holder, key in self.buffer if holder != run}
             case _:
                 pass
 
     def find(self, source: fx.Source) -> Event:
-        if source.event_id == 0:
-            return self.once_buffered[source.key]
         for events in self.branches[source.run].values():
             if len(events) >= source.event_id and events[source.event_id - 1].version == source.version:
                 return events[source.event_id - 1]

@@ -18,7 +18,7 @@ HISTORIES = 100
 RARE = frozenset({
     "Rebuild", "Suppress", "Revive", "Hold", "Release", "Park", "Unpark", "Salvage", "CloseTask", "Settle",
     "RaiseVersion", "Reapply APPEND", "Reapply RESET", "Reapply NOWHERE", "second root", "duplicate",
-    "Delete", "deleted",
+    "Delete", "deleted", "pruned",
 })  # fmt: skip
 
 

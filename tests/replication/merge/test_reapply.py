@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from msgspec.structs import replace
 
@@ -17,6 +19,7 @@ from replication.merge import (
     Refused,
     Settled,
     activate,
+    done_with,
     merge,
     write,
 )
@@ -424,12 +427,38 @@ def test_what_waits_for_a_run_that_has_lost_is_not_alive() -> None:
     assert copies(activate(record, active(2))) == [("k", Kind.SIGNALED)]
 
 
+def test_a_tomb_says_the_same_before_its_run_and_after_it() -> None:
+    """A signal of zombie x was made again in y. y was deleted: w, which began later, does not get it."""
+    zombie = events(1, 1, [STARTED, signal(key="k"), signal(key="l")])
+    log = [events(1, 2, [STARTED, signal(key="k")], run="y"), events(2, 2, [CLOSED], path((2, 2)), "y")]
+    before = record_of(zombie, *log)
+    grave = tomb(3, 2, "y", done_with(before, "y"))
+    assert grave.keys == ("k",)
+    assert write(before, grave, active(2)).record.tombstones
+    for keys in ((), ("k", "l")):
+        with pytest.raises(Refused, match="other inputs are done with"):
+            write(before, tomb(3, 2, "y", keys), active(2))
+    began = events(4, 2, [STARTED], run="w")
+    records = [record_of(*order) for order in itertools.permutations([zombie, *log, grave, began])]
+    assert {copies(activate(record, active(3))) == [("l", Kind.SIGNALED)] for record in records} == {True}
+    assert all(record.decisions == records[0].decisions for record in records)
+
+
+def test_a_tomb_names_what_counts_only_because_the_run_is_here() -> None:
+    """y was asked to cancel, so x's request was left out there."""
+    old = events(1, 1, [STARTED, event(Kind.CANCEL_REQUESTED, "old")])
+    record = record_of(events(1, 2, [STARTED, event(Kind.CANCEL_REQUESTED, "own")], run="y"), old)
+    record = write(record, told(activate(record, active(2))), active(2)).record
+    assert done_with(record, "y") == ("old", "own")
+    assert done_with(record, "x") == ()
+
+
 def test_what_a_deleted_run_had_is_done_with() -> None:
     record = made_again(stale(signal(key="k"), record=successors()))
     assert record.current == "y"
     record = merge(record, events(20, 2, [CLOSED], path((2, 2)), run="y"), standby(2)).record
     record = merge(record, events(21, 2, [STARTED], run="z"), standby(2)).record
-    record = merge(record, tomb(22, 2, run="y"), standby(2)).record
+    record = merge(record, tomb(22, 2, "y", done_with(record, "y")), standby(2)).record
     assert kinds_of(activate(record, active(2))) == []
 
 
