@@ -11,7 +11,8 @@ asked for at ever more places until it is filled (log/search.py). No number is e
 because of what a head or an acknowledgement says.
 
 The stream halts, and needs a snapshot, if
- * the source has another incarnation than the one that was read;
+ * the source, when asked, has another incarnation than the one that was read (a doorbell may be from before
+   the reader began: it is a reason to ask, and no more);
  * the source says that it keeps the next frame no more, and it is not in the log either, asked for after that
    through the region that wrote it;
  * the next frame is damaged, or gone, at both of these;
@@ -30,7 +31,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from replication.frames import ChainBroken, Frame, FrameDamaged, FrameUnknown, check_follows, open_frame
+from replication.frames import (
+    ChainBroken,
+    Frame,
+    FrameDamaged,
+    FrameUnknown,
+    Stream,
+    check_follows,
+    open_frame,
+)
 from replication.log.contract import READ_FRAMES_MAX, Head, Slice
 from replication.log.cursor import Batch, Cursor, Opened
 from replication.log.search import Limits as SearchLimits
@@ -158,7 +167,10 @@ class Inbox:
 
     def doorbell(self, bell: Doorbell, now: int) -> None:
         """The source's leader rings."""
-        if self.halted or not self._is_ours(bell.stream.region, bell.stream.shard, bell.stream.incarnation):
+        if self.halted or self._is_strange(bell.stream):
+            return
+        if bell.stream != self._stream:
+            self._search.doubted(now)
             return
         self._search.rang(now)
         self._known = max(self._known, bell.last_seq)
@@ -179,15 +191,18 @@ class Inbox:
             self._gone = True
             self._search.wake(now)
 
-    def _is_ours(self, region: str, shard: int, incarnation: int) -> bool:
-        stream = self._stream
-        if (region, shard) != stream[:2] or incarnation in self._retired:
-            self.counts["strange"] += 1
+    def _is_strange(self, said: Stream) -> bool:
+        """Whether it is another shard's, or from before what is read now."""
+        strange = said[:2] != self._stream[:2] or said.incarnation in self._retired
+        self.counts["strange"] += strange
+        return strange
+
+    def _is_ours(self, said: Stream) -> bool:
+        if self._is_strange(said):
             return False
-        if incarnation != stream.incarnation:
-            self._halt(Reason.UNKNOWN_INCARNATION, f"{stream} has become {incarnation:x}")
-            return False
-        return True
+        if said != self._stream:
+            self._halt(Reason.UNKNOWN_INCARNATION, f"{self._stream} has become {said.incarnation:x}")
+        return said == self._stream
 
     def answered(self, ask: Ask, answer: Slice | Pulled, now: int) -> None:
         """An answer to a question. It may be about a number that is not wanted any more."""
@@ -196,8 +211,7 @@ class Inbox:
         outcome = Outcome.NOTHING
         assert isinstance(answer, Pulled) == (ask.place is Place.PULL)
         if isinstance(answer, Pulled):
-            stream = answer.stream
-            if self._is_ours(stream.region, stream.shard, stream.incarnation):
+            if self._is_ours(answer.stream):
                 self._known = max(self._known, answer.last_seq)
                 self._heard_oldest(answer.oldest, now)
             else:

@@ -9,8 +9,9 @@ ever more seldom while nothing does. The places elsewhere are asked in turn, one
 
 That begins when the next frame is known to exist and did not come for `hole_wait_ms`, when the own region
 does not answer for as long, and when nothing was heard of the stream for `silent_ms` (a source says at least
-BEAT every second). As long as a place has what is wanted it is asked again at once. When none has it, all are
-asked again after a pause, for ever; soon, if something got better.
+BEAT every second). If somebody says that the stream is another one now, PULL is asked at once. As long as a
+place has what is wanted it is asked again at once. When none has it, all are asked again after a pause, for
+ever; soon, if something got better.
 
 Time is a steady clock in milliseconds, given with every call. Not here: what the answers mean (inbox.py).
 Lineage: TCP's fast retransmit, where evidence of a loss counts, and the timer is for silence.
@@ -123,6 +124,13 @@ class Search:
         if not self._rings(now):
             self.wake(now)
         self._rang_at = self._heard_at = now
+
+    def doubted(self, now: int) -> None:
+        """Somebody says that the stream is another one now. The source knows: ask it next."""
+        if not self._asking:
+            self._turn = self._places.index(Question(Place.PULL, self._places[0].region))
+            self._heard_at = min(self._heard_at, now - self._limits.silent_ms)
+            self.wake(now)
 
     def wake(self, now: int) -> None:
         """Something is better, or known better, than in the last round: do not wait for long."""

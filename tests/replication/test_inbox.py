@@ -423,6 +423,8 @@ def test_another_incarnation_needs_a_snapshot(by):
     other = STREAM._replace(incarnation=0xBEEF)
     if by == "doorbell":
         inbox.doorbell(Doorbell(other, 5, None), 0)
+        assert inbox.halted is None
+        inbox.answered(asked(inbox, 0, Place.PULL), pulled(stream=other), 10)
     else:
         inbox.asks(0)
         inbox.answered(asked(inbox, 3000, Place.SOURCE), slice_of(), 3000)
@@ -441,6 +443,24 @@ def test_an_incarnation_that_was_left_behind_is_no_news():
     inbox.doorbell(Doorbell(old, 5, None), 0)
     assert inbox.halted is None
     assert inbox.behind == 0
+
+
+def test_a_late_doorbell_of_an_incarnation_that_was_never_read_stops_nothing():
+    """The reader began after the restore: it retired nothing, and somebody's message of before comes now."""
+    kept = told(1, 1, 1)
+    shell = Shell(reader())
+    shell.has[Place.PULL], shell.last_seq = kept[:2], 2
+    shell.inbox.doorbell(Doorbell(STREAM._replace(incarnation=0xBEEF), 50, None), 0)
+    shell.run(10)
+    assert shell.times(Place.PULL) == [0]
+    assert (shell.inbox.halted, shell.inbox.want) == (None, 3)
+    shell.inbox.doorbell(ring(STREAM, kept[2]), 20)
+    assert (shell.inbox.want, shell.inbox.behind) == (4, 0)
+    for now in range(30, 40):  # while one question is open, another doubt asks nothing
+        shell.inbox.doorbell(Doorbell(STREAM._replace(incarnation=0xBEEF), 50, None), now)
+    assert (
+        len([ask for now in range(30, 40) for ask in shell.inbox.asks(now) if ask.place is Place.PULL]) == 1
+    )
 
 
 def below_the_oldest() -> Shell:
@@ -598,6 +618,7 @@ def test_what_was_checked_before_a_halt_may_be_taken():
     inbox = reader()
     inbox.doorbell(ring(STREAM, kept[0]), 0)
     inbox.doorbell(Doorbell(STREAM._replace(incarnation=3), 1, None), 0)
+    inbox.answered(asked(inbox, 0, Place.PULL), pulled(stream=STREAM._replace(incarnation=3)), 10)
     assert inbox.halted is not None
     assert taken(inbox) == [1]
 

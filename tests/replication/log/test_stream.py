@@ -234,6 +234,8 @@ class World:
                 self.source.new_leader()
             if rng.random() < 0.01:
                 self.reader.crash()
+            if rng.random() < 0.01:  # from before a restore, and the reader began after it
+                self.bell(Doorbell(self.source.tip.stream._replace(incarnation=1), 1 << 40, None))
         self.source.step()
         self.reader.step()
         await self.time.run(now + STEP_MS)
