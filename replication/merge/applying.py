@@ -41,12 +41,12 @@ from replication.merge.entries import (
     run_of,
 )
 from replication.merge.history import ROOT, History, Item, extended, prefix
+from replication.merge.index import Indexed
 from replication.merge.placing import Broken, Deleted, Gap, Known, NewBranch, NewRun, Placing, Tip
 from replication.merge.reapply import INDEXED, held
 from replication.merge.record import (
     Branch,
     Grave,
-    Indexed,
     Link,
     Quarantine,
     Record,
@@ -128,7 +128,7 @@ class Draft:
             for e in events
             if e.kind in INDEXED
         )
-        run = replace(run, current=current, index=run.index + found)
+        run = replace(run, current=current, index=run.index.extended(found))
         self.record = replace(self.record, runs=self.record.runs | {run.id: run})
         self.effects.append(Append(run.id, number, events))
         self._release(run.id, {indexed.key for indexed in found})
@@ -142,7 +142,7 @@ class Draft:
     def hold(self, entry: Buffer) -> None:
         """Keep the inputs that are not here already, nor events of their run."""
         run, here = entry.run, {_place(each) for each in self.record.waiting}
-        written = {indexed.key for indexed in self.record.runs[run].index}
+        written = self.record.runs[run].index
         new = [
             waiting
             for ordinal, event in enumerate(entry.inputs)

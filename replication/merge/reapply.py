@@ -34,7 +34,8 @@ from msgspec.structs import replace
 from replication.merge.effects import Effect, Place, Reapply, Salvage, Settle, Source
 from replication.merge.entries import ENDS_OF_ACTIVITIES, Anchor, Kind
 from replication.merge.history import History, Item, contains, lowest_common_ancestor, prefix, tip
-from replication.merge.record import Indexed, Record, Run, Waiting
+from replication.merge.index import Indexed
+from replication.merge.record import Record, Run, Waiting
 
 
 class Action(enum.Enum):
@@ -111,19 +112,30 @@ class Stale(NamedTuple):
     event: Indexed  # id 0: in the buffer
 
 
-def on_path(run: Run, path: History) -> Iterator[Indexed]:
-    """The run's indexed events that are on the path."""
-    return (event for event in run.index if contains(path, event.id, event.version))
-
-
 def covered(record: Record) -> frozenset[str]:
     """Keys of inputs that are done with: on a path that counts, or settled."""
     keys = set(settled(record))
     for run in record.runs.values():
         if not record.is_zombie(run.id):
             for each, path in _paths(record, run):
-                keys.update(event.key for event in on_path(each, path))
+                keys.update(event.key for event in each.index.on_path(path))
     return frozenset(keys)
+
+
+def _covered_of(record: Record, keys: set[str]) -> frozenset[str]:
+    """Those of the keys that are covered."""
+    paths = [
+        each for run in record.runs.values() if not record.is_zombie(run.id) for each in _paths(record, run)
+    ]
+    out = settled(record)
+    return frozenset(
+        key
+        for key in keys
+        if key in out
+        or any(
+            contains(path, event.id, event.version) for run, path in paths for event in run.index.of_key(key)
+        )
+    )
 
 
 def settled(record: Record) -> frozenset[str]:
@@ -159,7 +171,7 @@ def done_with(record: Record, run: str) -> tuple[str, ...]:
         if not record.is_zombie(each.id)
         for passed, path in _paths(record, each)
         if passed.id == run
-        for event in on_path(passed, path)
+        for event in passed.index.on_path(path)
     }
     # Whose workflow id it is after that changes nothing: a deleted run keeps its place.
     rest = replace(record, runs={each.id: each for each in record.runs.values() if each.id != run})
@@ -170,11 +182,11 @@ def held(record: Record) -> tuple[Waiting, ...]:
     """What is in the buffers of the runs' states: no event of any branch, and not left out. Each key once."""
     if not record.waiting:
         return ()
-    gone = set(settled(record))
-    gone.update(event.key for run in record.runs.values() for event in run.index)
+    gone = settled(record)
     first: dict[tuple[str, str], Waiting] = {}
     for each in record.waiting:
-        if each.event.key not in gone:
+        key = each.event.key
+        if key not in gone and not any(key in run.index for run in record.runs.values()):
             first.setdefault((each.run, each.event.key), each)
     return tuple(first.values())
 
@@ -207,12 +219,11 @@ def candidates(record: Record, version: int) -> list[Stale]:
     old = [each for each in record.waiting if each.event.version < version or each.run != live]
     if not old and all(len(run.branches) == 1 for run in record.runs.values()) and not record.zombies():
         return []
-    done = covered(record)
     found = [
         Stale(run.id, event)
         for run in record.runs.values()
         if run.id not in record.quarantine
-        for event in run.index
+        for event in (run.index if record.is_zombie(run.id) else run.index.off_path(run.branch.history))
         if _may_be_copied(record, run, event)
     ]
     for run_id, event, hlc, seq in ((w.run, w.event, w.hlc, w.seq) for w in old):
@@ -220,6 +231,7 @@ def candidates(record: Record, version: int) -> list[Stale]:
         if RULES[event.kind].action is Action.COPY:
             found.append(Stale(run_id, as_indexed))
     found.sort(key=_order)
+    done = _covered_of(record, {stale.event.key for stale in found}) if found else frozenset()
     first_of_key: dict[str, Stale] = {}
     for stale in found:
         if stale.event.key not in done:
@@ -236,11 +248,7 @@ def _may_be_copied(record: Record, run: Run, event: Indexed) -> bool:
     rule = RULES[event.kind]
     if rule.action is not Action.COPY or not event.whole:
         return False
-    if record.is_zombie(run.id):
-        return True
-    if contains(run.branch.history, event.id, event.version):
-        return False
-    return rule.reopens or not run.closed
+    return record.is_zombie(run.id) or rule.reopens or not run.closed
 
 
 def pending(record: Record, version: int, policy: Policy) -> tuple[Effect, ...]:
@@ -284,7 +292,7 @@ def _taken(stale: list[Stale], target: Run | None) -> list[Stale]:
     """Those that the rules do not leave out."""
     if target is None:
         return stale
-    here = list(on_path(target, target.branch.history))
+    here = list(target.index.on_path(target.branch.history))
     updates = {event.about for event in here if RULES[event.kind] is _UPDATE}
     canceled = any(event.kind is Kind.CANCEL_REQUESTED for event in here)
     pauses = [each.event for each in stale if each.event.kind in PAUSES]
@@ -324,10 +332,13 @@ def _salvage(record: Record) -> list[Effect]:
     if run is None or run.closed or len(run.branches) == 1 or run.id in record.quarantine:
         return []
     here = run.branch.history
-    ended = {event.about for event in on_path(run, here) if event.kind in ENDS_OF_ACTIVITIES}
+    lost = [event for event in run.index.off_path(here) if RULES[event.kind].action is Action.SALVAGE]
+    if not lost:
+        return []
+    ended = {event.about for event in run.index.on_path(here) if event.kind in ENDS_OF_ACTIVITIES}
     found = []
-    for event in sorted(run.index, key=lambda event: (event.version, event.seq, event.id)):
-        if RULES[event.kind].action is not Action.SALVAGE or event.about in ended:
+    for event in sorted(lost, key=lambda event: (event.version, event.seq, event.id)):
+        if event.about in ended:
             continue
         if int(event.about) <= _last_common(run, event):
             ended.add(event.about)

@@ -22,6 +22,7 @@ import msgspec
 
 from replication.merge.entries import CLOSING, Entry, Event, Kind, OrderKey, Origin, Settled
 from replication.merge.history import History, Item, tip
+from replication.merge.index import Index
 
 
 class Branch(msgspec.Struct, array_like=True, frozen=True):
@@ -36,19 +37,6 @@ class Branch(msgspec.Struct, array_like=True, frozen=True):
     def closed(self) -> bool:
         """Whether the run has ended on this branch."""
         return self.last_kind in CLOSING
-
-
-class Indexed(msgspec.Struct, array_like=True, frozen=True):
-    """An event that a rule may look for: everything of it but its bytes."""
-
-    id: int
-    version: int
-    kind: Kind
-    key: str
-    about: str
-    whole: bool
-    hlc: int
-    seq: int
 
 
 class Link(NamedTuple):
@@ -67,7 +55,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     current: int  # a branch's number
     previous: Link | None
     started: OrderKey  # of its first entry that was seen here
-    index: tuple[Indexed, ...] = ()  # in order of arrival
+    index: Index = Index()
     next_number: int = 1
 
     @property

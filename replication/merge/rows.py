@@ -17,7 +17,8 @@ from typing import TypeVar
 import msgspec
 
 from replication.merge.entries import OrderKey, Settled
-from replication.merge.record import Branch, Grave, Indexed, Link, Parked, Quarantine, Record, Run, Waiting
+from replication.merge.index import Index, Indexed
+from replication.merge.record import Branch, Grave, Link, Parked, Quarantine, Record, Run, Waiting
 
 FORMAT = 1
 
@@ -63,15 +64,42 @@ def to_rows(record: Record) -> list[tuple[bytes, bytes]]:
 
 
 def changes(before: Record, after: Record) -> list[Row]:
-    """What to write so that the rows of `before` become those of `after`."""
-    old = _parts(before) if before != Record() else {}
-    new = _parts(after) if after != Record() else {}
+    """What to write so that the rows of `before` become those of `after`.
+
+    Takes as long as there are runs and rows to write: what the two share is not looked at.
+    """
+    if after == Record():
+        return [(key, None) for key, _ in to_rows(before)]
     written: list[Row] = []
+    if before == Record() or _head_of(before) != _head_of(after):
+        written.append((HEAD, _encode((FORMAT, _head_of(after)))))
+    gone: list[bytes] = []
+    for run in after.runs.values():
+        known = before.runs.get(run.id)
+        if run is not known:
+            old, new = _differing(known, run)
+            _compare(old, new, written, gone)
+    for run_id in before.runs:
+        if run_id not in after.runs:
+            gone += _run_parts(before.runs[run_id])
+    _compare(_other_parts(before, after), _other_parts(after, before), written, gone)
+    return written + [(key, None) for key in gone]
+
+
+def _compare(old: dict[bytes, Body], new: dict[bytes, Body], written: list[Row], gone: list[bytes]) -> None:
     for key, body in new.items():
         known = old.get(key)
         if known is not body and known != body:
             written.append((key, _encode((FORMAT, body))))
-    return written + [(key, None) for key in old if key not in new]
+    gone += (key for key in old if key not in new)
+
+
+def _differing(before: Run | None, after: Run) -> tuple[dict[bytes, Body], dict[bytes, Body]]:
+    """The parts of a run that may be others: of a longer index the new events."""
+    if before is None:
+        return {}, _run_parts(after)
+    since = len(before.index) if after.index.continues(before.index) else 0
+    return _run_parts(before, since), _run_parts(after, since)
 
 
 def from_rows(rows: Iterable[tuple[bytes, bytes]]) -> Record:
@@ -129,34 +157,52 @@ def _run(run: str, row: RunRow, index: list[tuple[bytes, Indexed]]) -> Run:
         current=row.current,
         previous=row.previous,
         started=row.started,
-        index=tuple(each for _, each in index),
+        index=Index(each for _, each in index),
         next_number=row.next_number,
     )
 
 
 def _parts(record: Record) -> dict[bytes, Body]:
-    parts: dict[bytes, Body] = {
-        HEAD: Head(
-            record.current,
-            tuple(record.runs),
-        )
-    }
+    parts: dict[bytes, Body] = {HEAD: _head_of(record)}
     for run in record.runs.values():
-        name = run.id.encode()
-        parts[RUN + name] = RunRow(run.branches, run.current, run.previous, run.started, run.next_number)
-        for ordinal, indexed in enumerate(run.index):
-            parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
-    for waiting in record.waiting:
-        place = (waiting.event.version, waiting.seq, waiting.ordinal)
-        parts[WAITING + _numbers(place)] = waiting
-    for deleted, grave in record.tombstones.items():
-        parts[GRAVE + deleted.encode()] = grave
-    for decision in record.decisions.values():
-        parts[DECISION + _numbers(decision.origin)] = decision
-    for parked in record.parked:
-        parts[PARKED + _numbers(parked.entry.origin)] = parked
-    for quarantine in record.quarantine.values():
-        parts[QUARANTINE + quarantine.run.encode()] = quarantine
+        parts |= _run_parts(run)
+    return parts | _other_parts(record, Record())
+
+
+def _head_of(record: Record) -> Head:
+    return Head(record.current, tuple(record.runs))
+
+
+def _run_parts(run: Run, since: int = 0) -> dict[bytes, Body]:
+    """The run's row, and those of its index after so many events."""
+    name = run.id.encode()
+    parts: dict[bytes, Body] = {
+        RUN + name: RunRow(run.branches, run.current, run.previous, run.started, run.next_number)
+    }
+    for ordinal, indexed in enumerate(run.index.since(since), start=since):
+        parts[INDEX + name + ordinal.to_bytes(8, "big")] = indexed
+    return parts
+
+
+def _other_parts(record: Record, other: Record) -> dict[bytes, Body]:
+    """All that belongs to no run, but for what the other record has unchanged."""
+    parts: dict[bytes, Body] = {}
+    if record.waiting is not other.waiting:
+        for waiting in record.waiting:
+            place = (waiting.event.version, waiting.seq, waiting.ordinal)
+            parts[WAITING + _numbers(place)] = waiting
+    if record.tombstones is not other.tombstones:
+        for deleted, grave in record.tombstones.items():
+            parts[GRAVE + deleted.encode()] = grave
+    if record.decisions is not other.decisions:
+        for decision in record.decisions.values():
+            parts[DECISION + _numbers(decision.origin)] = decision
+    if record.parked is not other.parked:
+        for parked in record.parked:
+            parts[PARKED + _numbers(parked.entry.origin)] = parked
+    if record.quarantine is not other.quarantine:
+        for quarantine in record.quarantine.values():
+            parts[QUARANTINE + quarantine.run.encode()] = quarantine
     return parts
 
 
