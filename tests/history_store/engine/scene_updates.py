@@ -103,7 +103,7 @@ async def nobody_takes_the_speculative_task(story: Story) -> None:
     from cluster.frontend.services.updates import expire_speculative
 
     for shard in play.node.shards:
-        for run in list(shard.runs.values()):
+        for run in list(shard.cache.runs.values()):
             expire_speculative(shard, run, run.state.task.stamp if run.state.task else 0)
     await play.settle()
     await story.tell()
