@@ -26,6 +26,7 @@ class WalLength:
         self._small = 0.0  # changes that share pages
         self._shared = 1.0  # pages such a change touches
         self._exact = 0.0  # at the last look, if the file has grown since the last checkpoint
+        self._refused = 0  # bytes that the file had when a checkpoint could not be made
         self._left = 0  # by the last checkpoint, since somebody still reads what it would overwrite
         self._found = 0  # in the log then, if it does not begin anew
 
@@ -40,7 +41,7 @@ class WalLength:
         self._filled += filled_bytes / PAGE_BYTES
         now = self._stat()
         if now > self._file_bytes:
-            self._exact = now / _FRAME_BYTES
+            self._exact = (now - self._refused) / _FRAME_BYTES
         if now:
             self._file_bytes = now
 
@@ -51,11 +52,13 @@ class WalLength:
             self._shared = min(max(shared, _SHARED_MIN), _SHARED_MAX)
         self._left = frames - copied
         self._found = frames if self._left else 0
+        self._refused = 0
         self._filled = self._small = self._exact = 0.0
 
     def failed(self) -> None:
         """A checkpoint could not be made. What is there is safe; try again after as much has been written."""
         self._left = 0
+        self._refused = self._file_bytes
         self._filled = self._small = self._exact = 0.0
 
     def _stat(self) -> int:

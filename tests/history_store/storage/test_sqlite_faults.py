@@ -588,6 +588,42 @@ def test_the_write_ahead_log_stays_short_whether_or_not_anybody_maintains(
     assert longest < limit * (2 if maintained else 6) + 2 * value_bytes
 
 
+class NoCheckpoints:
+    """A connection to a disk that has room for the write-ahead log, but not for the file."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.tried = 0
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+    def execute(self, text, *arguments):
+        if "wal_checkpoint" in text:
+            self.tried += 1
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return self.connection.execute(text, *arguments)
+
+
+def test_a_checkpoint_that_cannot_be_made_is_not_tried_at_every_round(tmp_path):
+    """Each try copies what there is room for, and others wait for the disk meanwhile."""
+    storage = SqliteStorage(tmp_path / "x.db", checkpoint_bytes=1 << 18, journal_bytes=SMALL)
+    real, full = storage._writer, NoCheckpoints(storage._writer)
+    storage._writer = full
+    for n in range(200):
+        storage.write(Round(rows=[(row(n), bytes(5000))]))
+        storage.maintain()
+    assert 5 < full.tried < 40
+    storage._writer = real
+    for n in range(200, 260):
+        storage.write(Round(rows=[(row(n), bytes(5000))]))
+        storage.maintain()
+    assert storage._wal.pages < (1 << 18) / 4096
+    storage.close()
+
+
 def test_a_scan_of_large_rows_is_read_as_it_is_used(tmp_path):
     """An image of a shard is such a scan, and 256 rows of it may be half a gigabyte."""
     storage = SqliteStorage(tmp_path / "x.db", journal_bytes=SMALL)
