@@ -25,7 +25,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from heapq import merge
 from pathlib import Path
 from zlib import crc32
@@ -508,14 +508,13 @@ class SqliteStorage:
     def _scan_long(self, text: str, arguments: tuple[bytes, bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         """A scan of many rows has its own connection: an open read would keep the reader in the past."""
         connection = self._scanners.pop() if self._scanners else self._open_reader(_SCAN_CACHE_BYTES_MAX)
-        cursor = connection.execute(text, arguments)
         try:
-            for row in cursor:
-                yield self._checked(row)
+            with closing(connection.execute(text, arguments)) as cursor:
+                for row in cursor:
+                    yield self._checked(row)
         except sqlite3.Error as error:
             raise self._translate(error, "reading rows") from error
         finally:
-            cursor.close()
             if self._closed or len(self._scanners) >= _SCANNERS_MAX:
                 connection.close()
             else:

@@ -624,6 +624,21 @@ def test_a_checkpoint_that_cannot_be_made_is_not_tried_at_every_round(tmp_path):
     storage.close()
 
 
+def test_damage_that_a_long_scan_alone_finds_is_told_as_damage(tmp_path):
+    """What reads short scans has the page in its cache; the connection of a long one meets it on disk."""
+    storage = filled(tmp_path / "x.db", 60, close=False)
+    storage._checkpoint()
+    assert len(list(storage.scan(row(0), row(99999), 200))) == 200
+    ((root,),) = storage._writer.execute("SELECT rootpage FROM sqlite_master WHERE name='rows'").fetchall()
+    with open(storage.path, "r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(bytes(4096))
+    with pytest.raises(StorageCorrupt, match="reading rows"):
+        list(storage.scan(row(0), row(99999)))
+    storage._broken = "its file is damaged"  # nothing more is written to it
+    storage.close()
+
+
 def test_a_scan_of_large_rows_is_read_as_it_is_used(tmp_path):
     """An image of a shard is such a scan, and 256 rows of it may be half a gigabyte."""
     storage = SqliteStorage(tmp_path / "x.db", journal_bytes=SMALL)
