@@ -368,9 +368,13 @@ class Holders:
             if connection.closed:
                 take_back(shard, run, stamp)
             return
-        run_id = run.state.run_id
+        state = run.state
+        run_id = state.run_id
         self.done(run_id)
-        now = shard.cache.runs.get(run_id)
+        if shard.retired:
+            return
+        # Not only in memory: since the commit another run may have taken its place there.
+        now = shard.find(state.namespace_id, state.workflow_id, run_id)
         if now is None or now.state.task is None or now.state.task.stamp != stamp:
             return  # it ended before anybody heard of it
         held[run_id] = (shard, run, stamp)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
+from cluster.hosting.shards import run_cache
 from tests.cluster.frontend.services.conftest import FakeConnection
 from tests.cluster.hosting.play import Play, activity, done, execution
 
@@ -45,6 +47,31 @@ async def test_a_worker_that_dies_gives_its_workflow_task_back_at_once(play: Pla
         " 3 WorkflowTaskStarted scheduled=2\n"
         " 4 WorkflowTaskTimedOut scheduled=2 started=3 timeout_type=START_TO_CLOSE"
     )
+
+
+async def test_a_dead_workers_task_goes_on_although_its_run_left_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of many starts in one round, what is done for the first delivery takes the room of the next."""
+    monkeypatch.setattr(run_cache, "RUNS_MAX", 1)
+    play = Play(shards=1)
+    await play.settle()
+    gone, worker = FakeConnection(), FakeConnection()
+    first, second = play.begin_poll(connection=gone), play.begin_poll(connection=worker)
+    for name in ("v", "w"):
+        request = wire.StartWorkflowExecutionRequest(namespace="default", workflow_id=name, request_id=name)
+        request.workflow_type.name = "W"
+        request.task_queue.name = "q"
+        play.begin(request)
+    first.cancel()
+    await play.settle()
+    assert second.done
+    assert (await play.poll()).workflow_execution.workflow_id == "v"
+    assert await play.idle()
+    worker.close()
+    await play.settle()
+    assert not await play.idle()
+    await play.close()
 
 
 async def test_a_worker_that_dies_loses_its_sticky_queue(play: Play) -> None:
