@@ -91,7 +91,7 @@ def schedule(tx: Transaction, run: Run, command: Command, completed_id: int, eag
         priority=attributes.priority.SerializeToString() if attributes.HasField("priority") else b"",
         expiration=tx.now + schedule_to_close if schedule_to_close else 0,
     )
-    run.attributes[event.event_id] = event
+    run.keep_scheduled(event)
     run.put_activity(activity)
     if not eager:
         offer(run, activity)
@@ -188,7 +188,7 @@ def scheduled_attributes(
     event = run.attributes.get(activity.scheduled_id)
     if event is None:
         event = env.load_event(run, activity.batch_id, activity.scheduled_id)
-        run.attributes[activity.scheduled_id] = event
+        run.keep_scheduled(event)
     return event.activity_task_scheduled_event_attributes
 
 

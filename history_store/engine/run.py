@@ -106,6 +106,8 @@ _WIRED: dict[int, tuple[str, str]] = {
     ),
 }
 
+LARGE_ITEM_BYTES = 1024  # an item's row from which on it is counted; smaller ones are like the run itself
+
 pack = msgspec.msgpack.Encoder().encode
 
 
@@ -187,6 +189,7 @@ class Run:
         "activities",
         "activity_ids",
         "attributes",
+        "attributes_bytes",
         "batch_first",
         "buffered",
         "buffered_rows",
@@ -199,6 +202,8 @@ class Run:
         "dirty",
         "events",
         "external",
+        "large_bytes",
+        "large_items",
         "namespace_raw",
         "noted",
         "offers",
@@ -242,6 +247,7 @@ class Run:
         self.speculative: WorkflowTask | None = None  # as it was before the transaction
         self.queries: dict[str, Any] = {}
         self.attributes: dict[int, HistoryEvent] = {}  # scheduled events of pending activities
+        self.attributes_bytes = 0
         self.watchers: list[Callable[[], None]] = []  # told after every committed change
         self.noted = 0  # the wake that the clock of this shard has been told of
         self.proposed = 0  # the log's index of its latest change; until that is committed nobody may see it
@@ -250,6 +256,9 @@ class Run:
         self.tail_first = state.next_event_id
         self.tail_bytes = 0
         self.core_bytes = 0  # of the state, when it was last written or read
+        # Of items with what clients sent: buffered events, heartbeats' details. By their keys' suffixes.
+        self.large_items: dict[bytes, int] = {}
+        self.large_bytes = 0
         self._reset_transaction()
 
     def _reset_transaction(self) -> None:
@@ -271,6 +280,11 @@ class Run:
     def running(self) -> bool:
         """Whether the run is open."""
         return self.state.status == RUNNING
+
+    @property
+    def held_bytes(self) -> int:
+        """About what it takes in memory, as far as that depends on what clients sent."""
+        return self.tail_bytes + self.core_bytes + self.large_bytes + self.attributes_bytes
 
     @property
     def task(self) -> WorkflowTask | None:
@@ -383,11 +397,26 @@ class Run:
         self.activity_ids[activity.activity_id] = activity.scheduled_id
         self.touch_activity(activity)
 
+    def note_item(self, suffix: bytes, row: bytes | None) -> None:
+        """An item's row is this (None: it is no more): large ones count."""
+        size = len(row) if row is not None and len(row) >= LARGE_ITEM_BYTES else 0
+        before = self.large_items.pop(suffix, 0)
+        if size:
+            self.large_items[suffix] = size
+        self.large_bytes += size - before
+
+    def keep_scheduled(self, event: HistoryEvent) -> None:
+        """Hold a pending activity's scheduled event: whoever starts it is told what it says."""
+        self.attributes[event.event_id] = event
+        self.attributes_bytes += event.ByteSize()
+
     def drop_activity(self, activity: ActivityState) -> None:
         """The activity is not pending any more."""
         del self.activities[activity.scheduled_id]
         self.activity_ids.pop(activity.activity_id, None)
-        self.attributes.pop(activity.scheduled_id, None)
+        scheduled = self.attributes.pop(activity.scheduled_id, None)
+        if scheduled is not None:
+            self.attributes_bytes -= scheduled.ByteSize()
         self.dirty[keys.ITEM_ACTIVITY + keys.number(activity.scheduled_id)] = None
         self.withdraw_activity_task(activity)
         if activity.paused:
@@ -545,9 +574,9 @@ class Run:
         if self.dirty:
             prefix = keys.ITEM + self.slot + self.raw
             for suffix, item in self.dirty.items():
-                rows.append(
-                    (prefix + suffix, None if item is None else item if type(item) is bytes else pack(item))
-                )
+                row = None if item is None else item if type(item) is bytes else pack(item)
+                self.note_item(suffix, row)
+                rows.append((prefix + suffix, row))
         due = self.next_due()
         if due and (state.wake == 0 or due < state.wake):
             if state.wake:

@@ -55,6 +55,7 @@ def load(rows: Rows, namespace_id: str, workflow_id: str, run_id: str, retention
     run.core_bytes = len(data)
     prefix = keys.items(slot, raw)
     for key, value in rows.scan(prefix, keys.prefix_end(prefix)):
+        run.note_item(key[len(prefix) :], value)
         _add_item(run, key[len(prefix) : len(prefix) + 1], key[len(prefix) + 1 :], value)
     deadlines.rebuild(run, retention)
     return run

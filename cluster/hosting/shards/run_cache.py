@@ -1,8 +1,9 @@
 """Runs of a shard that are held decoded, so that a call need not read and decode their rows.
 
-What goes first is what was used longest ago, by count and by bytes: a run holds its newest events, and these
-may be megabytes. A run stays while it holds what its rows do not (`pinned`), and while its latest change is
-not committed: one read again from proposed rows would show what nobody may see yet. So both bounds are soft.
+What goes first is what was used longest ago, by count and by bytes: a run holds its newest events, the inputs
+of its pending activities and what else clients sent for it, and these may be megabytes. A run stays while it
+holds what its rows do not (`pinned`), and while its latest change is not committed: one read again from
+proposed rows would show what nobody may see yet. So both bounds are soft.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 RUNS_MAX = 4_096  # open and closed; about 5 KiB each beside their events
 CLOSED_MAX = 256  # of them: whoever waits for a result asks soon, or not at all
-NODE_BYTES_MAX = 128 << 20  # of events and states, over all shards that the node leads
+NODE_BYTES_MAX = 128 << 20  # of events, states and large items, over all shards that the node leads
 SHARD_BYTES_MIN = 4 << 20  # however many shards that are
 LOOKS = 8  # at runs for one that may go, each time
 
@@ -61,7 +62,7 @@ class RunCache:
         self.runs[s.run_id] = run
         if run.running:
             self._open[s.namespace_id, s.workflow_id] = run
-        weight = run.tail_bytes + run.core_bytes
+        weight = run.held_bytes
         self.bytes += weight - self._weights.get(s.run_id, 0)
         self._weights[s.run_id] = weight
         if len(self.runs) > RUNS_MAX or self.bytes > SHARD_BYTES_MIN:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from temporalio.api.common.v1.message_pb2 import Payload, Payloads
+from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.hosting.shards import run_cache
 from cluster.hosting.shards.run_cache import RunCache
-from tests.cluster.hosting.play import Play
+from tests.cluster.hosting.play import Play, activity
 
 MIB = 1 << 20
 
@@ -26,7 +27,7 @@ class Held:
     def run(self, name: int, *, proposed: int = 0, tail: int = 0, watched: bool = False) -> Any:
         state = SimpleNamespace(run_id=str(name), namespace_id="n", workflow_id=f"w{name}", task=None)
         return SimpleNamespace(
-            state=state, running=True, proposed=proposed, tail_bytes=tail, core_bytes=100, queries={},
+            state=state, running=True, proposed=proposed, held_bytes=tail + 100, queries={},
             watchers=[print] if watched else [], tx=None, updates=None,
         )  # fmt: skip
 
@@ -37,7 +38,7 @@ def test_the_heaviest_memory_is_bounded_and_the_last_used_stay() -> None:
         held.cache.keep(held.run(name, tail=MIB))
         held.cache.get("3")  # somebody always asks for that one
     assert 4 * MIB < held.cache.bytes <= 8 * MIB
-    assert held.cache.bytes == sum(r.tail_bytes + r.core_bytes for r in held.cache.runs.values())
+    assert held.cache.bytes == sum(r.held_bytes for r in held.cache.runs.values())
     assert "3" in held.cache.runs
     assert held.cache.open_run("n", "w3") is held.cache.runs["3"]
     assert held.cache.open_run("n", "w500") is None
@@ -91,7 +92,7 @@ def test_bytes_are_counted_once_whatever_is_kept_dropped_and_grows(rng: random.R
         if rng.random() < 0.3:
             held.cache.drop(run)
         else:
-            run.tail_bytes = rng.randrange(MIB)
+            run.held_bytes = rng.randrange(MIB)
             held.cache.keep(run)
         assert held.cache.bytes == sum(held.cache._weights.values())
     for run in made:
@@ -114,3 +115,49 @@ async def test_large_inputs_do_not_fill_the_memory(play: Play, monkeypatch: pyte
     task = await play.poll()
     assert task.workflow_execution.workflow_id == "w0"
     assert len(task.history.events) == 3
+
+
+async def test_inputs_of_pending_activities_do_not_fill_the_memory(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.hosting.node.NODE_BYTES_MAX", 8 * MIB)
+    large = Payloads(payloads=[Payload(data=b"x" * 200_000)])
+    for number in range(60):
+        await play.first(activity(input=large), workflow_id=f"w{number}")
+    runs = [run for shard in play.node.shards for run in shard.cache.runs.values()]
+    held = sum(run.tail_bytes + sum(e.ByteSize() for e in run.attributes.values()) for run in runs)
+    assert 4 * MIB < held < 9 * MIB
+    for _ in range(60):
+        task = await play.activity()
+        assert task.input == large
+
+
+async def test_what_clients_sent_for_a_run_counts_for_as_long_as_it_is_held(play: Play) -> None:
+    large = Payloads(payloads=[Payload(data=b"x" * 100_000)])
+    await play.first(activity(input=large))
+    shard = next(shard for shard in play.node.shards if len(shard.cache))
+    before = shard.cache.bytes
+    task = await play.activity()
+    token = task.task_token
+    await play.call(
+        wire.RecordActivityTaskHeartbeatRequest(namespace="default", task_token=token, details=large)
+    )
+    assert 100_000 < shard.cache.bytes - before < 110_000
+    await play.signal()
+    held = await play.poll()
+    signal = wire.SignalWorkflowExecutionRequest(namespace="default", signal_name="s", input=large)
+    signal.workflow_execution.workflow_id = "w"
+    await play.call(signal)
+    assert shard.cache.bytes - before > 200_000, "it is buffered"
+    (run,) = shard.cache.runs.values()
+    assert (len(run.large_items), run.attributes_bytes > 100_000) == (2, True)
+    large_bytes = run.large_bytes
+    shard.cache.drop(run)
+    assert shard.cache.bytes == 0
+    await play.describe("w")
+    (run,) = shard.cache.runs.values()
+    assert (run.large_bytes, run.attributes_bytes, run.tail_bytes) == (large_bytes, 0, 0)
+    await play.complete(held.task_token)
+    await play.activity_done(token)
+    assert (run.large_bytes, run.large_items, run.attributes_bytes) == (0, {}, 0)
+    assert shard.cache.bytes == run.tail_bytes + run.core_bytes
