@@ -250,6 +250,8 @@ class Node:
         self._sweep = self.loop.call_later(FORGET_QUEUES_S, self._forget_queues)
         self.matching.forget_idle(self.clock.now_ns())
         self._backlogs = {queue: count for queue, count in self._backlogs.items() if count}
+        for shard in self.shards:
+            shard.cache.shrink()
 
     async def close(self) -> None:
         """Store everything and stop."""

@@ -22,6 +22,7 @@ CLOSED_MAX = 256  # of them: whoever waits for a result asks soon, or not at all
 NODE_BYTES_MAX = 128 << 20  # of events, states and large items, over all shards that the node leads
 SHARD_BYTES_MIN = 4 << 20  # however many shards that are
 LOOKS = 8  # at runs for one that may go, each time
+LOOKS_AT_REST = 512  # some milliseconds, when nobody waits
 
 
 class RunCache:
@@ -66,11 +67,18 @@ class RunCache:
         self.bytes += weight - self._weights.get(s.run_id, 0)
         self._weights[s.run_id] = weight
         if len(self.runs) > RUNS_MAX or self.bytes > SHARD_BYTES_MIN:
-            self._make_room(run)
+            self._make_room(run, LOOKS)
 
-    def _make_room(self, kept: Run) -> None:
+    def shrink(self) -> None:
+        """Let runs go that are more than the shard's share, which is less where more shards have come.
+
+        A shard that nobody uses keeps no run, and would hold what was its share once.
+        """
+        self._make_room(None, LOOKS_AT_REST)
+
+    def _make_room(self, kept: Run | None, looks: int) -> None:
         bytes_max = self._bytes_max()
-        for _ in range(LOOKS):
+        for _ in range(looks):
             if len(self.runs) <= RUNS_MAX and self.bytes <= bytes_max:
                 return
             run_id, oldest = next(iter(self.runs.items()))

@@ -22,7 +22,8 @@ class Held:
 
     def __init__(self, bytes_max: int) -> None:
         self.committed = 0
-        self.cache = RunCache(lambda: self.committed, lambda: bytes_max)
+        self.bytes_max = bytes_max
+        self.cache = RunCache(lambda: self.committed, lambda: self.bytes_max)
 
     def run(self, name: int, *, proposed: int = 0, tail: int = 0, watched: bool = False) -> Any:
         state = SimpleNamespace(run_id=str(name), namespace_id="n", workflow_id=f"w{name}", task=None)
@@ -62,6 +63,19 @@ def test_a_run_that_is_larger_than_the_bound_is_held_alone() -> None:
     held.cache.keep(held.run(1))
     held.cache.keep(held.run(2, tail=9 * MIB))
     assert list(held.cache.runs) == ["2"]
+
+
+def test_a_shard_at_rest_gives_back_what_is_its_share_no_more() -> None:
+    held = Held(64 * MIB)
+    for name in range(60):
+        held.cache.keep(held.run(name, tail=MIB, watched=name == 0))
+    held.bytes_max = 4 * MIB
+    held.cache.shrink()
+    assert list(held.cache.runs) == ["58", "59", "0"]
+    assert held.cache.bytes <= 4 * MIB
+    held.bytes_max = 0
+    held.cache.shrink()
+    assert list(held.cache.runs) == ["0"]
 
 
 def test_many_small_ones_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +175,18 @@ async def test_what_clients_sent_for_a_run_counts_for_as_long_as_it_is_held(play
     await play.activity_done(token)
     assert (run.large_bytes, run.large_items, run.attributes_bytes) == (0, {}, 0)
     assert shard.cache.bytes == run.tail_bytes + run.core_bytes
+
+
+async def test_where_more_shards_are_led_the_idle_ones_make_room(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Payloads(payloads=[Payload(data=b"x" * 200_000)])
+    for number in range(80):
+        await play.start(f"w{number}", input=large)
+    caches = [shard.cache for shard in play.node.shards]
+    assert sum(cache.bytes for cache in caches) > 15 * MIB
+    monkeypatch.setattr("cluster.hosting.node.NODE_BYTES_MAX", 8 * MIB)  # as if it led more
+    assert play.node._sweep is not None
+    play.node._sweep.cancel()
+    play.node._forget_queues()
+    assert all(cache.bytes <= 4 * MIB for cache in caches)
