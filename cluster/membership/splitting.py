@@ -1,8 +1,8 @@
 """What splits that are under way wait for, and which can take their next step. Pure; nothing is remembered.
 
 A split is proposed when its parent's leader and a majority of the voters have the rows of the coming shard,
-and every other voter that is up has them as well: who has not would do without its replica of the new shard
-until it has copied them.
+and every other voter that is up and is to stay has them as well: who has not would do without its replica of
+the new shard until it has copied them. One that is to go may have no replica any more, and never copy anything.
 
 One that an operator abandons is not proposed any more. The parent's leader is asked to have its log say so,
 and the table follows the log: whichever of the two entries it has.
@@ -61,7 +61,8 @@ def split_steps(
             continue
         voters = report.conf.voters
         has = [node_id for node_id in voters if child in ready.get(node_id, ())]
-        late = [node_id for node_id in voters if node_id not in has and is_up(health, node_id)]
+        stay = table.replicas_of(shard.parent)
+        late = [i for i in voters if i not in has and i in stay and is_up(health, i)]
         if report.conf.outgoing:
             work.waits[child] = f"the replicas of shard {shard.parent} are moving"
         elif late or len(has) < majority(len(voters)):

@@ -63,6 +63,18 @@ def test_whoever_is_up_has_the_rows_first(three: Region) -> None:
     assert work(three, (1, 2, 3)) == SplitWork([(CHILD, 1)], [], {}, [], [])
 
 
+def test_a_voter_that_is_to_go_is_not_waited_for(three: Region) -> None:
+    """It may have no replica any more. Members do not change during a split, so both would wait for ever."""
+    three.take(plan_split(three.table, PARENT))
+    assert 4 not in three.table.replicas_of(PARENT)
+    reports = {PARENT: GroupReport(1, members((1, 2, 4)))}
+    health = dict.fromkeys((1, 2, 3, 4), UP)
+    ready = dict.fromkeys((1, 2), (CHILD,))
+    assert split_steps(three.table, reports, health, ready, ()).now == [(CHILD, 1)]
+    ready = {1: (CHILD,)}
+    assert split_steps(three.table, reports, health, ready, ()).now == [], "a majority is"
+
+
 def test_a_change_of_members_and_an_election_are_waited_for(three: Region) -> None:
     three.take(plan_split(three.table, PARENT))
     between = Configuration(voters=(1, 2, 4), outgoing=(1, 2, 3))
