@@ -2,7 +2,7 @@
 
 A split is proposed when its parent's leader and a majority of the voters have the rows of the coming shard,
 and every other voter that is up and is to stay has them as well: who has not would do without its replica of
-the new shard until it has copied them. One that is to go may have no replica any more, and never copy anything.
+the new shard until it has copied them. One that is to go may have no replica any more, and copy nothing.
 
 One that an operator abandons is not proposed any more. The parent's leader is asked to have its log say so,
 and the table follows the log: whichever of the two entries it has.
