@@ -179,16 +179,31 @@ def done_with(record: Record, run: str) -> tuple[str, ...]:
 
 
 def held(record: Record) -> tuple[Waiting, ...]:
-    """What is in the buffers of the runs' states: no event of any branch, and not left out. Each key once."""
+    """What is in the buffers of the runs' states. Each key once.
+
+    Not what was left out, nor what is done with, or will be made again, as an event. An event that comes to
+    nothing says nothing: a cancellation that was too late for one run is not too late for another.
+    """
     if not record.waiting:
         return ()
-    gone = settled(record)
+    keys = {each.event.key for each in record.waiting}
+    gone = _covered_of(record, keys)
     first: dict[tuple[str, str], Waiting] = {}
     for each in record.waiting:
         key = each.event.key
-        if key not in gone and not any(key in run.index for run in record.runs.values()):
-            first.setdefault((each.run, each.event.key), each)
+        if key not in gone and not _made_again(record, key):
+            first.setdefault((each.run, key), each)
     return tuple(first.values())
+
+
+def _made_again(record: Record, key: str) -> bool:
+    """Whether an event of this key, which is on no path that counts, is or was made again."""
+    return any(
+        _may_be_copied(record, run, event)
+        for run in record.runs.values()
+        if run.id not in record.quarantine
+        for event in run.index.of_key(key)
+    )
 
 
 def _paths(record: Record, run: Run) -> Iterator[tuple[Run, History]]:

@@ -391,6 +391,27 @@ def test_what_a_rule_left_out_waits_no_longer() -> None:
     assert copies(activate(written.record, active(2))) == [("q", Kind.UNPAUSED)]
 
 
+def test_what_was_too_late_for_one_run_still_waits_in_another() -> None:
+    """A client that had no answer asked b, too, when z had been closed there and x had begun."""
+    cancel = event(Kind.CANCEL_REQUESTED, "k")
+    log = [
+        events(1, 1, [STARTED, SCHEDULED], run="z"),
+        events(1, 2, [CLOSED], FORK, run="z"),
+        events(2, 2, [STARTED]),
+        buffered(3, 2, [cancel]),
+    ]
+    moot = events(2, 1, [cancel], FORK, run="z")
+    outcome = merge(record_of(*log), moot, active(2))
+    assert "Release" not in kinds_of(outcome)
+    for record in (outcome.record, record_of(log[0], moot, *log[1:])):
+        assert [(each.run, each.event.key) for each in held(record)] == [("x", "k")]
+        assert copies(activate(record, active(3))) == [("k", Kind.CANCEL_REQUESTED)]
+    zombies = events(1, 1, [STARTED, cancel], run="y")
+    outcome = merge(outcome.record, zombies, active(2))
+    assert only(outcome, fx.Release) == fx.Release("x", ("k",)), "it comes as an event"
+    assert copies(outcome) == [("k", Kind.CANCEL_REQUESTED)]
+
+
 def test_what_came_while_the_shard_was_fenced_is_made_again_after_the_fence() -> None:
     fenced = replace(active(2), active=False)
     outcome = merge(OURS, events(2, 1, [signal(key="k")], FORK), fenced)
