@@ -5,7 +5,7 @@ was left out so that nobody makes it again. Both matter to regions that have not
 such regions wrote. So both may go once every region that holds the namespace has applied them, and all that
 these regions had written by then is applied here: they are stable, in the words of causal broadcast.
 
-A region says from time to time how far it has applied every log, and what its own clock says then (`Heard`).
+A region says from time to time how far it has applied every log, and how late it is in its own (`Heard`).
 Times are compared only within one log, where they rise, so no clock needs to be right. Logs that are idle say
 BEAT. A region that is cut off holds everything back until it is heard again, or removed for ever.
 
@@ -37,10 +37,11 @@ Log: TypeAlias = tuple[int, int]  # region and shard
 
 
 class Heard(NamedTuple):
-    """What a region has said of itself: of all its shards that have keys of ours, the least."""
+    """What a region has said of itself: all its shards that have keys of ours."""
 
-    at: int  # hybrid time: everything that it writes later has a later one
-    applied: Mapping[Log, int]  # the time of the last frame that it had applied then, of every other log
+    # Shard -> hybrid time of its log: everything that it writes later has a later one, and knows `applied`.
+    at: Mapping[int, int]
+    applied: Mapping[Log, int]  # of every other log, the time of the last frame that the slowest had applied
 
 
 def horizon(
@@ -58,13 +59,14 @@ def horizon(
     floor: list[int] = []
     for other in others:
         word = heard.get(other)
-        written = [time for (source, _), time in own.items() if source == other]
-        if word is None or not written or min(written) < word.at:
+        if word is None or not word.at:
+            return 0
+        if any((log := (other, shard)) not in own or own[log] < time for shard, time in word.at.items()):
             return 0
         read = {source for source, _ in word.applied}
         if not {region, *others} <= {other, *read}:
             return 0
-        floor += written
+        floor += (time for (source, _), time in own.items() if source == other)
         floor += (time for (source, _), time in word.applied.items() if source == region or source in others)
     return min(floor) - (keep_ms << CLOCK_BITS) if floor else 0
 
@@ -72,20 +74,25 @@ def horizon(
 def prune(record: Record, until: int) -> Record:
     """The record without what is stable at `until` and has no use here any more.
 
-    A decision is needed while an event that it leaves out is here; in a buffer it needs not be, for what has
-    been decided and is stable comes to nothing no more.
+    A decision is needed while an input that it leaves out is here, whether it counts now or not: what makes
+    the difference may be newer than `until`, and not the last word. Only a deletion is, so what it is done
+    with leaves the buffer.
     """
     if not record.clean:
         return record  # what is parked or in quarantine is not applied yet
     done: set[str] = set()
-    indexed = {event.key for run in record.runs.values() for event in run.index}
+    for decision in record.decisions.values():
+        if decision.hlc <= until and decision.at.event_id == 0 and counts(record, decision.at):
+            done.update(decision.keys)
+    waiting = tuple(each for each in record.waiting if each.event.key not in done)
+    here = {event.key for run in record.runs.values() for event in run.index}
+    here.update(each.event.key for each in waiting)
     decisions: dict[Origin, Settled] = {}
     for origin, decision in record.decisions.items():
         if decision.hlc > until:
             decisions[origin] = decision
-        elif counts(record, decision.at):
-            done.update(decision.keys)
-            left = tuple(key for key in decision.keys if key in indexed)
+        elif counts(record, decision.at) or decision.at.run not in record.tombstones:
+            left = tuple(key for key in decision.keys if key in here)
             if left:
                 decisions[origin] = decision if left == decision.keys else replace(decision, keys=left)
     needed = {decision.at.run for decision in decisions.values()}
@@ -95,6 +102,5 @@ def prune(record: Record, until: int) -> Record:
         for run, grave in record.tombstones.items()
         if grave.hlc > until or grave is greatest or run in needed
     }
-    waiting = tuple(each for each in record.waiting if each.event.key not in done)
     pruned = replace(record, decisions=decisions, tombstones=tombstones, waiting=waiting)
     return record if pruned == record else pruned

@@ -60,6 +60,7 @@ def converged(records: dict[int, Record]) -> None:
 
 def little_is_kept(record: Record) -> None:
     keys = {event.key for run in record.runs.values() for event in run.index}
+    keys.update(waiting.event.key for waiting in record.waiting)
     assert all(keys.issuperset(decision.keys) for decision in record.decisions.values())
     assert len(record.tombstones) <= 1 + len(record.decisions)
 

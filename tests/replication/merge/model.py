@@ -200,7 +200,7 @@ class Region:
         }
 
     def say(self) -> None:
-        self.world.heard[self.number] = Heard(self.world.tick(), self.times())
+        self.world.heard[self.number] = Heard({7: self.world.tick()}, self.times())
 
     def prune(self) -> None:
         others = [number for number in REGIONS if number != self.number]
