@@ -83,7 +83,8 @@ def apply(
     """The effect of a command at a position of the shard's log.
 
     `gates`: of all namespaces at that position. `offered`: where the outgoing log would get its
-    next entry. `cursors`: of each log that the shard reads, the last entry that is applied, at that position.
+    next entry. `cursors`: of each log that the shard reads, the last entry that is applied, at that position;
+    of a log that never had a key of it, none (Marker.others).
     """
     match command:
         case Fence():

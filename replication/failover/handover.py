@@ -65,7 +65,8 @@ class Send(NamedTuple):
 class AskAcks(NamedTuple):
     """Ask the target what it has applied of our shards (Ack), and to say so again at the markers.
 
-    Of each of ours, all shards of the target answer that have keys of it: `meet` of what they applied.
+    Of each of ours, all shards of the target answer that have keys which its log ever had, also those that
+    parted from it since the fence: `meet` of what they applied.
     """
 
     target: int

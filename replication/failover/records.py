@@ -124,7 +124,9 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     """
 
     own: Point  # in the source shard's outgoing log: the fence, or what the target has applied
-    others: dict[Source, Point] = {}  # what of each other outgoing log is applied
+    # What of each other outgoing log is applied that ever had keys of this shard. When the shard parts, both
+    # halves leave out the logs that never had theirs: maybe no shard of the target that has them reads those.
+    others: dict[Source, Point] = {}
 
     def covers(self, marker: Marker, regions: Collection[int]) -> bool:
         """Whether a target that is here has all that the source had at the marker, of these regions' logs.
@@ -143,8 +145,8 @@ def meet(markers: Iterable[Marker]) -> Marker:
     """What several shards of the target have all applied: those that have keys of the source's shard. Not
     empty.
 
-    A log that a shard does not read has nothing for its keys, or the shard has not come to where its
-    parent parted; then what is applied of the parent tells. So it is left out, and a parent must stay.
+    A log that a shard does not read never had its keys, or the shard has not come to where its parent
+    parted; then what is applied of the parent tells. So it is left out, and a parent must stay.
     """
     first, *rest = markers
     own, others = first.own, dict(first.others)

@@ -62,7 +62,7 @@ SECOND = 1000 * MS
 LIMITS = Limits(lag_ns_max=SECOND, wait_ns_max=2 * SECOND, fence_ns_max=SECOND, allow_dirty=False)
 SHARDS = (1, 2, 3)  # as every region begins
 SLOTS_PER_SHARD = 4  # of the keys; a split gives half of them to the new shard
-SHARDS_MAX = 5
+SHARDS_MAX = 7
 
 
 class Violation(AssertionError):
@@ -92,6 +92,7 @@ class Shard:
 
     incarnation: int
     slots: frozenset[int]
+    born: frozenset[int]  # the slots that it began with: its log had keys of these
     up: bool = True
     gates: dict[str, Gate] = field(default_factory=dict)
     base: int = 0  # it parted from its parent here
@@ -206,7 +207,7 @@ class World:
         first = (number - 1) * SLOTS_PER_SHARD
         read = {Source(i, number): 0 for i in indexes if i != region}
         slots = frozenset(range(first, first + SLOTS_PER_SHARD))
-        return Shard(region * 100 + number, slots, received=dict(read), applied=dict(read))
+        return Shard(region * 100 + number, slots, slots, received=dict(read), applied=dict(read))
 
     # ---- chance, network, clocks
 
@@ -422,15 +423,23 @@ class World:
         slots = frozenset(self.rng.sample(sorted(parent.slots), len(parent.slots) // 2))
         parent.out.append(Parted(number, slots))
         parent.slots -= slots
-        region.shards[number] = Shard(
+        child = region.shards[number] = Shard(
             region.index * 100 + number,
+            slots,
             slots,
             gates=dict(parent.gates),
             base=parent.end,
             received=dict(parent.received),
             applied=dict(parent.applied),
         )
+        if self.broken != "logs of others' keys":
+            for shard in (parent, child):
+                for source in [s for s in shard.applied if not self.born(s) & shard.slots]:
+                    del shard.received[source], shard.applied[source]
         self.reached.add("split")
+
+    def born(self, source: Source) -> frozenset[int]:
+        return self.regions[source.region].shards[source.shard].born
 
     def move(self, region: Region, shard_id: int, gate: Gate) -> None:
         """A gate changes: what the judges say to it."""
@@ -514,7 +523,9 @@ class World:
         versions: dict[str, int],
     ) -> None:
         source, region = self.regions[leader.region], self.regions[target]
-        slots = source.shards[shard_id].slots
+        # What parted since the fence is in the log up to there.
+        now = self.broken == "shards that share keys now"
+        slots = source.shards[shard_id].slots if now else source.shards[shard_id].born
         readers = [each for each, shard in region.shards.items() if shard.slots & slots]
         if self.broken == "one shard answers for all":
             readers = readers[:1]

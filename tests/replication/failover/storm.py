@@ -196,7 +196,7 @@ class Storm(World):
                 self.disturb()
             if self.rng.random() < 0.06:
                 self.operate()
-            if self.rng.random() < 0.01:
+            if self.rng.random() < 0.03:
                 self.split()
             self.turn()
 
@@ -215,6 +215,32 @@ class Storm(World):
         """All is well: everything converges."""
         self.cut = set()
         self.until(self.converged, "the regions do not agree")
+
+    def hand_over_all(self) -> None:
+        """All is well, so every namespace can go somewhere else."""
+        for name in self.names:
+            source = self.regions[owner_of(self.regions[1].state.truth(name))]
+            target = self.rng.choice([index for index in self.regions if index != source.index])
+            self.elect(source)
+            leader, number = source.leaders[-1], source.state.last_number + 1
+            self.follow(leader)
+            began = handover.plan_handover(
+                leader.state,
+                [name],
+                target,
+                view=RegionView(),
+                shards=tuple(source.shards),
+                now_ns=self.now_ns + leader.skew_ns,
+                request_id=f"last of {name}",
+                operator="operator",
+                limits=LIMITS,
+            )
+            assert not isinstance(began, Refusal), began
+            self.append(source, began)
+            self.until(lambda: source.state.handovers[number].closed, "a handover never ends")  # noqa: B023
+            ended = source.state.handovers[number]
+            if ended.phase is not Phase.DONE:
+                raise Violation(f"{name} cannot leave region {source.index}: {ended.why}")
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         # Clocks that are minutes apart may cost a handover both its times, at each change of leader.

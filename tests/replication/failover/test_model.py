@@ -4,6 +4,7 @@ versions.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Collection
 
@@ -11,11 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from replication.failover import forced, handover
+from replication.failover.commands import Fence
 from replication.failover.ledger import Verdict
 from replication.failover.meta import MetaState
-from replication.failover.records import UNDECIDED, Gate, Handover, Marker, Phase
+from replication.failover.records import UNDECIDED, Gate, Handover, Marker, Phase, Source
+from replication.versions import owner_of
 
-from .model import Region, Violation, World
+from .model import Region, Violation, World, Write
 from .storm import Storm
 
 TURNS = 400
@@ -26,6 +29,7 @@ def play(world: Storm, turns: int = TURNS) -> None:
     world.heal_inside()
     world.heal()
     world.judge_end()
+    world.hand_over_all()
 
 
 @pytest.mark.parametrize("regions", [2, 3])
@@ -86,6 +90,37 @@ def test_a_vector_with_one_point_for_each_region_is_seen(rng: random.Random) -> 
 
 def test_an_acknowledgement_of_one_of_several_shards_is_seen(rng: random.Random) -> None:
     seen(rng, "I7: shard", "one shard answers for all")
+
+
+def test_a_vector_with_logs_that_never_had_a_shards_keys_is_seen(rng: random.Random) -> None:
+    """No shard of the target that has these keys reads such a log: it would be waited for in vain."""
+    seen(rng, "ns", "logs of others' keys")
+
+
+@pytest.mark.parametrize("broken", ["", "shards that share keys now"])
+def test_what_parted_after_the_fence_is_waited_for(rng: random.Random, broken: str) -> None:
+    """The target's shard parted, then the source's, which was fenced: the marker is for both halves."""
+    world = Storm(rng, broken=broken, namespaces=1)
+    world.calm = True
+    source = next(r for r in world.regions.values() if r.index == owner_of(r.state.truth("ns0")))
+    target = next(r for r in world.regions.values() if r is not source)
+    half, other = (frozenset(slots) for slots in ([0, 1], [2, 3]))
+    shard, read = source.shards[1], Source(source.index, 1)
+    shard.out.append(Write("ns0", source.index, 2))
+    target.shards[4] = dataclasses.replace(target.shards[1], slots=other, applied={read: 0})
+    target.shards[1].slots = half
+    leader = source.leaders[-1]
+    fence = Fence(1, target.index, {"ns0": source.index})
+    marker = world.log(source, 1, fence).answer.marker
+    assert marker is not None
+    shard.slots = half
+    for reader, at in ((4, 0), (4, 1), (4, 2)):
+        target.shards[1].applied[read], target.shards[reader].applied[read] = 2, at
+        world.ask(leader, target.index, 1, 1, marker, {})
+        while world.flying:
+            world.deliver()
+        covers = leader.acks[1][1].applied.covers(marker, ())
+        assert covers is (at == 2 or bool(broken))
 
 
 def test_an_activation_before_the_commit_is_seen(rng: random.Random) -> None:
