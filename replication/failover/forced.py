@@ -43,14 +43,17 @@ def assess(
     lag: Lag,
     own: RegionView,
     *,
+    versions: Mapping[str, int],
     fences: Mapping[int, Fence | None],
     applied: Mapping[int, Marker],
     regions: Collection[int],
     lag_ns_max: int = LAG_NS_UNASKED_MAX,
 ) -> Assessment:
-    """What would be lost. `own`: this region. Of each shard of the source, `fences`: the newest fence that
-    was applied here, None if it has ended: the source wrote nothing after it that it acknowledged, unless it
-    aborted since; `applied`: what is applied here, as in Ack. `regions`: third ones that hold the namespaces.
+    """What would be lost. `own`: this region. `versions`: of the namespaces to be taken, as known here.
+
+    Of each shard of the source, `fences`: the newest fence of these namespaces that was applied here, None if
+    it has ended: the source wrote nothing of them after it that it acknowledged, unless it aborted since;
+    `applied`: what is applied here, as in Ack. `regions`: third ones that hold the namespaces.
     """
     if not own.healthy:
         why = Refusal("this region has shards without a leader", "repair it, or force another region")
@@ -59,7 +62,7 @@ def assess(
         why = Refusal("this region is bootstrapping", "wait until it has copied everything")
         return Assessment(why, False, [])
     dirty = lag.parked + lag.quarantined
-    if _all_here(fences, applied, regions) and not lag.unknown and not lag.entries and not dirty:
+    if _all_here(versions, fences, applied, regions) and not lag.unknown and not lag.entries and not dirty:
         line = (
             "all markers of a handover are applied here: nothing is lost, unless the source aborted it since"
         )
@@ -74,9 +77,12 @@ def assess(
 
 
 def _all_here(
-    fences: Mapping[int, Fence | None], applied: Mapping[int, Marker], regions: Collection[int]
+    versions: Mapping[str, int],
+    fences: Mapping[int, Fence | None],
+    applied: Mapping[int, Marker],
+    regions: Collection[int],
 ) -> bool:
-    """Whether all shards were fenced by one handover, and what they had then is applied here."""
+    """Whether all shards were fenced for these by one handover, and what they had then is applied here."""
     numbers = {fence.number if fence is not None else 0 for fence in fences.values()}
     return (
         len(numbers) == 1
@@ -84,6 +90,7 @@ def _all_here(
         and all(
             fence is not None
             and fence.marker is not None
+            and versions.items() <= fence.versions.items()
             and shard in applied
             and applied[shard].covers(fence.marker, regions)
             for shard, fence in fences.items()

@@ -43,7 +43,7 @@ def force(state: MetaState, *, shared: int = 0, seen: int = 0) -> Force | Refusa
     ],
 )
 def test_the_operator_is_told_what_may_be_lost(lag: Lag, needs_yes: bool, line: str) -> None:
-    found = assess(lag, RegionView(), fences={}, applied={}, regions=())
+    found = assess(lag, RegionView(), versions={NS: 1}, fences={}, applied={}, regions=())
     assert (found.refusal, found.needs_yes) == (None, needs_yes)
     assert any(line in told for told in found.lines)
 
@@ -73,15 +73,25 @@ def test_nothing_is_lost_only_if_all_that_was_fenced_is_here() -> None:
         (UNKNOWN, all_fenced, HERE, False),
         (DIRTY, all_fenced, HERE, False),
     ]:
-        lines = assess(lag, RegionView(), fences=fences, applied=applied, regions=[3]).lines
+        lines = assess(lag, RegionView(), versions={NS: 1}, fences=fences, applied=applied, regions=[3]).lines
         assert ("nothing is lost" in lines[0]) == zero
-    told = assess(NONE, RegionView(), fences=all_fenced, applied={**HERE, 2: BEHIND}, regions=[])
+    told = assess(
+        NONE, RegionView(), versions={NS: 1}, fences=all_fenced, applied={**HERE, 2: BEHIND}, regions=[]
+    )
     assert "nothing is lost" in told.lines[0]
+
+
+@pytest.mark.parametrize("versions", [{"other": 1}, {NS: 1, "other": 1}, {NS: 101}])
+def test_a_fence_of_another_namespace_or_version_says_nothing(versions: dict[str, int]) -> None:
+    """Their source may serve them still."""
+    fences = {1: fence(1), 2: fence(2)}
+    told = assess(NONE, RegionView(), versions=versions, fences=fences, applied=HERE, regions=[3])
+    assert "nothing is lost" not in told.lines[0]
 
 
 @pytest.mark.parametrize("own", [RegionView(healthy=False), RegionView(bootstrapping=True)])
 def test_an_unfit_target_refuses(own: RegionView) -> None:
-    assert assess(NONE, own, fences={}, applied={}, regions=()).refusal is not None
+    assert assess(NONE, own, versions={}, fences={}, applied={}, regions=()).refusal is not None
 
 
 def test_draining_ends_with_the_last_entry_or_the_time() -> None:
