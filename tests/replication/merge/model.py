@@ -211,6 +211,7 @@ class Region:
             if after is not before:
                 self.world.reached["pruned"] += 1
                 self.world.forgotten |= set(before.tombstones) - set(after.tombstones)
+                self.world.unasked |= _decided(before) - _decided(after)
                 assert pending(after, self.version, self.world.policy) == pending(
                     before, self.version, self.world.policy
                 )
@@ -224,10 +225,21 @@ class Region:
         self.store(name, outcome)
 
 
+def _decided(record: Record) -> set[str]:
+    return {key for decision in record.decisions.values() for key in decision.keys}
+
+
 class World:
     """Everything, made from one seed."""
 
-    def __init__(self, rng: random.Random, names: int = 1, deletes: bool = False, steps: int = 45) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        names: int = 1,
+        deletes: bool = False,
+        steps: int = 45,
+        lulls: float | None = None,
+    ) -> None:
         self.rng = rng
         self.names = [f"w{i}" for i in range(names)]
         self.deletes = deletes
@@ -237,6 +249,7 @@ class World:
         self.hlc = 0
         self.heard: dict[int, Heard] = {}
         self.forgotten: set[str] = set()  # deleted runs: of an event so old no child is made again
+        self.unasked: set[str] = set()  # inputs decided on so long ago that no client asks again
         self.runs = 0
         self.inputs = 0
         # Of every signal and update that a client was told is accepted: its workflow id, and its key.
@@ -255,7 +268,7 @@ class World:
                 self.deliver(self.regions[number], self.regions[1], 99)
         network = rng.choice((0.15, 0.35, 0.6))
         failovers = rng.choice((0.03, 0.1, 0.2))
-        lulls = rng.choice((0, 0.05))
+        lulls = rng.choice((0, 0.05)) if lulls is None else lulls
         for _ in range(steps):
             if rng.random() < lulls:
                 self.lull()
@@ -404,7 +417,11 @@ class World:
 
     def retry(self, region: Region, name: str) -> None:
         """A client that has had no answer asks again, in whatever region is active now."""
-        mine = [(p, key) for p, (n, key) in self.acknowledged.items() if n == name and "request" in key]
+        mine = [
+            (p, key)
+            for p, (n, key) in self.acknowledged.items()
+            if n == name and "request" in key and key not in self.unasked
+        ]
         if not mine:
             return
         payload, key = self.rng.choice(mine)

@@ -23,14 +23,16 @@ RARE = frozenset({
 
 
 @pytest.mark.parametrize(
-    ("names", "deletes"),
-    [(1, False), (2, False), (1, True)],
-    ids=["one workflow id", "two workflow ids", "with deletions"],
+    ("names", "deletes", "steps", "lulls"),
+    [(1, False, 45, None), (2, False, 45, None), (1, True, 45, None), (1, True, 120, 0.1)],
+    ids=["one workflow id", "two workflow ids", "with deletions", "long, and much is forgotten"],
 )
-def test_regions_converge(seed: int, rng: random.Random, names: int, deletes: bool) -> None:
+def test_regions_converge(
+    seed: int, rng: random.Random, names: int, deletes: bool, steps: int, lulls: float | None
+) -> None:
     for number in range(HISTORIES):
         try:
-            check(World(random.Random(f"{seed}/{number}"), names, deletes))
+            check(World(random.Random(f"{seed}/{number}"), names, deletes, steps, lulls))
         except AssertionError as error:
             raise AssertionError(f"history {number} of seed {seed}: {error}") from error
 
