@@ -68,6 +68,7 @@ class Kind(IntEnum):
     FENCE = 6  # nothing for these namespaces follows at this version
     UNFENCE = 7  # the handover ended without a switch
     BEAT = 8  # nothing to tell, but alive at this time
+    SETTLED = 9  # inputs were left out, and where that was decided
 
 
 class Stream(NamedTuple):

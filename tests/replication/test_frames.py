@@ -2,13 +2,15 @@
 
 import hashlib
 import random
+from typing import get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replication import frames
+from replication import frames, merge
+from replication.failover import commands
 from replication.frames import (
     START,
     ChainBroken,
@@ -232,3 +234,11 @@ def test_time_goes_on_when_the_clock_does_not():
     assert second == first + 1
     assert hlc_ms(second) == 1000
     assert hlc_ms(hlc_next(second, 1001)) == 1001
+
+
+@pytest.mark.parametrize("entry", [*get_args(merge.Entry), commands.Fence, commands.Unfence])
+def test_what_rules_write_into_a_log_has_a_kind(entry: type[msgspec.Struct]) -> None:
+    """A kind that came with a later release would halt the streams of this one."""
+    tag = entry.__struct_config__.tag
+    assert isinstance(tag, str)
+    assert tag.upper() in Kind.__members__
