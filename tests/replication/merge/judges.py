@@ -194,24 +194,34 @@ def nothing_lost(world: World, name: str, record: Record, shelf: Shelf) -> None:
 
 
 def on_graves(world: World, name: str) -> set[bytes]:
-    """Payloads that a run which was deleted had, or has waited for."""
-    graves = {
-        entry.run
-        for region in world.regions.values()
-        for owner_name, entry in region.log
-        if owner_name == name and isinstance(entry, Tomb)
+    """Payloads that a deleted run had or has waited for, or that were on the path that led to it."""
+    entries = [entry for region in world.regions.values() for owner, entry in region.log if owner == name]
+    graves = {entry.run for entry in entries if isinstance(entry, Tomb)}
+    before = {
+        entry.successor.run: (entry.batch.run, entry.batch.history())
+        for entry in entries
+        if isinstance(entry, Events) and entry.successor is not None
     }
+    led: dict[str, list[History]] = {}
+    for run in graves:
+        while run in before:
+            run, path = before[run]
+            led.setdefault(run, []).append(path)
     found: set[bytes] = set()
-    for region in world.regions.values():
-        for _, entry in region.log:
-            match entry:
-                case Events(batch=batch, successor=successor):
-                    for each in (batch, successor):
-                        if each is not None and each.run in graves:
-                            found.update(event.payload for event in each.events)
-                case Buffer(run=run, inputs=inputs):
-                    if run in graves:
-                        found.update(event.payload for event in inputs)
-                case Tomb() | Settled():
-                    pass
+    for entry in entries:
+        match entry:
+            case Events(batch=batch, successor=successor):
+                for each in (batch, successor):
+                    if each is not None:
+                        found.update(
+                            event.payload
+                            for event in each.events
+                            if each.run in graves
+                            or any(contains(path, event.id, event.version) for path in led.get(each.run, ()))
+                        )
+            case Buffer(run=run, inputs=inputs):
+                if run in graves:
+                    found.update(event.payload for event in inputs)
+            case Tomb() | Settled():
+                pass
     return found
