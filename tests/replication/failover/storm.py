@@ -216,31 +216,34 @@ class Storm(World):
         self.cut = set()
         self.until(self.converged, "the regions do not agree")
 
-    def hand_over_all(self) -> None:
-        """All is well, so every namespace can go somewhere else."""
+    def leave_all(self) -> None:
+        """All is well, so every namespace can go somewhere else; chance may keep a log back, so try again."""
         for name in self.names:
             source = self.regions[owner_of(self.regions[1].state.truth(name))]
             target = self.rng.choice([index for index in self.regions if index != source.index])
-            self.elect(source)
-            leader, number = source.leaders[-1], source.state.last_number + 1
-            self.follow(leader)
-            began = handover.plan_handover(
-                leader.state,
-                [name],
-                target,
-                view=RegionView(),
-                shards=tuple(source.shards),
-                now_ns=self.now_ns + leader.skew_ns,
-                request_id=f"last of {name}",
-                operator="operator",
-                limits=LIMITS,
-            )
-            assert not isinstance(began, Refusal), began
-            self.append(source, began)
-            self.until(lambda: source.state.handovers[number].closed, "a handover never ends")  # noqa: B023
-            ended = source.state.handovers[number]
-            if ended.phase is not Phase.DONE:
-                raise Violation(f"{name} cannot leave region {source.index}: {ended.why}")
+            if not any(self.leave(source, name, target, f"last of {name}, {n}") for n in range(3)):
+                raise Violation(f"{name} cannot leave region {source.index}")
+
+    def leave(self, source: Region, name: str, target: int, request_id: str) -> bool:
+        """Hand it over, and wait. False: aborted."""
+        self.elect(source)
+        leader, number = source.leaders[-1], source.state.last_number + 1
+        self.follow(leader)
+        began = handover.plan_handover(
+            leader.state,
+            [name],
+            target,
+            view=RegionView(),
+            shards=tuple(source.shards),
+            now_ns=self.now_ns + leader.skew_ns,
+            request_id=request_id,
+            operator="operator",
+            limits=LIMITS,
+        )
+        assert not isinstance(began, Refusal), began
+        self.append(source, began)
+        self.until(lambda: source.state.handovers[number].closed, "a handover never ends")
+        return source.state.handovers[number].phase is Phase.DONE
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         # Clocks that are minutes apart may cost a handover both its times, at each change of leader.

@@ -29,7 +29,7 @@ def play(world: Storm, turns: int = TURNS) -> None:
     world.heal_inside()
     world.heal()
     world.judge_end()
-    world.hand_over_all()
+    world.leave_all()
 
 
 @pytest.mark.parametrize("regions", [2, 3])
