@@ -240,7 +240,8 @@ class Storm(World):
             operator="operator",
             limits=LIMITS,
         )
-        assert not isinstance(began, Refusal), began
+        if isinstance(began, Refusal):
+            raise Violation(f"I9: handover of {name}: the one before it was aborted, and yet {began}")
         self.append(source, began)
         self.until(lambda: source.state.handovers[number].closed, "a handover never ends")
         return source.state.handovers[number].phase is Phase.DONE
