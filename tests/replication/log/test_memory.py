@@ -28,7 +28,7 @@ class MemoryLogs:
     def name(self, word: str) -> str:
         return f"{word}{next(_names)}"
 
-    async def settle(self) -> None:
+    async def pause(self) -> None:
         await self.time.run(self.time.time + 1000)
 
 

@@ -1,0 +1,1 @@
+"""The log on Apache Cassandra: the only place that knows CQL and its driver."""
