@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check sim chaos bench docs compat clean
+.PHONY: help setup demo test check sim chaos bench docs compat cassandra clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make chaos   kill the server under load and judge what it acknowledged (KILLS=200); REGION=1: a region"
 	@echo "make bench   benchmarks; prints the table of docs/performance.md; REGION=1: of a region"
 	@echo "make docs    regenerate the pages that are made from the code"
+	@echo "make cassandra  the log between regions on two real Cassandra nodes that die in turn, and what it costs"
 	@echo "make compat  Temporal's own sdk-python tests, other SDKs and the temporal CLI against this server; REGION=3: a region"
 
 setup: $(STAMP)
@@ -41,7 +42,8 @@ check: $(STAMP)
 # failed of those that use real sockets or processes, and only of those, is run once more and named in any case: on a
 # machine that stood still for a second they fail and nothing is wrong. All others fail at once (tests/conftest.py).
 FAST := -m "not live" --timeout 300 -q -rfEs
-LIVE := -m live --timeout 600 -q -rfEs --ignore tests/compat/sdks
+LIVE := -m live --timeout 600 -q -rfEs --ignore tests/compat/sdks \
+    --ignore tests/replication/log/cassandra/test_outage.py
 ONCE_MORE = { test $$? -eq 1 && echo "==== once more, what failed (the first failure is above; look at it)" && \
     $(BIN)/python -m pytest $(1) --last-failed --once-more; }
 test: export SIM_BASE_SEED ?= $(shell date +%s)
@@ -69,6 +71,10 @@ bench: $(STAMP)
 compat: $(STAMP)
 	$(BIN)/python -m tests.compat.run $(if $(REGION),--region $(REGION))
 	$(if $(REGION),,$(BIN)/python -m pytest tests/compat/sdks -q -rfEs)
+
+cassandra: $(STAMP)
+	$(BIN)/python -m pytest tests/replication/log/cassandra --seeds 1 --timeout 600 -q -rfEs --durations=5
+	$(BIN)/python -m tests.replication.log.cassandra.measure
 
 clean:
 	rm -rf $(VENV) build

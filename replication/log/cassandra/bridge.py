@@ -4,8 +4,11 @@ The driver calls back on a thread of its own. A `call_soon_threadsafe` for each 
 wake-up each; here results go to a deque, and only the first of them arms a drain. That gave 1.7 times as many
 completions a second.
 
-No more than `in_flight_max` requests are under way: a host has 32,768 stream ids on its one connection, and a
-request that timed out keeps its id until the answer comes.
+No more than `in_flight_max` requests are under way, those whose caller was cancelled among them: a host has
+32,768 stream ids on its one connection, and nobody gives one back before the answer.
+
+The driver may end a request twice: a second try that is sent while the first is slow is answered as well. The
+first end counts.
 """
 
 from __future__ import annotations
@@ -32,6 +35,16 @@ class Session(Protocol):
         """Send a statement."""
 
 
+class _Request:
+    """One that the driver has and did not end."""
+
+    __slots__ = ("ended", "future")
+
+    def __init__(self, future: asyncio.Future[Rows]) -> None:
+        self.future = future
+        self.ended = False
+
+
 class Bridge:
     """Requests of one session, awaited on one loop."""
 
@@ -41,24 +54,28 @@ class Bridge:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._in_flight = asyncio.Semaphore(in_flight_max)
-        self._done: deque[tuple[asyncio.Future[Rows], Rows | None, Exception | None]] = deque()
+        self._done: deque[tuple[_Request, Rows | Exception]] = deque()
         self._armed = False
 
     async def execute(self, statement: object, parameters: tuple[object, ...], profile: str) -> Rows:
-        """The rows of a statement: its first page. Raises what the driver does."""
-        async with self._in_flight:
-            future: asyncio.Future[Rows] = self._loop.create_future()
+        """The rows of a statement. Raises what the driver does."""
+        await self._in_flight.acquire()
+        request = _Request(self._loop.create_future())
+        try:
             response = self._session.execute_async(statement, parameters, execution_profile=profile)
-            response.add_callbacks(
-                lambda rows: self._push(future, list(rows or ()), None),
-                lambda error: self._push(future, None, error),
-            )
-            return await future
+        except BaseException:
+            self._in_flight.release()
+            raise
+        response.add_callbacks(
+            lambda rows: self._push(request, list(rows or ())),
+            lambda error: self._push(request, error),
+        )
+        return await request.future
 
-    def _push(self, future: asyncio.Future[Rows], rows: Rows | None, error: Exception | None) -> None:
+    def _push(self, request: _Request, result: Rows | Exception) -> None:
         # On the driver's thread. What is pushed before the drain disarms is drained by it; who pushes later
         # finds it disarmed and arms it again.
-        self._done.append((future, rows, error))
+        self._done.append((request, result))
         if not self._armed:
             self._armed = True
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -67,11 +84,14 @@ class Bridge:
     def _drain(self) -> None:
         self._armed = False
         while self._done:
-            future, rows, error = self._done.popleft()
-            if future.done():
+            request, result = self._done.popleft()
+            if request.ended:
+                continue
+            request.ended = True
+            self._in_flight.release()
+            if request.future.done():
                 continue  # its caller was cancelled
-            if error is not None:
-                future.set_exception(error)
+            if isinstance(result, Exception):
+                request.future.set_exception(result)
             else:
-                assert rows is not None
-                future.set_result(rows)
+                request.future.set_result(result)

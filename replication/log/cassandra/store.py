@@ -2,10 +2,16 @@
 
 Theory of operation. One session a process. Its profiles differ in where the coordinator is: `local` in the
 own data centre, `source:<region>` in another one, where a quorum of *that* centre answers; `ledger` is local
-with more patience. A data centre has the name of its region.
+with more patience. A data centre has the name of its region. A quorum that wrote and a quorum that reads in
+one centre have a node in common; between centres nothing is promised, and hints are not counted on.
 
-The driver repeats nothing: what fails is LogUnavailable, an unknown outcome, and who asked decides. No
-statement is a transaction, no statement deletes, and all may be repeated.
+The driver repeats nothing: what fails is LogUnavailable, an unknown outcome, and who asked decides. (Within a
+region it sends a request to a second node while the first is slow.) A password or a right that is missing is
+unknown as well, since an operator may give it; refused is what the tables do not allow, and a row that is too
+large. No statement is a transaction, no statement deletes, and all may be repeated.
+
+A read that fails asks for fewer rows the next time: over an ocean, what is behind may be more than arrives in
+time, and asking for the same again would never end.
 
 Settings that matter, as measured: TCP_NODELAY (a write of 4 KB takes 44 ms without), protocol 4 (5 loses its
 place when a header arrives in pieces), reconnection every half second (the default goes to ten minutes), and
@@ -18,7 +24,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from cassandra import ConsistencyLevel, DriverException, InvalidRequest
@@ -30,8 +36,10 @@ from cassandra.policies import (
     ConstantSpeculativeExecutionPolicy,
     DCAwareRoundRobinPolicy,
     FallthroughRetryPolicy,
+    NoSpeculativeExecutionPolicy,
     TokenAwarePolicy,
 )
+from cassandra.protocol import ErrorMessage
 from cassandra.query import tuple_factory
 
 from replication.frames import Frame, Stream, bucket_of
@@ -56,6 +64,7 @@ from replication.log.rows import Row, rows_of, slice_of
 
 LOCAL = "local"
 LEDGER = "ledger"
+SCHEMA = "schema"
 
 T = TypeVar("T")
 
@@ -71,39 +80,46 @@ class Options:
     port: int = 9042
     tls: ssl.SSLContext | None = None
     user: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
     # A healthy write takes milliseconds; readers have other places to ask.
     request_timeout_s: float = 2.0
     # A person waits for the ledger, and has nowhere else to ask.
     ledger_timeout_s: float = 5.0
-    # Ask a second host if the first is slower than most ever are.
+    # Ask a second host of the own region if the first is slower than most ever are.
     speculative_delay_s: float = 0.1
+    # An operator's statement: all nodes of all regions have to learn of a table.
+    schema_timeout_s: float = 30.0
     # Requests under way: a thousand keep a host busy, and are far below its 32,768 ids.
     in_flight_max: int = 1024
 
 
-def _profile(options: Options, region: str, timeout_s: float) -> Any:
+def _profile(options: Options, region: str, timeout_s: float, level: int) -> Any:
+    # Another region's answer takes longer than the delay as a rule: everything would be asked twice.
+    far = region != options.region
+    second = ConstantSpeculativeExecutionPolicy(options.speculative_delay_s, 1)
     return ExecutionProfile(
         load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(region)),
         retry_policy=FallthroughRetryPolicy(),
-        consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+        consistency_level=level,
         serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
         request_timeout=timeout_s,
         row_factory=tuple_factory,
-        speculative_execution_policy=ConstantSpeculativeExecutionPolicy(options.speculative_delay_s, 1),
+        speculative_execution_policy=NoSpeculativeExecutionPolicy() if far else second,
     )
 
 
 def _cluster(options: Options) -> Any:
+    here, quorum = options.region, ConsistencyLevel.LOCAL_QUORUM
     timeout_s = options.request_timeout_s
-    local = _profile(options, options.region, timeout_s)
+    local = _profile(options, here, timeout_s, quorum)
     profiles = {
         LOCAL: local,
         EXEC_PROFILE_DEFAULT: local,  # what prepares statements
-        LEDGER: _profile(options, options.region, options.ledger_timeout_s),
+        LEDGER: _profile(options, here, options.ledger_timeout_s, quorum),
+        SCHEMA: _profile(options, here, options.schema_timeout_s, ConsistencyLevel.EACH_QUORUM),
     }
     for region in options.other_regions:
-        profiles[f"source:{region}"] = _profile(options, region, timeout_s)
+        profiles[f"source:{region}"] = _profile(options, region, timeout_s, quorum)
     return Cluster(
         list(options.contact_points),
         port=options.port,
@@ -113,7 +129,10 @@ def _cluster(options: Options) -> Any:
         compression=False,
         reconnection_policy=ConstantReconnectionPolicy(0.5, max_attempts=None),
         connect_timeout=2,
-        max_schema_agreement_wait=30,
+        max_schema_agreement_wait=options.schema_timeout_s,
+        # At a node that stands still each statement would cost a timeout. One that does not know it says so,
+        # and is told.
+        prepare_on_all_hosts=False,
         idle_heartbeat_interval=2,
         idle_heartbeat_timeout=2,
         ssl_context=options.tls,
@@ -121,8 +140,9 @@ def _cluster(options: Options) -> Any:
     )
 
 
-# After these nobody knows. (An InvalidRequest, which is a DriverException, is definite; catch it first.)
-_UNKNOWN = (NoHostAvailable, DriverException, ConnectionException, OSError)
+# After these nobody knows. (An InvalidRequest, which is a DriverException, is definite; catch it first.) An
+# error of a node that the driver has no class for comes as the message that it was.
+_UNKNOWN = (NoHostAvailable, DriverException, ConnectionException, ErrorMessage, OSError)
 
 
 def _unavailable(error: BaseException) -> LogUnavailable:
@@ -133,14 +153,29 @@ def _create_schema(options: Options, replicas: Mapping[str, int]) -> None:
     cluster = _cluster(options)
     try:
         session = cluster.connect(wait_for_all_pools=True)
+        _check_version(_present_version(session, options.keyspace))
         for statement in statements.schema(options.keyspace, replicas):
-            _agree(session.execute(statement, timeout=30, execution_profile=LEDGER))
+            _agree(session.execute(statement, execution_profile=SCHEMA))
     except InvalidRequest as error:
         raise LogRefused(str(error)) from error
     except _UNKNOWN as error:
         raise _unavailable(error) from error
     finally:
         cluster.shutdown()
+
+
+def _present_version(session: Any, keyspace: str) -> int | None:
+    """What the tables are now; None if there are none."""
+    try:
+        rows = session.execute(statements.queries(keyspace)["schema_version"], execution_profile=LEDGER).all()
+    except InvalidRequest:
+        return None
+    return rows[0][0] if rows else None
+
+
+def _check_version(version: int | None) -> None:
+    if version not in (None, SCHEMA_VERSION):
+        raise SchemaMismatch(f"the tables have version {version}; this release needs {SCHEMA_VERSION}")
 
 
 def _agree(result: Any) -> None:
@@ -152,7 +187,8 @@ def _agree(result: Any) -> None:
 async def create_schema(options: Options, replicas: Mapping[str, int]) -> None:
     """Make keyspace and tables where they are missing: an operator's step, never two at once.
 
-    `replicas` are the copies in each region. Raises LogUnavailable, LogRefused.
+    `replicas` are the copies in each region. Every region has to be reached. Raises LogUnavailable (run it
+    again), LogRefused, and SchemaMismatch if there are tables of another release.
     """
     await asyncio.to_thread(_create_schema, options, replicas)
 
@@ -162,6 +198,7 @@ def _connect(options: Options) -> tuple[Any, Any, dict[str, Any]]:
     try:
         # With any one connection it would return, which may be one to another region.
         session = cluster.connect(wait_for_all_pools=True)
+        session.default_fetch_size = None  # one page: what may be long has a limit of its own
         prepared = {}
         for name, query in statements.queries(options.keyspace).items():
             prepared[name] = session.prepare(query)
@@ -170,13 +207,17 @@ def _connect(options: Options) -> tuple[Any, Any, dict[str, Any]]:
         cluster.shutdown()
         raise SchemaMismatch(f"keyspace {options.keyspace}: {error}") from error
     except _UNKNOWN as error:
+        centres = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
         cluster.shutdown()
+        if centres and options.region not in centres:
+            there = ", ".join(centres)
+            raise LogRefused(f"there is no data centre {options.region}; there are {there}") from error
         raise _unavailable(error) from error
     return cluster, session, prepared
 
 
 async def connect(options: Options) -> CassandraLog:
-    """The log of a region. Raises LogUnavailable, SchemaMismatch."""
+    """The log of a region. Raises LogUnavailable, SchemaMismatch, and LogRefused if the region is none."""
     cluster, session, prepared = await asyncio.to_thread(_connect, options)
     return CassandraLog(options, cluster, Bridge(session, options.in_flight_max), prepared)
 
@@ -190,6 +231,7 @@ class CassandraLog:
         self._bridge = bridge
         self._prepared = prepared
         self._closed = False
+        self._rows_max: dict[str, int] = {}  # of one read, by profile, since one failed there
 
     @property
     def region(self) -> str:
@@ -214,11 +256,14 @@ class CassandraLog:
         return f"source:{via}"
 
     async def check_schema(self) -> None:
-        """Raises SchemaMismatch unless the tables are those of SCHEMA_VERSION."""
-        rows = await self._execute("schema_version")
-        version = rows[0][0] if rows else None
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(f"the tables have version {version}; this release needs {SCHEMA_VERSION}")
+        """Raises SchemaMismatch unless the tables are those of SCHEMA_VERSION, with copies in this region."""
+        rows = cast("list[tuple[Mapping[str, str]]]", await self._execute("copies"))
+        if not rows or self.region not in rows[0][0]:
+            raise SchemaMismatch(f"keyspace {self._options.keyspace} has no copies in {self.region}")
+        versions = cast("list[tuple[int]]", await self._execute("schema_version"))
+        if not versions:
+            raise SchemaMismatch("the tables were not finished: run the operator's step again")
+        _check_version(versions[0][0])
 
     async def append(self, stream: Stream, frame: Frame) -> None:
         """Write a committed frame, its rows one after the other."""
@@ -232,9 +277,16 @@ class CassandraLog:
         """Frames from `want` on, of its partition."""
         profile = self._profile_of(via)
         key = (*stream, bucket_of(want), want)
-        rows = _as(Row, await self._execute("read", *key, frames_max, profile=profile))
-        if rows and rows[0].chunks > frames_max:  # so that the first frame is whole
-            rows = _as(Row, await self._execute("read", *key, rows[0].chunks, profile=profile))
+        limit = min(frames_max, self._rows_max.get(profile, frames_max))
+        try:
+            rows = _as(Row, await self._execute("read", *key, limit, profile=profile))
+            if rows and rows[0].chunks > limit:  # so that the first frame is whole
+                rows = _as(Row, await self._execute("read", *key, rows[0].chunks, profile=profile))
+        except LogUnavailable:
+            self._rows_max[profile] = max(1, limit // 4)
+            raise
+        if profile in self._rows_max:
+            self._rows_max[profile] = max(self._rows_max[profile], 2 * limit)
         return slice_of(rows, frames_max)
 
     async def put_head(self, head: Head) -> None:
@@ -272,7 +324,7 @@ class CassandraLog:
         """All rows of a namespace, the highest version first."""
         profile = self._profile_of(via, LEDGER)
         rows = cast("list[Any]", await self._execute("read_ledger", namespace_id, profile=profile))
-        return [LedgerRow(row[0], row[1], Mode(row[2]), *row[3:]) for row in rows]
+        return [LedgerRow(row[0], row[1], _mode(row[2]), *row[3:]) for row in rows]
 
     async def ledger_feed(self, origin: str, day: int, after_hlc: int) -> list[LedgerHint]:
         """What a region added to the ledger on a day, later than a time: the first 5000."""
@@ -283,6 +335,13 @@ class CassandraLog:
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._cluster.shutdown)
+
+
+def _mode(word: str) -> Mode:
+    try:
+        return Mode(word)
+    except ValueError:
+        raise LogRefused(f"the ledger has a row of mode {word!r}, which this release does not know") from None
 
 
 def _as(kind: type[T], rows: Rows) -> list[T]:

@@ -1,41 +1,42 @@
-"""Real Cassandra nodes on loopback, one for each data centre, started and ended by a test.
+"""Real Cassandra nodes on loopback, one for each data centre, started, broken and ended by a test.
 
-$HOLDFAST_CASSANDRA_JARS names a folder with the jars of Cassandra 5 (`org.apache.cassandra:cassandra-all` and
-what it depends on, as `mvn dependency:copy-dependencies` gathers them). A start takes about five seconds and
-300 MB a node.
+Clients need a certificate and a password. No node keeps hints, so what one missed it never gets. A start
+takes some six seconds; a node has 300 MB.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 import signal
 import socket
 import string
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from cassandra import DriverException
+from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.policies import DCAwareRoundRobinPolicy
 
+from replication.log.cassandra.store import Options
+from tests.compat.sdks.programs import MissingError
+from tests.replication.log.cassandra import jars
+from tests.replication.log.cassandra.certificates import Authority
+
 CONF = Path(__file__).parent / "conf"
-JARS = "HOLDFAST_CASSANDRA_JARS"
-START_S_MAX = 120
-CAP_IPC_LOCK = 14
-PR_CAPBSET_DROP = 24
-
-
-def why_not() -> str:
-    """Why there can be no Cassandra here; empty if there can."""
-    folder = os.environ.get(JARS, "")
-    if not folder:
-        return f"no Cassandra: {JARS} is not set"
-    if not list(Path(folder).glob("cassandra-all-*.jar")):
-        return f"no Cassandra: {folder} has no cassandra-all-*.jar"
-    return "" if shutil.which("java") else "no Cassandra: there is no java"
+START_S_MAX = 180
+# Become the program that is named, without CAP_IPC_LOCK (14; 24 is PR_CAPBSET_DROP): as root Cassandra's
+# mlockall would succeed, and fault in the whole heap.
+BECOME = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 14, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+FIRST = ("cassandra", "cassandra")  # who is there when Cassandra is new; logs in at QUORUM of all regions
+OPERATOR = ("operator", "a word")  # as anybody else, at LOCAL_QUORUM
+USER = ("holdfast", "a pass word")  # what the log connects as
 
 
 def _free_port() -> int:
@@ -46,46 +47,103 @@ def _free_port() -> int:
 
 
 class Nodes:
-    """The nodes of one cluster, by data centre."""
+    """The nodes of one cluster, by data centre. MissingError: the machine lacks what they need."""
 
     def __init__(self, directory: Path, centres: Sequence[str]) -> None:
+        if sys.platform != "linux":
+            raise MissingError("no Cassandra: a network of addresses on loopback is Linux's")
+        self._java = jars.java()
+        self._jars = jars.folder()
         self._directory = directory
         # A network of the process's own, so that two runs do not meet.
         net = f"127.{64 + os.getpid() % 128}"
         self.addresses = {centre: f"{net}.{number}.1" for number, centre in enumerate(centres, 1)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._login = FIRST
+        self.authority = Authority(directory / "certificates")
+        self._client = self.authority.sign("client")
+
+    def options(self, region: str, **more: Any) -> Options:
+        """How the log of a region connects: `USER` and a certificate, unless `more` says otherwise."""
+        others = [other for other in self.addresses if other != region]
+        user, password = USER
+        given: dict[str, Any] = {
+            "tls": self.authority.client(self._client),
+            "user": user,
+            "password": password,
+        }
+        return Options(region, [self.addresses[region]], others, **(given | more))
+
+    def operator(self, region: str, **more: Any) -> Options:
+        """How an operator connects."""
+        return self.options(region, user=OPERATOR[0], password=OPERATOR[1], **more)
 
     def start(self) -> None:
         """Start all, and wait until each answers and knows the others."""
         for number, centre in enumerate(self.addresses, 1):
             self._configure(centre, number * (1 << 63) // (len(self.addresses) + 1))
-            self._launch(centre)
-        deadline = time.monotonic() + START_S_MAX
-        for centre in self.addresses:
-            while not self._is_ready(centre):
-                code = self._processes[centre].poll()
-                assert code is None, f"{centre} ended with {code}: {self._log(centre)}"
-                assert time.monotonic() < deadline, f"{centre} does not answer: {self._log(centre)}"
-                time.sleep(0.2)
+            self.launch(centre)
+        self.wait_until_ready(*self.addresses)
+        self._add_users()
+
+    def _add_users(self) -> None:
+        # With a copy in every region, or nobody can log in while another one is down.
+        copies = ", ".join(f"'{centre}': 1" for centre in self.addresses)
+        replication = f"{{'class': 'NetworkTopologyStrategy', {copies}}}"
+        role = "CREATE ROLE {0} WITH PASSWORD = '{1}' AND LOGIN = true AND SUPERUSER = {2}"
+        self.execute(
+            next(iter(self.addresses)),
+            f"ALTER KEYSPACE system_auth WITH replication = {replication}",
+            role.format(*OPERATOR, "true"),
+            role.format(*USER, "false"),
+        )
+        self._login = OPERATOR
+
+    def let_in(self, user: str, keyspace: str, *rights: str) -> None:
+        """Give a user rights on the tables of a keyspace."""
+        grants = [f"GRANT {right} ON KEYSPACE {keyspace} TO {user}" for right in rights]
+        self.execute(next(iter(self.addresses)), *grants)
+
+    def execute(self, centre: str, *texts: str) -> Any:
+        """Run statements as the operator at one node. Returns the rows of the last."""
+        profile = ExecutionProfile(
+            load_balancing_policy=DCAwareRoundRobinPolicy(centre), request_timeout=START_S_MAX
+        )
+        cluster = Cluster(
+            [self.addresses[centre]],
+            protocol_version=4,
+            execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            ssl_context=self.authority.client(self._client),
+            auth_provider=PlainTextAuthProvider(*self._login),
+        )
+        try:
+            session = cluster.connect()
+            return [session.execute(text).all() for text in texts][-1]
+        finally:
+            cluster.shutdown()
 
     def _configure(self, centre: str, token: int) -> None:
         directory = self._directory / centre
         (directory / "tmp").mkdir(parents=True)
+        certificate = self.authority.sign(f"node-{centre}", [self.addresses[centre]])
         values = {
             "token": token,
             "address": self.addresses[centre],
             "seeds": ",".join(f"{address}:7000" for address in self.addresses.values()),
             "directory": directory,
+            "certificate": certificate,
+            "authority": self.authority.directory / "ca.pem",
         }
         text = string.Template((CONF / "cassandra.yaml.in").read_text()).substitute(values)
         (directory / "cassandra.yaml").write_text(text)
         (directory / "rackdc.properties").write_text(f"dc={centre}\nrack=r1\n")
 
-    def _launch(self, centre: str) -> None:
+    def launch(self, centre: str) -> None:
+        """Start a node, for the first time or with what it has."""
         directory = self._directory / centre
-        jars = sorted(str(jar) for jar in Path(os.environ[JARS]).glob("*.jar"))
         command = [
-            "java",
+            *(sys.executable, "-I", "-S", "-c", BECOME),
+            self._java,
             *(CONF / "jvm.options").read_text().split(),
             "-Xmx192m",
             f"-Dcassandra.config=file://{directory}/cassandra.yaml",
@@ -96,10 +154,9 @@ class Nodes:
             f"-Djava.io.tmpdir={directory}/tmp",
             f"-Dcassandra.jmx.local.port={_free_port()}",
             "-cp",
-            ":".join(jars),
+            ":".join(sorted(str(jar) for jar in self._jars.glob("*.jar"))),
             "org.apache.cassandra.service.CassandraDaemon",
         ]
-        prctl = ctypes.CDLL(None).prctl
         with (directory / "cassandra.log").open("ab") as log:
             self._processes[centre] = subprocess.Popen(
                 command,
@@ -108,26 +165,33 @@ class Nodes:
                 stderr=subprocess.STDOUT,
                 cwd=directory,
                 start_new_session=True,
-                # As root its mlockall would succeed, and fault in the whole heap.
-                preexec_fn=lambda: prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0),
             )
 
+    def wait_until_ready(self, *centres: str) -> None:
+        """Wait until these answer clients, and know all other nodes."""
+        deadline = time.monotonic() + START_S_MAX
+        for centre in centres:
+            while not self._is_ready(centre):
+                code = self._processes[centre].poll()
+                assert code is None, f"{centre} ended with {code}: {self._log(centre)}"
+                assert time.monotonic() < deadline, f"{centre} does not answer: {self._log(centre)}"
+                time.sleep(0.2)
+
     def _is_ready(self, centre: str) -> bool:
-        """Whether clients are answered, and all other nodes are known."""
-        profile = ExecutionProfile(load_balancing_policy=DCAwareRoundRobinPolicy(centre))
-        cluster = Cluster(
-            [self.addresses[centre]], protocol_version=4, execution_profiles={EXEC_PROFILE_DEFAULT: profile}
-        )
         try:
-            known = cluster.connect().execute("SELECT COUNT(*) FROM system.peers_v2").one()[0]
-        except NoHostAvailable:
+            known = self.execute(centre, "SELECT COUNT(*) FROM system.peers_v2")[0][0]
+        except (NoHostAvailable, DriverException):
             return False
-        finally:
-            cluster.shutdown()
         return bool(known == len(self.addresses) - 1)
 
     def _log(self, centre: str) -> str:
         return (self._directory / centre / "cassandra.log").read_text(errors="replace")[-2000:]
+
+    def resident_mb(self, centre: str) -> int:
+        """Memory of a node."""
+        status = Path(f"/proc/{self._processes[centre].pid}/status").read_text()
+        (kilobytes,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(kilobytes) >> 10
 
     def freeze(self, centre: str) -> None:
         """The node stands still."""
@@ -136,6 +200,11 @@ class Nodes:
     def thaw(self, centre: str) -> None:
         """It goes on."""
         self._processes[centre].send_signal(signal.SIGCONT)
+
+    def kill(self, centre: str) -> None:
+        """The node is gone, without a word. `launch` brings it back."""
+        self._processes[centre].kill()
+        self._processes[centre].wait()
 
     def stop(self) -> None:
         """End all; what they wrote is of no use to anybody."""

@@ -24,7 +24,7 @@ def test_the_schema_is_made_for_the_regions_that_there_are():
 def test_every_query_is_of_a_table_that_there_is():
     tables = {each.split()[5].partition(".")[2] for each in statements.schema("k", {"a": 1})[1:-1]}
     queries = statements.queries("k")
-    assert len(queries) == 11
+    assert len(queries) == 12
     used = {
         word.partition(".")[2]
         for query in queries.values()
@@ -134,6 +134,55 @@ async def test_no_more_than_so_many_are_under_way():
     session.responses = session.responses[1:]
     session.end([(2,)], [(3,)])
     assert await asyncio.gather(*tasks) == [[(1,)], [(2,)], [(3,)]]
+
+
+async def test_who_hangs_up_keeps_its_place_until_the_answer():
+    """Else callers that give up would together have more under way than the driver has numbers for."""
+    session = ScriptedSession()
+    bridge = Bridge(session, 1)
+    first = asyncio.create_task(bridge.execute("q", (), "local"))
+    await turns()
+    first.cancel()
+    second = asyncio.create_task(bridge.execute("q", (), "local"))
+    await turns()
+    assert len(session.sent) == 1
+    session.end([(1,)])
+    await turns()
+    assert len(session.sent) == 2
+    session.responses = session.responses[1:]
+    session.end([(2,)])
+    assert await second == [(2,)]
+
+
+async def test_a_request_that_is_answered_twice_ends_once():
+    """As one that was sent to a second node is."""
+    session = ScriptedSession()
+    bridge = Bridge(session, 1)
+    first = asyncio.create_task(bridge.execute("q", (), "local"))
+    await turns()
+    session.end([(1,)])
+    session.end(ValueError("the second node's"))
+    assert await first == [(1,)]
+    tasks = [asyncio.create_task(bridge.execute("q", (), "local")) for _ in range(2)]
+    await turns()
+    assert len(session.sent) == 2, "one place, not two"
+    session.responses = session.responses[1:]
+    session.end([(2,)])
+    await turns()
+    session.responses = session.responses[1:]
+    session.end([(3,)])
+    assert await asyncio.gather(*tasks) == [[(2,)], [(3,)]]
+
+
+async def test_a_request_that_is_not_sent_has_no_place():
+    class Broken:
+        def execute_async(self, query, parameters, *, execution_profile):
+            raise TypeError("a number is none")
+
+    bridge = Bridge(Broken(), 1)
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            await bridge.execute("q", (), "local")
 
 
 async def test_a_result_that_nobody_waits_for_is_dropped():
