@@ -133,13 +133,6 @@ async def test_many_writes_at_once(logs: CassandraLogs):
     assert found == (tuple(frames), 500)
 
 
-async def test_more_rows_than_the_driver_has_on_a_page(logs: CassandraLogs):
-    namespace = logs.name("namespace")
-    rows = [ledger_row(namespace, version, "a") for version in range(1, 5101)]
-    await asyncio.gather(*[logs.a.append_ledger(row) for row in rows])
-    assert await logs.a.read_ledger(namespace) == rows[::-1]
-
-
 async def test_what_is_under_way_when_the_log_is_closed_ends(logs: CassandraLogs):
     stream = Stream(logs.name("region"), 7, 1)
     frames = beats(stream, 0, *[1] * 2000)

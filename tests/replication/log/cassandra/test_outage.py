@@ -1,4 +1,4 @@
-"""The log on a real Cassandra while nodes die: the long form, of `make cassandra`.
+"""The log on a real Cassandra while nodes die, and with much in it: the long form, of `make cassandra`.
 
 No node keeps hints here. What a region missed it has never, and all has to come out right all the same.
 """
@@ -20,7 +20,7 @@ from replication.log.exporter import Exporter
 from replication.log.search import Place
 from replication.outbox import append as append_outbox
 from replication.outbox import begin as begin_outbox
-from tests.replication.log.contract import beats
+from tests.replication.log.contract import beats, ledger_row
 
 pytest.importorskip("cassandra", reason="no cassandra-driver")
 
@@ -70,6 +70,13 @@ async def test_a_region_that_was_away_sees_what_it_missed_through_the_source(
     here = await patiently(logs.b, stream, 1, None, 20)
     assert here == frames[:10] + frames[50:], "a hole, for ever"
     assert await patiently(logs.b, stream, 11, "a", 50) == frames[10:]
+
+
+async def test_more_rows_than_the_driver_has_on_a_page(logs: CassandraLogs):
+    namespace = logs.name("namespace")
+    rows = [ledger_row(namespace, version, "a") for version in range(1, 5101)]
+    await asyncio.gather(*[logs.a.append_ledger(row) for row in rows])
+    assert await logs.a.read_ledger(namespace) == rows[::-1]
 
 
 async def test_what_was_acknowledged_survives_the_death_of_the_node(nodes: Nodes, logs: CassandraLogs):
