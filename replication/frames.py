@@ -276,6 +276,19 @@ def _open_entry(stream: Stream, first_seq: int, seq: int, raw: msgspec.Raw) -> E
         raise FrameDamaged(stream, first_seq, f"entry {seq}", str(error)) from None
 
 
+def encode_entry(entry: Entry) -> bytes:
+    """An entry by itself, for a row of its own."""
+    return _encoder.encode(entry)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """That entry again. Raises ValueError for bytes that are none, or of a kind that is not known."""
+    entry = _entries.decode(data)
+    if entry.kind not in _KNOWN_KINDS:
+        raise ValueError(f"an entry of kind {entry.kind}, which is not known here")
+    return entry
+
+
 def check_follows(stream: Stream, after: Tail, frame: Frame) -> Tail:
     """Where the sequence ends with this frame. Raises ChainBroken if it is not the one that comes next."""
     if frame.first_seq != after.seq + 1:

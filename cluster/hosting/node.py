@@ -70,6 +70,10 @@ class Membership(NamedTuple):
     replicas_of: Callable[[int], tuple[int, ...]] = lambda _: ()  # nodes that have a replica of a group
 
 
+def nothing(shard: ShardHost) -> None:
+    """Nobody wants to know."""
+
+
 def alone(group: int) -> Config | None:  # noqa: ARG001 - the signature of `Membership.config_of`
     """Every group of a node without others."""
     return None
@@ -114,6 +118,8 @@ class Node:
         self.scrub = Scrub(self, self.damages)
         self._found = storage.load()
         self.led: dict[int, ShardHost] = {}  # by Raft group: the shards whose leader this node is
+        self.on_shard_led: Callable[[ShardHost], None] = nothing  # before it takes anything up
+        self.on_shard_lost: Callable[[ShardHost], None] = nothing
         self.entered: Entered | None = None  # what the call that is being handled has met
         self._groups_of_slots: list[int] = [META_GROUP] * SLOTS  # until the table is known
         self._ranges: dict[int, Slots] | None = None  # the same by group
@@ -198,6 +204,7 @@ class Node:
 
     def _lead(self, group: Group) -> None:
         shard = self.led[group.id] = ShardHost(self, group, self.clock, self.loop)
+        self.on_shard_led(shard)
         self._backlogs.clear()  # it may have tasks of any queue
         if self._started:
             self._take_up(shard)
@@ -205,6 +212,7 @@ class Node:
     def _lose(self, group: Group) -> None:
         shard = self.led.pop(group.id, None)
         if shard is not None:
+            self.on_shard_lost(shard)
             shard.retire()
             self._backlogs.clear()
             self.holders.forget(shard)

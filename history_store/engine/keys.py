@@ -8,6 +8,8 @@
     t  due  run                                    when a run wants to be looked at
     x  sequence                                    an action on another run, not yet done
     s  shard                                       which slots were given to another shard (shard/split.py)
+    o  what                                        what other regions were told, and have told us (streams.py)
+    f  what                                        which region serves a namespace (replication/failover)
 
 The slot (two bytes) leads wherever a kind has no order of its own, so that a shard can be split by ranges;
 q, t and x are ordered by what they are read by, and carry the workflow id in their values.
@@ -28,6 +30,7 @@ TASK = b"q"
 WAKE = b"t"
 ACTION = b"x"
 SPLIT = b"s"
+STREAM = b"o"
 
 ITEM_ACTIVITY = b"a"
 ITEM_TIMER = b"t"

@@ -143,7 +143,7 @@ def frame(event: bytes) -> bytes:
 class Transaction:
     """One synchronous step: some runs changed together, one Raft entry."""
 
-    __slots__ = ("actions", "env", "now", "rows", "runs", "time", "visibility")
+    __slots__ = ("about", "actions", "env", "now", "rows", "runs", "time", "visibility")
 
     def __init__(self, env: Environment, now: int) -> None:
         self.env = env
@@ -153,6 +153,7 @@ class Transaction:
         self.rows: list[tuple[bytes, bytes | None]] = []
         self.visibility: list[VisibilityOp] = []
         self.actions: list[tuple[bytes, Action]] = []
+        self.about: tuple[str, str] | None = None  # namespace id and workflow id, if no run is opened
 
     def open(self, run: Run) -> Run:
         """Make the run part of this transaction."""
@@ -172,9 +173,10 @@ class Transaction:
         self.actions.append((key, action))
         self.rows.append((key, pack(action)))
 
-    def action_done(self, key: bytes) -> None:
+    def action_done(self, key: bytes, action: Action) -> None:
         """The action at `key` need not be done again."""
         self.rows.append((key, None))
+        self.about = action.namespace_id, action.workflow_id
 
     def seal(self) -> None:
         """Turn what changed into rows and visibility records."""

@@ -93,7 +93,7 @@ class Actions:
                 self._put_off(shard, key, action, outcome)
                 return
             change = None if record is None else lambda tx: record(tx, outcome)
-            self._try(shard, key, action, lambda: self._finish(shard, key, change))
+            self._try(shard, key, action, lambda: self._finish(shard, key, action, change))
 
         self.deeds.ask(shard, deed, then)
 
@@ -110,7 +110,11 @@ class Actions:
         self._later(shard, key, action, RETRY_BROKEN_S if broken else RETRY_S)
 
     def _finish(
-        self, shard: ShardHost, key: bytes, change: Callable[[Transaction], None] | None = None
+        self,
+        shard: ShardHost,
+        key: bytes,
+        action: Action,
+        change: Callable[[Transaction], None] | None = None,
     ) -> None:
         """Record the outcome and take the action's row away, in one transaction."""
         tx = shard.begin()
@@ -120,7 +124,7 @@ class Actions:
         except BaseException:
             shard.abort(tx)
             raise
-        tx.action_done(key)
+        tx.action_done(key, action)
         shard.commit(tx, nobody)
 
     def _target(self, key: bytes, action: Action) -> tuple[str, str, str, int, bool]:
@@ -134,10 +138,10 @@ class Actions:
     def _start_child(self, shard: ShardHost, key: bytes, action: Action) -> None:
         parent = shard.find(action.namespace_id, action.workflow_id, action.run_id)
         if parent is None or (not parent.running and action.policy != ABANDON):
-            self._finish(shard, key)
+            self._finish(shard, key, action)
             return
         if parent.running and action.event_id not in parent.children:
-            self._finish(shard, key)  # an earlier try started it, and it has told of its end
+            self._finish(shard, key, action)  # an earlier try started it, and it has told of its end
             return
         initiated = shard.load_event(parent, action.batch_id, action.event_id)
         wanted = initiated.start_child_workflow_execution_initiated_event_attributes
@@ -227,7 +231,7 @@ class Actions:
         """The run that asks another; None: it is gone, or means itself, and this is seen to."""
         source = shard.find(action.namespace_id, action.workflow_id, action.run_id)
         if source is None:
-            self._finish(shard, key)
+            self._finish(shard, key, action)
         elif _means_itself(action):
             self._external_done(shard, key, action, not_found)
         else:
@@ -247,7 +251,7 @@ class Actions:
 
         def committed(lost: ServiceError | None) -> None:
             if lost is None:
-                self._try(shard, key, action, lambda: self._finish(shard, key, record))
+                self._try(shard, key, action, lambda: self._finish(shard, key, action, record))
 
         # Its turn comes after what was asked of other runs before.
         shard.group.when_committed(committed, patient=True)

@@ -7,7 +7,7 @@ are answered at the commit (`Group.when_committed`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
     from cluster.hosting.clock import Clock
     from cluster.hosting.groups.group import Group, Waiter
+    from cluster.hosting.shards.streams import ShardStreams
     from cluster.matching.contract import QueueKey
     from history_store.engine.environment import EngineLimits
     from history_store.engine.updates import Update
+    from replication.frames import Entry, Frame
+    from replication.outbox import Tip
 
 log = structlog.get_logger("shard")
 
@@ -108,6 +111,8 @@ class ShardHost:
         self.loop = loop
         self.limits = node.limits
         self.cache = RunCache(lambda: group.committed, node.run_bytes_max)
+        self.streams: ShardStreams | None = None  # between regions
+        self._foreign: dict[str, int] = {}  # runs that another region changed, and where that is in the log
         self._open: Transaction | None = None  # the latest one begun: there is never a second
         self._wakes: list[tuple[int, bytes]] = []
         self._horizon = 0
@@ -174,6 +179,7 @@ class ShardHost:
         except ValueError:
             return None  # not a UUID: names no run
         if run is not None:
+            run.proposed = self._foreign.get(run_id, 0)
             self.cache.keep(run)
         return run
 
@@ -244,18 +250,31 @@ class ShardHost:
         self.cache.keep(run)
         return True
 
-    def commit(self, tx: Transaction, waiter: Waiter, *, patient: bool = False) -> None:
-        """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused."""
+    def commit(
+        self, tx: Transaction, waiter: Waiter, *, patient: bool = False, told: Sequence[Entry] = ()
+    ) -> None:
+        """Propose the transaction; `waiter` hears of the commit. Raises a definite error if refused.
+
+        `told`: what other regions are to hear besides.
+        """
+        streams = self.streams
+        sealed: tuple[list[Frame], Tip | None] = ([], None)
         try:
             for run in tx.runs:
                 if run.running:
                     close.enforce_history_limits(tx, run)
-            tx.seal()
+            if streams is None:
+                tx.seal()
+            else:
+                sealed = streams.seal(tx, told)
             index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
         except BaseException:
             self.abort(tx)
             raise
         self._open = None
+        frames, tip = sealed
+        if streams is not None and tip is not None:
+            streams.proposed(frames, tip)
         settle: list[tuple[Run, list[tuple[Update, int]]]] = []
         offers: list[TaskSpec] = []
         asked: list[tuple[Run, bool]] = []
@@ -297,6 +316,36 @@ class ShardHost:
                 log.exception("a task could not be offered", run=spec.run.state.run_id)
         for run, gone in asked:
             self.node.asked_after_end(run, gone=gone)
+
+    def commit_foreign(self, tx: Transaction, changed: Collection[str], waiter: Waiter) -> None:
+        """Propose rows that another region's leader has computed. `changed`: run ids.
+
+        Raises a definite error if refused.
+        """
+        try:
+            index = self.group.propose(image.encode(tx.rows, tx.visibility), tx.rows, tx.visibility)
+        except BaseException:
+            self.abort(tx)
+            raise
+        self._open = None
+        watched: list[tuple[Run, list[tuple[Update, int]]]] = []
+        for run_id in changed:
+            run = self.cache.runs.get(run_id)
+            if run is not None:
+                self.cache.drop(run)
+                if run.watchers:
+                    watched.append((run, []))
+            self._foreign[run_id] = index
+
+        def committed(lost: ServiceError | None) -> None:
+            for run_id in changed:
+                if self._foreign.get(run_id) == index:
+                    del self._foreign[run_id]
+            if lost is None:
+                tell(watched)
+
+        self.group.when_committed(waiter)
+        self.group.when_committed(committed, patient=True)
 
     def _act(self, actions: Iterable[tuple[bytes, Action]]) -> None:
         for key, action in actions:

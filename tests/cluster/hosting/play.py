@@ -20,8 +20,10 @@ from temporalio.api.protocol.v1.message_pb2 import Message as ProtocolMessage
 from temporalio.api.update.v1.message_pb2 import Acceptance, Outcome, Rejection, Response
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
+from history_store.engine import keys
 from history_store.storage.memory import MemoryStorage
 from tests.cluster.frontend.services.conftest import FakeCall, FakeConnection, Harness
+from tests.cluster.hosting import mirror
 
 # What differs from run to run or says nothing.
 SILENT = frozenset(
@@ -137,6 +139,8 @@ class Play(Harness):
 
     def __init__(self, storage: MemoryStorage | None = None, **options: Any) -> None:
         super().__init__(storage or Disk(), **options)
+        self.heir: Play | None = None  # the node after a restart
+        mirror.listen(self, mirror.Region(1, "a"))
 
     # ---- time
 
@@ -179,13 +183,15 @@ class Play(Harness):
         self.storage.crash()
         await self.turn()
         self.clock.advance(0.1)  # a restart takes a while; ids and sequences follow the clock
-        return Play(self.storage, clock=self.clock, seed=self.clock.now)
+        self.heir = Play(self.storage, clock=self.clock, seed=self.clock.now)
+        return self.heir
 
     async def reopen(self) -> Play:
         """The same after an orderly stop."""
         await self.close()
         self.clock.advance(0.1)
-        return Play(self.storage, clock=self.clock, seed=self.clock.now)
+        self.heir = Play(self.storage, clock=self.clock, seed=self.clock.now)
+        return self.heir
 
     # ---- what is there
 
@@ -201,7 +207,7 @@ class Play(Harness):
         return "\n".join(line(e) for e in await self.events(workflow_id, run_id) if e.event_id >= first)
 
     def rows(self) -> dict[bytes, bytes]:
-        """Every row of every shard as the node sees it."""
+        """Every row of every shard as the node sees it, without what is about other regions."""
         found: dict[bytes, bytes] = {}
         for shard in self.node.shards:
             group = shard.group.id
@@ -213,7 +219,7 @@ class Play(Harness):
                         found.pop(key, None)
                     else:
                         found[key] = value
-        return found
+        return {key: value for key, value in found.items() if key[:1] != keys.STREAM}
 
     # ---- what clients and workers do
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from tests.cluster.hosting import mirror
 from tests.cluster.hosting.play import Play
 
 
@@ -13,4 +14,6 @@ from tests.cluster.hosting.play import Play
 async def play() -> AsyncIterator[Play]:
     made = Play()
     yield made
+    if made.heir is None:
+        await mirror.check(made)
     await made.close()

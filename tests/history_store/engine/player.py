@@ -325,7 +325,7 @@ class Player:
         refused = self.dice.random() < 0.3
 
         def change(tx: Transaction) -> None:
-            tx.action_done(key)
+            tx.action_done(key, action)
             if run is None or not run.running:
                 return
             if action.kind == "start_child":

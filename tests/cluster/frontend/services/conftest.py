@@ -148,6 +148,7 @@ class Harness:
         clock: MovableClock | None = None,
         limits: EngineLimits | None = None,
         seed: int = SEED,
+        namespaces: Iterable[Namespace] = (),
     ) -> None:
         self.storage = storage
         self.clock = clock or MovableClock()
@@ -160,6 +161,8 @@ class Harness:
             on_broken=self.broken.append,
         )  # fmt: skip
         self.node.start()
+        for namespace in namespaces:
+            self.node.meta.put(namespace, lambda error: None)
         if "default" not in self.node.meta.by_name:
             made = Namespace(self.node.new_id(), "default", REGISTERED, self.clock.now_ns())
             self.node.meta.create(made, lambda error: None)

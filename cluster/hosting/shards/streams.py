@@ -1,0 +1,385 @@
+"""What a shard has told other regions, and how far it has taken what theirs tell: rows, at its leader.
+
+    o t                       the tip: where the outgoing stream ends (replication/outbox.py)
+    o f  first number         a frame of it that is kept
+    o c  region  shard        a cursor: how far another region's stream is applied (replication/log/cursor.py)
+    o p  region  shard  seq   an entry that does not fit what is here; its workflow id waits
+         (and ordinal)
+
+Theory of operation. Whatever a transaction has to tell goes into its own Raft entry as rows, numbered by the
+leader from the tip. What another region tells is stored with the cursor behind it, again in one entry. So
+neither can be done twice or by halves, whoever leads, and there is nothing to take up after a change of
+leaders but to read these rows.
+
+The stream of a shard begins when it first has something to tell, or is first asked.
+
+Invariant: the tip and the cursors in memory are those of the rows, proposals included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from cluster.hosting.groups.group import nobody
+from history_store.engine import keys
+from history_store.engine.state import RunState
+from replication import outbox, shipment
+from replication.failover.records import Point, Source
+from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
+from replication.log import cursor as cursors
+from replication.shipment import Change, Stamp
+
+if TYPE_CHECKING:
+    from cluster.hosting.groups.group import RowList, Waiter
+    from cluster.hosting.shards.host import ShardHost
+    from history_store.engine.run import Run, Transaction
+    from history_store.visibility.sql import Slots
+    from replication.log.cursor import Batch, Cursor, Opened
+    from replication.outbox import Tip
+
+log = structlog.get_logger("streams")
+
+_state = msgspec.msgpack.Decoder(RunState).decode
+
+TIP = keys.STREAM + b"t"
+FRAME = keys.STREAM + b"f"
+CURSOR = keys.STREAM + b"c"
+PARKED = keys.STREAM + b"p"
+
+Workflow = tuple[str, str]  # namespace id, workflow id
+
+
+class Abroad(Protocol):
+    """What a shard has to know of regions."""
+
+    @property
+    def region(self) -> tuple[int, str]:
+        """Index and name of this region."""
+
+    def is_told(self, namespace_id: str) -> bool:
+        """Whether other regions hold the namespace, too."""
+
+    def new_incarnation(self) -> int:
+        """A number from 1 to NUMBER_MAX, by chance."""
+
+    def told(self, streams: ShardStreams, frames: Sequence[Frame]) -> None:
+        """These frames are committed."""
+
+
+class Parked(NamedTuple):
+    """An entry that waits for rules to decide, or for somebody."""
+
+    key: bytes
+    source: Source
+    seq: int
+    entry: Entry
+
+
+class ShardStreams:
+    """The outgoing stream of a shard that is led here, and its cursors in others'."""
+
+    def __init__(self, host: ShardHost, abroad: Abroad) -> None:
+        self.host = host
+        self.abroad = abroad
+        self.tip: Tip | None = None
+        self.committed = 0  # numbers up to here may be told
+        self.cursors: dict[Source, Cursor] = {}
+        self.parked: dict[Workflow, int] = {}  # how many entries of each wait
+        self.acks: outbox.Acks | None = None
+        self._load()
+
+    def _load(self) -> None:
+        rows = self.host.rows
+        data = rows.get(TIP)
+        if data is not None:
+            self._began(outbox.decode_tip(data))
+            assert self.tip is not None
+            self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
+        for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
+            self.cursors[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+        for parked in self.parked_entries():
+            self._count(parked.entry, 1)
+
+    def _began(self, tip: Tip) -> None:
+        self.tip = tip
+        self.acks = outbox.Acks(tip.stream)
+
+    @property
+    def shard(self) -> int:
+        """The number of the shard."""
+        return self.host.group.id
+
+    # ---- what gates ask
+
+    def offered(self) -> Point:
+        """Where the next entry of the stream will be."""
+        tip = self._tip()
+        return Point(tip.stream.incarnation, tip.seq + 1)
+
+    def points(self) -> dict[Source, Point]:
+        """How far each stream is applied."""
+        return {
+            source: Point(cursor.stream.incarnation, cursor.seq) for source, cursor in self.cursors.items()
+        }
+
+    def _tip(self) -> Tip:
+        if self.tip is None:
+            _, name = self.abroad.region
+            self._began(outbox.begin(Stream(name, self.shard, self.abroad.new_incarnation())))
+        assert self.tip is not None
+        return self.tip
+
+    # ---- telling
+
+    def seal(self, tx: Transaction, told: Sequence[Entry]) -> tuple[list[Frame], Tip | None]:
+        """Seal a transaction, with what other regions are to hear of it. No tip: they are to hear nothing."""
+        changes = self._stamp(tx)
+        tx.seal()
+        entries = [*self._entries(tx, changes), *told]
+        return self._write(tx.rows, entries) if entries else ([], None)
+
+    def _stamp(self, tx: Transaction) -> list[Change]:
+        """Before it is sealed: name what it changes. Empty: it is nobody else's business."""
+        if not tx.runs or not self.abroad.is_told(tx.runs[0].state.namespace_id):
+            return []
+        seq = self._tip().seq + 1
+        changes: list[Change] = []
+        for run in tx.runs:
+            state = run.state
+            before = Stamp(*state.told) if state.transitions else None
+            after = Stamp(state.version, seq)
+            state.told = after
+            changes.append(Change(state.run_id, after, before))
+        return changes
+
+    def _entries(self, tx: Transaction, changes: list[Change]) -> list[Entry]:
+        """After it is sealed: what is told of it."""
+        if not changes:
+            return self._without_run(tx)
+        first = tx.runs[0]
+        state = first.state
+        assert all(run.state.workflow_id == state.workflow_id for run in tx.runs), (
+            "a transaction is about one workflow id"
+        )
+        pointer = self._pointer_before(tx, first)
+        payload = shipment.pack(changes, tx.rows, tx.visibility, pointer)
+        return [
+            Entry(
+                Kind.EVENTS,
+                state.namespace_id,
+                max(change.after.version for change in changes),
+                state.workflow_id,
+                changes[0].run_id,
+                shipment.CODEC,
+                payload,
+            )
+        ]
+
+    def _without_run(self, tx: Transaction) -> list[Entry]:
+        """An action is done with, and its run has gone or does not want to know."""
+        if tx.about is None or tx.runs or not self.abroad.is_told(tx.about[0]):
+            return []
+        namespace_id, workflow_id = tx.about
+        payload = shipment.pack([], tx.rows, [], None)
+        return [Entry(Kind.SIDE, namespace_id, 0, workflow_id, "", shipment.CODEC, payload)]
+
+    def _pointer_before(self, tx: Transaction, run: Run) -> str | None:
+        key = keys.current(run.slot, run.namespace_raw, run.state.workflow_id)
+        if all(row[0] != key for row in tx.rows):
+            return None
+        now = self.host.current(run.state.namespace_id, run.state.workflow_id)
+        return now.run_id if now is not None else ""
+
+    def _write(self, rows: RowList, entries: Sequence[Entry]) -> tuple[list[Frame], Tip]:
+        """The frames of a transaction, and the tip behind them; their rows are added to its own."""
+        now_ms = self.host.clock.now_ns() // 1_000_000
+        frames, tip = outbox.append(self._tip(), entries, now_ms)
+        rows.extend((FRAME + outbox.row_key(frame.first_seq), outbox.encode_row(frame)) for frame in frames)
+        rows.append((TIP, outbox.encode_tip(tip)))
+        return frames, tip
+
+    def proposed(self, frames: list[Frame], tip: Tip) -> None:
+        """They are proposed, and told when they are committed."""
+        self.tip = tip
+        if frames:
+            self.host.group.when_committed(lambda lost: self._committed(frames, lost), patient=True)
+
+    def _committed(self, frames: list[Frame], lost: object) -> None:
+        if lost is None and not self.host.retired:
+            self.committed = max(self.committed, frames[-1].last_seq)
+            self.abroad.told(self, frames)
+
+    def begin(self, waiter: Waiter) -> None:
+        """Have a stream, so that others may ask for it."""
+        if self.tip is None or not self.committed_tip:
+            tx = self.host.begin()
+            tx.rows.append((TIP, outbox.encode_tip(self._tip())))
+            self.host.commit(tx, waiter)
+        else:
+            waiter(None)
+
+    @property
+    def committed_tip(self) -> bool:
+        """Whether the rows have a tip."""
+        return self.host.rows.get(TIP) is not None
+
+    def kept(self, want: int) -> Iterator[Frame]:
+        """Committed frames from this number on, as far as they are kept."""
+        low = FRAME + outbox.row_key(want)
+        for _, value in self.host.rows.scan(low, keys.prefix_end(FRAME)):
+            frame = outbox.decode_row(value)
+            if frame.last_seq > self.committed:
+                return
+            yield frame
+
+    def pulled(self, want: int) -> outbox.Pulled:
+        """The answer to a reader."""
+        tip = self._tip()
+        answer = outbox.answer_pull(tip, want, self.kept(want))
+        return outbox.Pulled(answer.stream, answer.oldest, self.committed, answer.frames)
+
+    def trim(self, acknowledged: int) -> bool:
+        """Let go of what all others have. True: something went."""
+        tip = self.tip
+        if tip is None or tip.seq == tip.trimmed:
+            return False
+        upto = min(acknowledged, self.committed)
+        marked = outbox.mark_exported(tip, upto) if upto > tip.exported else tip
+        now_ms = self.host.clock.now_ns() // 1_000_000
+        gone, trimmed = outbox.trim(marked, self.kept(tip.trimmed + 1), acknowledged, now_ms)
+        if not gone:
+            return False
+        tx = self.host.begin()
+        tx.rows.extend((FRAME + outbox.row_key(first), None) for first in gone)
+        tx.rows.append((TIP, outbox.encode_tip(trimmed)))
+        self.host.commit(tx, nobody)
+        self.tip = trimmed
+        return True
+
+    # ---- taking
+
+    def cursor(self, source: Source) -> Cursor | None:
+        """How far a stream is applied; None: nothing of it ever was."""
+        return self.cursors.get(source)
+
+    def apply(self, source: Source, begun: Cursor, batch: Batch, slots: Slots, waiter: Waiter) -> None:
+        """Store what a batch says, and where it ends, in one entry. Raises what a proposal does.
+
+        `begun`: the cursor to go on from where there is none yet. `slots`: those that this shard has.
+        """
+        before = self.cursors.get(source, begun)
+        after, taken = cursors.advance(before, batch)
+        if not taken:
+            waiter(None)
+            return
+        tx = self.host.begin()
+        applying = _Applying(self, source, slots, tx)
+        for opened in taken:
+            applying.take(opened)
+        tx.rows.append((cursor_key(source), cursors.encode_cursor(after)))
+        changed, parked = applying.changed, applying.parked
+        self.host.commit_foreign(tx, changed, waiter)
+        self.cursors[source] = after
+        for workflow in parked:
+            self.parked[workflow] = self.parked.get(workflow, 0) + 1
+
+    # ---- what does not fit
+
+    def parked_entries(self) -> Iterator[Parked]:
+        """The entries that wait, in the order of their streams."""
+        for key, value in self.host.rows.scan(PARKED, keys.prefix_end(PARKED)):
+            body = key[len(PARKED) :]
+            yield Parked(key, _source(body[:5]), int.from_bytes(body[5:13], "big"), decode_entry(value))
+
+    def _count(self, entry: Entry, by: int) -> None:
+        workflow = entry.namespace_id, entry.workflow_id
+        self.parked[workflow] = self.parked.get(workflow, 0) + by
+
+
+class _Applying:
+    """One batch on its way into a transaction."""
+
+    def __init__(self, streams: ShardStreams, source: Source, slots: Slots, tx: Transaction) -> None:
+        self._streams = streams
+        self._host = streams.host
+        self._source = source
+        self._slots = slots
+        self._tx = tx
+        self._stamps: dict[tuple[Workflow, str], Stamp | None] = {}
+        self._pointers: dict[Workflow, str] = {}
+        self.changed: dict[str, Workflow] = {}  # run ids
+        self.parked: list[Workflow] = []
+
+    def take(self, opened: Opened) -> None:
+        """All entries of a frame."""
+        for ordinal, entry in enumerate(opened.entries):
+            if entry.kind is Kind.EVENTS or entry.kind is Kind.SIDE:
+                slot = keys.slot_of(entry.namespace_id, entry.workflow_id)
+                if _within(slot, self._slots):
+                    self._shipment(entry, opened.frame.first_seq + ordinal)
+
+    def _shipment(self, entry: Entry, seq: int) -> None:
+        workflow = entry.namespace_id, entry.workflow_id
+        waits = workflow in self._streams.parked or workflow in self.parked
+        sent = shipment.unpack(entry.payload)
+        fits = shipment.fit(
+            sent, lambda run_id: self._stamp(workflow, run_id), lambda: self._pointer(workflow)
+        )
+        if waits or not fits.fits:
+            log.warning("an entry does not fit what is here", workflow=entry.workflow_id, why=fits.why)
+            self._tx.rows.append((parked_key(self._source, seq), encode_entry(entry)))
+            self.parked.append(workflow)
+            return
+        self._tx.rows.extend(sent.rows)
+        self._tx.visibility.extend(sent.visibility)
+        gone = {op.run_id for op in sent.hidden}
+        for change in sent.changes:
+            self.changed[change.run_id] = workflow
+            self._stamps[workflow, change.run_id] = None if change.run_id in gone else change.after
+        if sent.moves_pointer:
+            self._pointers[workflow] = _pointer_after(sent, workflow)
+
+    def _stamp(self, workflow: Workflow, run_id: str) -> Stamp | None:
+        if (workflow, run_id) in self._stamps:
+            return self._stamps[workflow, run_id]
+        key = keys.run(keys.slot_bytes(keys.slot_of(*workflow)), keys.raw_id(run_id))
+        data = self._host.rows.get(key)
+        return Stamp(*_state(data).told) if data is not None else None
+
+    def _pointer(self, workflow: Workflow) -> str:
+        if workflow in self._pointers:
+            return self._pointers[workflow]
+        now = self._host.current(*workflow)
+        return now.run_id if now is not None else ""
+
+
+def _pointer_after(sent: shipment.Shipment, workflow: Workflow) -> str:
+    slot = keys.slot_bytes(keys.slot_of(*workflow))
+    return shipment.pointer_after(sent, keys.current(slot, keys.raw_id(workflow[0]), workflow[1]))
+
+
+def _within(slot: int, slots: Slots) -> bool:
+    return any(first <= slot <= last for first, last in slots)
+
+
+def cursor_key(source: Source) -> bytes:
+    """The row of a cursor."""
+    return CURSOR + _packed(source)
+
+
+def parked_key(source: Source, seq: int) -> bytes:
+    """The row of an entry that waits."""
+    assert 0 < seq <= NUMBER_MAX
+    return PARKED + _packed(source) + seq.to_bytes(8, "big")
+
+
+def _packed(source: Source) -> bytes:
+    return bytes((source.region,)) + source.shard.to_bytes(4, "big")
+
+
+def _source(data: bytes) -> Source:
+    return Source(data[0], int.from_bytes(data[1:5], "big"))
