@@ -39,6 +39,27 @@ class Stamp(NamedTuple):
 
 UNTOLD = Stamp(0, 0)
 
+# What a run went through: of each version the last stamp, ascending. What is in it is named by these alone.
+Lineage = tuple[tuple[int, int], ...]
+
+
+def stamp_of(lineage: Lineage) -> Stamp:
+    """The last one."""
+    return Stamp(*lineage[-1]) if lineage else UNTOLD
+
+
+def followed(lineage: Lineage, stamp: Stamp) -> Lineage:
+    """The lineage behind a change."""
+    if lineage and lineage[-1][0] == stamp.version:
+        return (*lineage[:-1], (stamp.version, stamp.seq))
+    assert not lineage or lineage[-1][0] < stamp.version, "versions do not fall"
+    return (*lineage, (stamp.version, stamp.seq))
+
+
+def contains(lineage: Lineage, stamp: Stamp) -> bool:
+    """Whether a change is part of what the run went through."""
+    return any(version == stamp.version and stamp.seq <= seq for version, seq in lineage)
+
 
 class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a shipment does to a run. New fields go to the end and have defaults."""

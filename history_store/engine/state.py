@@ -124,8 +124,9 @@ class RunState(msgspec.Struct, array_like=True, gc=False):
     versioning_behavior: int = 0
     delete_after_close: bool = False
     earlier_starts: tuple[tuple[str, str], ...] = ()  # see CurrentRun
-    # Failover version and number of the last change that other regions were told of (replication/shipment)
-    told: tuple[int, int] = (0, 0)
+    # Of each failover version it was changed at, the last change that other regions were told of
+    # (replication/shipment.Lineage)
+    told: tuple[tuple[int, int], ...] = ()
 
 
 class ActivityState(msgspec.Struct, array_like=True, gc=False):

@@ -150,9 +150,9 @@ class ShardStreams:
         changes: list[Change] = []
         for run in tx.runs:
             state = run.state
-            before = Stamp(*state.told) if state.transitions else None
+            before = shipment.stamp_of(state.told) if state.transitions else None
             after = Stamp(state.version, seq)
-            state.told = after
+            state.told = shipment.followed(state.told, after)
             changes.append(Change(state.run_id, after, before))
         return changes
 
@@ -348,7 +348,7 @@ class _Applying:
             return self._stamps[workflow, run_id]
         key = keys.run(keys.slot_bytes(keys.slot_of(*workflow)), keys.raw_id(run_id))
         data = self._host.rows.get(key)
-        return Stamp(*_state(data).told) if data is not None else None
+        return shipment.stamp_of(_state(data).told) if data is not None else None
 
     def _pointer(self, workflow: Workflow) -> str:
         if workflow in self._pointers:
