@@ -37,6 +37,15 @@ class OutboxError(ValueError):
     """Rows that are damaged or of a newer format. Definite: nothing was done."""
 
 
+class Parted(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a shard's stream parted from its parent's: what is up to there is in that one."""
+
+    parent: Stream
+    seq: int
+    digest: bytes
+    hlc: int
+
+
 class Tip(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a shard's stream ends. New fields go to the end and have defaults."""
 
@@ -49,6 +58,7 @@ class Tip(msgspec.Struct, frozen=True, array_like=True, gc=False):
     trimmed: int = 0  # no frame up to here is kept
     lost: int = 0  # a frame up to here may be missing in the log for ever
     kept_bytes: int = 0  # of the frames that are kept
+    parted: Parted | None = None  # None: it begins with 1
 
     @property
     def tail(self) -> Tail:
@@ -99,7 +109,10 @@ def part(parent: Tip, stream: Stream) -> Tip:
     assert 0 < stream.incarnation <= NUMBER_MAX
     assert stream[:2] != parent.stream[:2], "a shard does not part from itself"
     seq = parent.seq
-    return Tip(FORMAT, stream, seq, parent.digest, parent.hlc, exported=seq, trimmed=seq, lost=seq)
+    parted = Parted(parent.stream, seq, parent.digest, parent.hlc)
+    return Tip(
+        FORMAT, stream, seq, parent.digest, parent.hlc, exported=seq, trimmed=seq, lost=seq, parted=parted
+    )
 
 
 def append(tip: Tip, entries: Sequence[Entry], now_ms: int) -> tuple[list[Frame], Tip]:
@@ -216,6 +229,7 @@ class Pulled(msgspec.Struct, frozen=True, array_like=True):
     oldest: int  # the first number that is still kept
     last_seq: int  # everything up to here is committed
     frames: tuple[Frame, ...]  # from the number asked for, if that is kept
+    parted: Parted | None = None
 
 
 def ring(stream: Stream, frame: Frame, limits: Limits = LIMITS) -> Doorbell:
@@ -238,7 +252,7 @@ def answer_pull(tip: Tip, want: int, kept: Iterable[Frame], limits: Limits = LIM
         if frames and size > limits.pull_bytes_max:
             break
         frames.append(frame)
-    return Pulled(tip.stream, tip.trimmed + 1, tip.seq, tuple(frames))
+    return Pulled(tip.stream, tip.trimmed + 1, tip.seq, tuple(frames), tip.parted)
 
 
 class Acks:

@@ -9,6 +9,9 @@ their own (`Copy`), while whatever the parent stores is stored there as well if 
 copy that is complete is exact at every moment, up to the entry, where it stops. What is left in the parent is
 not seen any more (`Slots`), and deleted when the child stands on its own feet.
 
+What is no slot's (which region serves a namespace, how far other regions' streams are read) the child has as
+well: the entry has a row with all of it (`heritage`), which becomes rows of the child's.
+
 A split that is not wanted any more is abandoned by an entry as well: of the two that could come, the log has
 one. It leaves the row that the other would, without slots.
 """
@@ -86,6 +89,7 @@ class _Actor(msgspec.Struct, array_like=True, gc=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode_rows = msgspec.msgpack.Decoder(RowList).decode
 _decode_split = msgspec.msgpack.Decoder(Split).decode
 _owner = msgspec.msgpack.Decoder(_Owner).decode
 _actor = msgspec.msgpack.Decoder(_Actor).decode
@@ -94,6 +98,16 @@ _actor = msgspec.msgpack.Decoder(_Actor).decode
 def key_of(child: int) -> bytes:
     """The key of the row that a split leaves in the parent."""
     return keys.SPLIT + child.to_bytes(4, "big")
+
+
+def heritage_key(child: int) -> bytes:
+    """The key of the row with what the child begins with, besides its slots."""
+    return keys.STREAM + b"h" + child.to_bytes(4, "big")
+
+
+def encode_heritage(rows: RowList) -> bytes:
+    """That row's value. Keys without the group's bytes."""
+    return _encode(rows)
 
 
 def encode(split: Split) -> bytes:
@@ -181,4 +195,8 @@ class Mirror:
                 break
             latest.update(rows)
         prefix, have = self._prefix, self.slots.have
-        return [(prefix + key, value) for key, value in latest.items() if have(key, value)]
+        theirs = [(prefix + key, value) for key, value in latest.items() if have(key, value)]
+        heritage = latest.get(heritage_key(self.child))
+        if heritage is not None:
+            theirs += [(prefix + key, value) for key, value in _decode_rows(heritage)]
+        return theirs

@@ -67,6 +67,11 @@ def part(parent: Cursor, stream: Stream) -> Cursor:
     return msgspec.structs.replace(parent, stream=stream, retired=())
 
 
+def parted(stream: Stream, seq: int, digest: bytes, hlc: int) -> Cursor:
+    """As `part`, for who has passed that place in the parent's stream: what the source says of it."""
+    return Cursor(FORMAT, stream, seq, digest, hlc)
+
+
 def advance(cursor: Cursor, batch: Batch) -> tuple[Cursor, list[Opened]]:
     """What of a batch is to be applied, and the cursor that goes with it into the same Raft entry.
 

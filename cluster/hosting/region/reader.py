@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from history_store.engine.errors import ServiceError
+from replication.failover.records import Source
 from replication.frames import hlc_ms
 from replication.inbox import Ask, Halted, Inbox, Reason
 from replication.log import cursor as cursors
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from cluster.hosting.region.streaming import Streaming
     from cluster.hosting.shards.host import ShardHost
-    from replication.failover.records import Source
     from replication.log.contract import LogStore
     from replication.log.cursor import Batch, Cursor
     from replication.outbox import Doorbell, Pulled
@@ -164,15 +164,24 @@ class Reader:
 
     def _begin(self, answer: Pulled) -> None:
         """Which stream it is, of which nothing was read yet."""
-        if answer.oldest > 1:
-            self._halted = Halted(
-                Reason.BELOW_OLDEST, f"{answer.stream}: what is before {answer.oldest} is gone"
-            )
+        parted = answer.parted
+        if parted is not None and answer.oldest <= parted.seq + 1:
+            streams = self._host.streams
+            before = streams.cursor(Source(self.source.region, parted.parent.shard)) if streams else None
+            if before is None or before.stream != parted.parent or before.seq < parted.seq:
+                self._in(RETRY_S)  # what the parent told before comes first
+                return
+            self._begun = cursors.parted(answer.stream, parted.seq, parted.digest, parted.hlc)
+        elif answer.oldest > 1:
+            why = f"{answer.stream}: what is before {answer.oldest} is gone"
+            self._halted = Halted(Reason.BELOW_OLDEST, why)
             return
-        self._begun = cursors.begin(answer.stream)
+        else:
+            self._begun = cursors.begin(answer.stream)
         self._anew()
         if self._inbox is not None and answer.frames:
-            self._inbox.answered(Ask(Place.PULL, 1, 0, "", last=False), answer, self._now())
+            ask = Ask(Place.PULL, self._inbox.want, 0, "", last=False)
+            self._inbox.answered(ask, answer, self._now())
 
     def _go_on(self) -> None:
         """Ask what is to be asked, store what can be stored, and see when to look again."""

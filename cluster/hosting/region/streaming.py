@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import asyncio
     import random
 
+    from cluster.hosting.groups.group import RowList
     from cluster.hosting.node import Node
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
@@ -166,6 +167,11 @@ class Streaming:
             del self._asked[number]
         for key in [key for key in self._listed_at if key[0] == shard]:
             del self._listed_at[key]
+
+    def heritage(self, shard: int, child: int, ranges: Slots) -> RowList:
+        """What the other half of a shard begins with, besides its slots."""
+        host = self.node.led.get(shard)
+        return host.streams.heritage(child, ranges) if host is not None and host.streams is not None else []
 
     # ---- streams.Abroad
 

@@ -101,6 +101,8 @@ class Splitting:
         self._open_shard = open_shard
         self._on_disk = on_disk
         self._on_news = on_news
+        # (group, child, its slots) -> rows that are no slot's, which the child begins with
+        self.heritage: Callable[[int, int, Ranges], RowList] = lambda *_: []
         self._asked: dict[int, Asked] = {}  # by child
         self._copies: dict[int, _CopyJob] = {}
         self._partings: dict[int, Parting] = {}
@@ -217,6 +219,9 @@ class Splitting:
 
     def _propose(self, group: Group, said: Split) -> bool:
         rows: RowList = [(split.key_of(said.child), split.encode(said))]
+        heritage = self.heritage(group.id, said.child, said.ranges) if said.ranges else []
+        if heritage:
+            rows.append((split.heritage_key(said.child), split.encode_heritage(heritage)))
         try:
             leaving = Slots(said.ranges) if said.ranges else None
             group.propose_split(image.encode_split(rows), rows, leaving)

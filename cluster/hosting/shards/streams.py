@@ -28,7 +28,7 @@ from cluster.hosting.groups.group import nobody
 from history_store.engine import keys
 from history_store.engine.state import RunState
 from replication import outbox, shipment
-from replication.failover.records import Point, Source
+from replication.failover.records import GATE, Point, Source
 from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
 from replication.log import cursor as cursors
 from replication.shipment import Change, Stamp
@@ -101,8 +101,10 @@ class ShardStreams:
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
             self.cursors[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+        given = self.host.group.given
         for parked in self.parked_entries():
-            self._count(parked.entry, 1)
+            if given is None or _slot_of(parked.entry) not in given:
+                self._count(parked.entry, 1)
 
     def _began(self, tip: Tip) -> None:
         self.tip = tip
@@ -240,7 +242,7 @@ class ShardStreams:
         """The answer to a reader."""
         tip = self._tip()
         answer = outbox.answer_pull(tip, want, self.kept(want))
-        return outbox.Pulled(answer.stream, answer.oldest, self.committed, answer.frames)
+        return msgspec.structs.replace(answer, last_seq=self.committed)
 
     def trim(self, acknowledged: int) -> bool:
         """Let go of what all others have. True: something went."""
@@ -259,6 +261,23 @@ class ShardStreams:
         self.host.commit(tx, nobody)
         self.tip = trimmed
         return True
+
+    # ---- a split
+
+    def heritage(self, child: int, slots: Slots) -> RowList:
+        """What the other half of this shard begins with, where a split is proposed now."""
+        rows = [*self.host.rows.scan(CURSOR, keys.prefix_end(CURSOR))]
+        rows += [*self.host.rows.scan(GATE, keys.prefix_end(GATE))]
+        rows += [
+            (parked.key, encode_entry(parked.entry))
+            for parked in self.parked_entries()
+            if _within(_slot_of(parked.entry), slots)
+        ]
+        if self.tip is not None:
+            _, name = self.abroad.region
+            stream = Stream(name, child, self.abroad.new_incarnation())
+            rows.append((TIP, outbox.encode_tip(outbox.part(self.tip, stream))))
+        return [*rows]
 
     # ---- taking
 
@@ -317,10 +336,9 @@ class _Applying:
     def take(self, opened: Opened) -> None:
         """All entries of a frame."""
         for ordinal, entry in enumerate(opened.entries):
-            if entry.kind is Kind.EVENTS or entry.kind is Kind.SIDE:
-                slot = keys.slot_of(entry.namespace_id, entry.workflow_id)
-                if _within(slot, self._slots):
-                    self._shipment(entry, opened.frame.first_seq + ordinal)
+            shipped = entry.kind in (Kind.EVENTS, Kind.SIDE)
+            if shipped and _within(_slot_of(entry), self._slots):
+                self._shipment(entry, opened.frame.first_seq + ordinal)
 
     def _shipment(self, entry: Entry, seq: int) -> None:
         workflow = entry.namespace_id, entry.workflow_id
@@ -360,6 +378,10 @@ class _Applying:
 def _pointer_after(sent: shipment.Shipment, workflow: Workflow) -> str:
     slot = keys.slot_bytes(keys.slot_of(*workflow))
     return shipment.pointer_after(sent, keys.current(slot, keys.raw_id(workflow[0]), workflow[1]))
+
+
+def _slot_of(entry: Entry) -> int:
+    return keys.slot_of(entry.namespace_id, entry.workflow_id)
 
 
 def _within(slot: int, slots: Slots) -> bool:

@@ -30,6 +30,9 @@ HALF = ((SLOTS // 2, SLOTS - 1),)
 ASKED = Asked(PARENT, CHILD, HALF)
 WORKFLOWS = 16
 LOADED = 40  # rounds
+# What the child begins with besides its slots' rows; the parent has one of the same key.
+TIP = keys.STREAM + b"t"
+HERITAGE = [(TIP, b"where the child's stream begins"), (keys.STREAM + b"c", b"how far another one is read")]
 
 pack = msgspec.msgpack.encode
 
@@ -62,6 +65,7 @@ class SplitSite(Site):
             lambda number: number in self.found or number in self.committer.groups,
             self.news,
         )
+        self.splitting.heritage = lambda group, child, ranges: [*HERITAGE]
 
     def open(self, group: int, found: Any = None) -> Group:
         voters = self.region.voters if group == PARENT else ()
@@ -229,7 +233,7 @@ class SplitRegion(Region):
         assert min(later) == split.FIRST_INDEX + 1
         self.committed[CHILD].replay(range(min(later), max(later) + 1), wanted, shown)
         half = split.Slots(HALF)
-        theirs = {key: value for key, value in wanted.items() if half.have(key, value)}
+        theirs = {key: value for key, value in wanted.items() if half.have(key, value)} | dict(HERITAGE)
         ours = {key: value for key, value in wanted.items() if not half.have(key, value)}
         assert theirs, "the other half has something"
         for site in self.sites.values():
@@ -244,6 +248,10 @@ class SplitRegion(Region):
 
 async def prepared(region: SplitRegion) -> None:
     await region.elect(1)
+    leader = region.led()
+    assert leader is not None
+    rows: list[tuple[bytes, bytes | None]] = [(TIP, b"where the parent's ends")]
+    leader.committer.groups[PARENT].propose(image.encode(rows, []), rows, [])
     for _ in range(30):
         region.propose()
         await region.round(tick=False)
