@@ -27,6 +27,7 @@ import msgspec
 import structlog
 
 from cluster.hosting.calls.coverage import joined, within
+from cluster.hosting.region.exporting import Exporting
 from cluster.hosting.region.reader import Reader
 from cluster.hosting.shards.streams import ShardStreams
 from history_store.engine.errors import ServiceError
@@ -125,6 +126,7 @@ class Streaming:
         self.store = store
         self._subscribers: dict[int, dict[Subscriber, _Standing]] = {}  # by our shard
         self._readers: dict[int, dict[Source, Reader]] = {}  # by our shard
+        self._exporters: dict[int, Exporting] = {}  # by our shard
         self._listed_at: dict[tuple[int, int], float] = {}  # (our shard, region)
         self._asked: dict[int, tuple[Reader, int]] = {}  # by number: who asked, and which node
         self._numbers = 0
@@ -161,6 +163,9 @@ class Streaming:
 
     def _stop(self, shard: int) -> None:
         self._subscribers.pop(shard, None)
+        exporting = self._exporters.pop(shard, None)
+        if exporting is not None:
+            exporting.close()
         for reader in self._readers.pop(shard, {}).values():
             reader.close()
         for number in [n for n, (reader, _) in self._asked.items() if reader.closed]:
@@ -189,10 +194,23 @@ class Streaming:
         return self.rng.randrange(1, NUMBER_MAX)
 
     def told(self, streams: ShardStreams, frames: Sequence[Frame]) -> None:
-        """These frames are committed: ring."""
+        """These frames are committed: ring, and write them to the log."""
+        if self.store is not None:
+            known = self._exporters.get(streams.shard)
+            if known is None:
+                self._exporting(streams)  # it begins behind them, and reads them from their rows
+            else:
+                known.committed(frames)
         for subscriber in list(self._subscribers.get(streams.shard, ())):
             for frame in frames:
                 self._ring(streams, subscriber, frame)
+
+    def _exporting(self, streams: ShardStreams) -> Exporting:
+        assert self.store is not None
+        found = self._exporters.get(streams.shard)
+        if found is None:
+            found = self._exporters[streams.shard] = Exporting(streams, self.store, self.loop, self.rng)
+        return found
 
     def _ring(self, streams: ShardStreams, subscriber: Subscriber, frame: Frame | None) -> None:
         tip = streams.tip
@@ -222,7 +240,14 @@ class Streaming:
         subscribers = self._subscribers.get(host.group.id, {})
         for subscriber in subscribers:
             self._ring(streams, subscriber, None)
-        streams.trim(self._acknowledged(host, subscribers))
+        acknowledged = self._acknowledged(host, subscribers)
+        if self.store is None:  # what all others have is as good as in a log
+            streams.trim(acknowledged, acknowledged)
+            return
+        exporting = self._exporting(streams)
+        exporting.beat()
+        streams.trim(acknowledged, exporting.mark())
+        exporting.lost(streams.tip.lost)
 
     def _acknowledged(self, host: ShardHost, subscribers: dict[Subscriber, _Standing]) -> int:
         """What all other regions have applied: of each, all shards together that have our slots."""

@@ -217,17 +217,16 @@ class ShardStreams:
 
     def begin(self, waiter: Waiter) -> None:
         """Have a stream, so that others may ask for it."""
-        if self.tip is None or not self.committed_tip:
+        if self.host.rows.get(TIP) is None:
             tx = self.host.begin()
             tx.rows.append((TIP, outbox.encode_tip(self._tip())))
             self.host.commit(tx, waiter)
         else:
             waiter(None)
 
-    @property
-    def committed_tip(self) -> bool:
-        """Whether the rows have a tip."""
-        return self.host.rows.get(TIP) is not None
+    def committed_tip(self) -> Tip:
+        """The tip as of what is committed: for who begins to write from there."""
+        return msgspec.structs.replace(self._tip(), seq=self.committed)
 
     def kept(self, want: int) -> Iterator[Frame]:
         """Committed frames from this number on, as far as they are kept."""
@@ -244,23 +243,30 @@ class ShardStreams:
         answer = outbox.answer_pull(tip, want, self.kept(want))
         return msgspec.structs.replace(answer, last_seq=self.committed)
 
-    def trim(self, acknowledged: int) -> bool:
-        """Let go of what all others have. True: something went."""
+    def trim(self, acknowledged: int, exported: int | None) -> None:
+        """Let go of what is in the log, and all others have, or had long enough to take.
+
+        `acknowledged`: what all other regions have applied. `exported`: what the log between regions is now
+        known to have; None: no more than the rows say.
+        """
         tip = self.tip
         if tip is None or tip.seq == tip.trimmed:
-            return False
-        upto = min(acknowledged, self.committed)
+            return
+        upto = min(exported or 0, self.committed)
         marked = outbox.mark_exported(tip, upto) if upto > tip.exported else tip
         now_ms = self.host.clock.now_ns() // 1_000_000
         gone, trimmed = outbox.trim(marked, self.kept(tip.trimmed + 1), acknowledged, now_ms)
-        if not gone:
-            return False
+        if trimmed == tip:
+            return
         tx = self.host.begin()
         tx.rows.extend((FRAME + outbox.row_key(first), None) for first in gone)
         tx.rows.append((TIP, outbox.encode_tip(trimmed)))
         self.host.commit(tx, nobody)
         self.tip = trimmed
-        return True
+        if trimmed.lost > tip.lost:
+            log.error(
+                "the outbox is full: other regions need a snapshot", shard=self.shard, upto=trimmed.lost
+            )
 
     # ---- a split
 

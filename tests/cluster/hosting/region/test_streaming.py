@@ -14,6 +14,8 @@ import pytest_asyncio
 from cluster.hosting.region import reader as readers
 from cluster.hosting.region.streaming import BELL, PULLED, Streaming
 from history_store.storage.memory import MemoryStorage
+from replication.log.contract import LogStore
+from replication.log.memory import MemoryWorld
 from tests.cluster.hosting.play import Play, activity, done, timer
 
 NAMES = {1: "a", 2: "b"}
@@ -70,7 +72,7 @@ class Held:
 class Pair:
     """Region a, which acts, and region b, which stands by."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *stores: LogStore) -> None:
         self.a = Play(shards=2, seed=1)
         self.b = Play(
             MemoryStorage(), shards=3, seed=2, clock=self.a.clock, namespaces=self.a.node.meta.by_id.values()
@@ -79,8 +81,10 @@ class Pair:
         self.links = Link(1), Link(2)
         self.held = Held(self.a), Held(self.b)
         self.ends = tuple(
-            Streaming(play.node, link, held, loop, random.Random(f"{seed}/{link.own}"))
-            for play, link, held in zip((self.a, self.b), self.links, self.held, strict=True)
+            Streaming(play.node, link, held, loop, random.Random(f"{seed}/{link.own}"), store)
+            for play, link, held, store in zip(
+                (self.a, self.b), self.links, self.held, stores or (None, None), strict=True
+            )
         )
         self.links[0].far, self.links[1].far = self.ends[1], self.ends[0]
 
@@ -209,6 +213,35 @@ async def test_it_goes_both_ways(pair: Pair) -> None:
     assert pair.a.rows() == pair.b.rows()
 
 
+async def test_a_new_leader_reads_on_where_the_old_one_stood(pair: Pair) -> None:
+    pair.start()
+    await work(pair.a, "w")
+    await pair.same()
+    before = {host.group.id: host.streams.points() for host in pair.b.node.shards if host.streams is not None}
+    taken: list[int] = []
+    for host in pair.b.node.shards:
+        pair.ends[1].lost(host)
+        pair.ends[1].led(host)
+        assert host.streams is not None
+        assert host.streams.points() == before[host.group.id]
+        taken += [point.seq for point in host.streams.points().values()]
+    assert any(taken)
+    await work(pair.a, "v")
+    await pair.same()
+    assert all(
+        reader.halted is None for host in pair.b.node.shards for reader in pair.ends[1].readers(host.group.id)
+    )
+
+
+async def test_what_an_old_leader_told_nobody_its_successor_tells(pair: Pair) -> None:
+    await work(pair.a, "w")
+    for host in pair.a.node.shards:
+        pair.ends[0].lost(host)
+        pair.ends[0].led(host)
+    pair.start()
+    await pair.same()
+
+
 async def test_two_that_wrote_the_same_workflow_id_do_not_overwrite_each_other(pair: Pair) -> None:
     await pair.a.first(activity(), workflow_id="w")
     await pair.b.first(activity(), workflow_id="w")
@@ -221,3 +254,80 @@ async def test_two_that_wrote_the_same_workflow_id_do_not_overwrite_each_other(p
     parked = [host.streams.parked for host in pair.b.node.shards if host.streams is not None]
     assert any(parked), "they wait for a decision"
     assert pair.b.rows() == before
+
+
+class Logged(Pair):
+    """The two with a log between them."""
+
+    def __init__(self, seed: int) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def sleep(ms: int) -> None:
+            await asyncio.sleep(ms / 1000)
+
+        self.world = MemoryWorld(("a", "b"), random.Random(seed), lambda: int(loop.time() * 1000), sleep)
+        super().__init__(seed, self.world.log("a"), self.world.log("b"))
+
+
+@pytest_asyncio.fixture
+async def logged(seed: int) -> AsyncIterator[Logged]:
+    made = Logged(seed)
+    yield made
+    await made.close()
+    assert not made.world.conflicts, "what is written twice is the same"
+
+
+async def test_the_log_is_enough_where_no_doorbell_is_heard(logged: Logged) -> None:
+    logged.start()
+    await work(logged.a, "first")
+    await logged.same()
+    for link in logged.links:
+        link.drop = lambda message: True
+    for number in range(5):
+        await work(logged.a, f"w{number}")
+    await logged.same()
+
+
+async def test_what_the_log_refuses_is_written_when_it_is_back(logged: Logged) -> None:
+    logged.start()
+    logged.world.faults("a").down = True
+    for number in range(3):
+        await work(logged.a, f"w{number}")
+    await logged.same()  # by doorbells
+    exporters = list(logged.ends[0]._exporters.values())
+    assert any(exporter.failing for exporter in exporters)
+    logged.world.faults("a").down = False
+    for _ in range(500):
+        await asyncio.sleep(0.005)
+        tips = [host.streams.tip for host in logged.a.node.shards if host.streams is not None]
+        if all(tip is None or e.exported == tip.seq for e, tip in zip(exporters, tips, strict=False)):
+            break
+    assert all(tip is None or e.exported == tip.seq for e, tip in zip(exporters, tips, strict=False))
+    assert not any(exporter.failing for exporter in exporters)
+
+
+async def test_rows_that_never_come_here_are_read_where_they_were_written(logged: Logged) -> None:
+    logged.start()
+    await work(logged.a, "first")
+    await logged.same()
+    logged.world.faults("b").holes = 0.5
+    logged.links[0].drop = lambda message: (
+        message[0] == PULLED or (message[0] == BELL and message[-1] is not None)
+    )
+    for number in range(5):
+        await work(logged.a, f"w{number}")
+    await logged.same()
+
+
+async def test_a_new_leader_writes_what_the_old_one_did_not(logged: Logged) -> None:
+    logged.start()
+    logged.world.faults("a").down = True
+    await work(logged.a, "w")
+    for host in logged.a.node.shards:
+        logged.ends[0].lost(host)
+        logged.ends[0].led(host)
+    logged.world.faults("a").down = False
+    await work(logged.a, "v")
+    for link in logged.links:
+        link.drop = lambda message: message[0] in (BELL, PULLED)
+    await logged.same()
