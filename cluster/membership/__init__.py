@@ -1,6 +1,7 @@
 """The region's table, and what to do about it: pure decisions, made by whoever leads the meta group."""
 
 from cluster.membership.leadership import Transfer, leader_moves, plan_transfer, preferred_leader
+from cluster.membership.linking import card, plan_introduce, plan_part, plan_refresh
 from cluster.membership.placement import (
     first_table,
     initial_ids,
@@ -23,6 +24,8 @@ from cluster.membership.records import (
     NodeRecord,
     NodeState,
     RegionRecord,
+    RemoteNode,
+    RemoteRecord,
     ShardRecord,
     ShardState,
     TableError,
@@ -54,6 +57,8 @@ __all__ = [
     "Plan",
     "Refusal",
     "RegionRecord",
+    "RemoteNode",
+    "RemoteRecord",
     "ShardRecord",
     "ShardState",
     "SplitWork",
@@ -63,6 +68,7 @@ __all__ = [
     "TableError",
     "Transfer",
     "Work",
+    "card",
     "emptied",
     "first_table",
     "initial_ids",
@@ -71,9 +77,12 @@ __all__ = [
     "plan_announce",
     "plan_drain",
     "plan_formats",
+    "plan_introduce",
     "plan_join",
     "plan_move",
+    "plan_part",
     "plan_rebalance",
+    "plan_refresh",
     "plan_remove",
     "plan_removed",
     "plan_replace",

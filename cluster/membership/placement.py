@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from cluster.membership.plans import Draft, Plan, Refusal, counted
 from cluster.membership.records import (
     FORMAT,
+    INDEX_DEFAULT,
     META_GROUP,
     NodeRecord,
     NodeState,
@@ -42,6 +43,7 @@ def first_table(
     cluster_id: str,
     region: str,
     created_ns: int,
+    index: int = INDEX_DEFAULT,
 ) -> Plan | Refusal:
     """The rows that make a region. Ids and states of `nodes` are set here; their order does not matter.
 
@@ -56,7 +58,7 @@ def first_table(
     if len({node.peers_address for node in nodes}) < len(nodes):
         return Refusal("the first nodes need addresses of their own", "give each node its peers address")
     draft = Draft(Table())
-    draft.put(RegionRecord(FORMAT, cluster_id, region, replicas, created_ns))
+    draft.put(RegionRecord(FORMAT, cluster_id, region, replicas, created_ns, index=index))
     for node in sorted(nodes, key=lambda node: node.name):
         draft.put(replace(node, format=FORMAT, id=ids[node.name], state=NodeState.ACTIVE))
     bounds = [number * SLOTS // shards for number in range(shards + 1)]

@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from cluster.membership.records import META_GROUP, NodeRecord, Record, RegionRecord, Row, ShardRecord, row_of
+from cluster.membership.records import (
+    META_GROUP,
+    NodeRecord,
+    Record,
+    RegionRecord,
+    RemoteRecord,
+    Row,
+    ShardRecord,
+    row_of,
+)
 from cluster.membership.table import Table
 
 
@@ -116,6 +125,8 @@ class Draft:
                 return record == self.before.region
             case NodeRecord():
                 return record == self.before.nodes.get(record.id)
+            case RemoteRecord():
+                return record == self.before.remotes.get(record.index)
             case ShardRecord():
                 return record == self.before.shards.get(record.id)
 

@@ -5,6 +5,7 @@ letters; the meta group's other rows use small ones.
 
     G            the region
     N  node      a node, for ever: a removed one keeps its row, so that its id is never given again
+    R  index     another region, for ever, for the same reason
     S  group     a shard, for ever, for the same reason
 
 A value is a msgpack array whose first element is the format. New fields go to the end and have defaults: a
@@ -19,18 +20,21 @@ writes `RegionRecord.formats`, which is raised when all nodes read more and is n
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 FORMAT = 1
-FORMATS = 2  # the newest that this program reads; it writes what the region's record says
+FORMATS = 3  # the newest that this program reads; it writes what the region's record says
 ABANDONED_SPLITS = 2  # from this number on the log and the table have a word for them
+OTHER_REGIONS = 3  # from this number on the table has rows for them
 
 REGION = b"G"
 NODE = b"N"
+REMOTE = b"R"
 SHARD = b"S"
-KINDS = (REGION, NODE, SHARD)
+KINDS = (REGION, NODE, REMOTE, SHARD)
+INDEX_DEFAULT = 1  # of a region; versions say with it who wrote them, so it never changes
 
 META_GROUP = 0  # the Raft group of these rows; shards are numbered from 1
 
@@ -68,6 +72,7 @@ class RegionRecord(msgspec.Struct, array_like=True, frozen=True):
     created_ns: int
     meta_replicas: tuple[int, ...] = ()  # wanted voters of the meta group; the other nodes are its learners
     formats: int = 1  # that its nodes write; never lowered
+    index: int = INDEX_DEFAULT  # its number among regions that work together, for ever
 
 
 class NodeRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -87,6 +92,25 @@ class NodeRecord(msgspec.Struct, array_like=True, frozen=True):
     formats: int = 1  # that it reads, at most
 
 
+class RemoteNode(NamedTuple):
+    """A node of another region. Addresses are host:port."""
+
+    id: int
+    peers_address: str
+    grpc_address: str
+
+
+class RemoteRecord(msgspec.Struct, array_like=True, frozen=True):
+    """Another region, as it said it is when it was asked last."""
+
+    format: int
+    index: int
+    name: str
+    cluster_id: str
+    nodes: tuple[RemoteNode, ...]  # those present there, by id
+    removed: bool = False  # for ever: nothing is exchanged with it any more
+
+
 class ShardRecord(msgspec.Struct, array_like=True, frozen=True):
     """A shard. Ranges of slots are (first, last), both included, ascending, not touching each other."""
 
@@ -101,7 +125,7 @@ class ShardRecord(msgspec.Struct, array_like=True, frozen=True):
     abandoned: bool = False  # of a coming half: it is not wanted any more; the parent's log decides
 
 
-Record: TypeAlias = RegionRecord | NodeRecord | ShardRecord
+Record: TypeAlias = RegionRecord | NodeRecord | RemoteRecord | ShardRecord
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -113,6 +137,7 @@ _head = msgspec.msgpack.Decoder(_Head).decode
 _DECODERS: dict[bytes, msgspec.msgpack.Decoder[Record]] = {
     REGION: msgspec.msgpack.Decoder(RegionRecord),
     NODE: msgspec.msgpack.Decoder(NodeRecord),
+    REMOTE: msgspec.msgpack.Decoder(RemoteRecord),
     SHARD: msgspec.msgpack.Decoder(ShardRecord),
 }
 
@@ -124,6 +149,8 @@ def key_of(record: Record) -> bytes:
             return REGION
         case NodeRecord():
             return NODE + record.id.to_bytes(4, "big")
+        case RemoteRecord():
+            return REMOTE + record.index.to_bytes(4, "big")
         case ShardRecord():
             return SHARD + record.id.to_bytes(4, "big")
 

@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator
 from cluster.membership.records import (
     META_GROUP,
     NODE,
+    REMOTE,
     NodeRecord,
     NodeState,
     RegionRecord,
+    RemoteRecord,
     Row,
     ShardRecord,
     ShardState,
@@ -38,6 +40,7 @@ class Table:
     def __init__(self, rows: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.region: RegionRecord | None = None
         self.nodes: dict[int, NodeRecord] = {}  # by id, removed ones too
+        self.remotes: dict[int, RemoteRecord] = {}  # other regions by index, removed ones too
         self.shards: dict[int, ShardRecord] = {}  # by group number, retired ones too
         # slot -> group. Changed in place, so that a hot path may hold on to it.
         self.owners: list[int] = [NO_SHARD] * SLOTS
@@ -50,6 +53,7 @@ class Table:
         other = Table()
         other.region = self.region
         other.nodes = dict(self.nodes)
+        other.remotes = dict(self.remotes)
         other.shards = dict(self.shards)
         other.owners = list(self.owners)
         other._halves = dict(self._halves)
@@ -70,6 +74,8 @@ class Table:
                     self.region = record
                 case NodeRecord():
                     self.nodes[record.id] = record
+                case RemoteRecord():
+                    self.remotes[record.index] = record
                 case ShardRecord():
                     self._let_go(self.shards.get(record.id))
                     self.shards[record.id] = record
@@ -104,6 +110,8 @@ class Table:
             self.region = None
         elif key[:1] == NODE:
             self.nodes.pop(number, None)
+        elif key[:1] == REMOTE:
+            self.remotes.pop(number, None)
         else:
             self._let_go(self.shards.pop(number, None))
 
@@ -148,6 +156,14 @@ class Table:
         """The node of this name that is not removed. A name may be used again, an id may not."""
         return next((node for node in self.present() if node.name == name), None)
 
+    def others(self) -> list[RemoteRecord]:
+        """Regions that this one works with, by index."""
+        return [remote for _, remote in sorted(self.remotes.items()) if not remote.removed]
+
+    def other_named(self, name: str) -> RemoteRecord | None:
+        """The other region of this name, removed or not: a name is never used again."""
+        return next((remote for remote in self.remotes.values() if remote.name == name), None)
+
     def machine_of(self, node_id: int) -> str:
         """What the node fails together with."""
         node = self.nodes[node_id]
@@ -173,7 +189,12 @@ class Table:
 
     def problems(self) -> list[str]:
         """What contradicts the invariants, in sentences; empty if nothing does."""
-        return [*self._slot_problems(), *self._replica_problems(), *self._name_problems()]
+        return [
+            *self._slot_problems(),
+            *self._replica_problems(),
+            *self._name_problems(),
+            *self._remote_problems(),
+        ]
 
     def problems_with(self, rows: Iterable[Row]) -> list[str]:
         """What would contradict the invariants after these rows, and whether ids stay what they were."""
@@ -241,6 +262,15 @@ class Table:
                 if other != node.id:
                     yield f"nodes {other} and {node.id} have the same {what}, {value}"
 
+    def _remote_problems(self) -> Iterator[str]:
+        own = self.region
+        seen: list[tuple[int, str, str]] = [(own.index, own.region, own.cluster_id)] if own else []
+        for _, remote in sorted(self.remotes.items()):
+            for index, name, cluster_id in seen:
+                if remote.index == index or remote.name == name or remote.cluster_id == cluster_id:
+                    yield f"regions {name} and {remote.name} have the same index, name or cluster id"
+            seen.append((remote.index, remote.name, remote.cluster_id))
+
     def _history_problems(self, after: Table) -> Iterator[str]:
         for node_id, node in self.nodes.items():
             now = after.nodes.get(node_id)
@@ -264,6 +294,16 @@ class Table:
             region = after.region
             if region is None or region.cluster_id != self.region.cluster_id:
                 yield "the region would become another region"
+            elif region.index != self.region.index:
+                yield f"the region's index is {self.region.index} for ever, and would become {region.index}"
+        for index, remote in self.remotes.items():
+            other = after.remotes.get(index)
+            if other is None:
+                yield f"region {remote.name}: the row of another region is never deleted"
+            elif (other.name, other.cluster_id) != (remote.name, remote.cluster_id):
+                yield f"index {index} is that of {remote.name}, and would become that of {other.name}"
+            elif remote.removed and not other.removed:
+                yield f"region {remote.name} is removed and cannot come back"
 
 
 def slots_of(shard: ShardRecord) -> Iterator[int]:

@@ -7,6 +7,9 @@ Within a session messages arrive in the order in which they were sent, each once
 were under way when it ended may or may not have been received. Bulk messages keep their order among
 themselves; ordinary ones overtake them.
 
+Peers are the nodes of the own region, and of other regions that it knows. Those have numbers of their own
+here, made of both regions' (abroad.py); all else is the same for them.
+
 Nothing here knows what a message means, except that it begins with a kind that is not negative.
 """
 
@@ -17,6 +20,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+
+from cluster.peers.abroad import Other
 
 # [kind: int >= 0, field, ...]: what msgpack can carry. Sent tuples arrive as lists, sent buffers as bytes.
 Message = list[Any]
@@ -36,6 +41,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     name: str
     incarnation: str  # random, another one in each process
     disk: str = ""  # drawn when its data was made: a node whose data was lost comes with another one
+    index: int = 0  # of its region, among several; 0: it does not say
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +73,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     hello_bytes_max: int = 4 << 10
     handshakes_max: int = 256  # connections that have not said who they are
+    newcomers_max: int = 64  # nodes of other regions whose addresses are not known yet
     strangers_max: int = 64
     stranger_frame_bytes_max: int = 1 << 20
     stranger_bytes_max: int = 8 << 20  # that one connection of a stranger may send in its life
@@ -142,7 +149,7 @@ class PeerState(NamedTuple):
     """What is known of a peer, for people and metrics."""
 
     node_id: int
-    address: Address
+    address: Address | None  # None: of a node of another region, not heard of yet
     up: bool
     name: str  # "" while unknown
     incarnation: str  # "" while unknown
@@ -165,10 +172,17 @@ class Peers(Protocol):
     async def close(self) -> None:
         """Send what is queued, hang up, listen no more. The receiver hears nothing from its begin on."""
 
-    def set_peers(self, addresses: dict[int, Address], disks: Mapping[int, str] | None = None) -> None:
+    def set_peers(
+        self,
+        addresses: dict[int, Address],
+        disks: Mapping[int, str] | None = None,
+        regions: Mapping[int, Other] | None = None,
+    ) -> None:
         """Talk to these nodes and no others: dial new ones, hang up on removed ones, redial those whose
         address changed. The node's own id is left out. `disks`: what data they must come with; a node that
-        is not there, or with "", may come with any."""
+        is not there, or with "", may come with any. `regions`: others, by index. Who comes from one of
+        them is welcome before its address is known, since it may be new there; its session opens once this
+        node could dial it, too."""
 
     def send(self, node_id: int, message: Message, bulk: bool = False) -> bool:
         """Queue a message; it leaves at the end of the loop's turn. It is encoded here: what the caller

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from cluster.peers.abroad import FIRST, Other, abroad, called
 from cluster.peers.contract import Identity, Message
 from cluster.peers.frames import HELLO, WELCOME, Fault
 
@@ -71,6 +72,16 @@ def common_version(mine: tuple[int, int], said: Hello) -> int:
     return version if version >= max(mine[0], said.version_min) else 0
 
 
+def is_abroad(mine: Identity, other: Identity) -> bool:
+    """Whether it says that it is a node of another region."""
+    return other.node_id != 0 and other.region != mine.region and other.cluster_id != mine.cluster_id
+
+
+def number_of(mine: Identity, other: Identity) -> int:
+    """By what number we know a node that we talk to."""
+    return abroad(other.index, other.node_id) if is_abroad(mine, other) else other.node_id
+
+
 def objection(
     mine: Identity,
     versions: tuple[int, int],
@@ -78,12 +89,15 @@ def objection(
     peers: Container[int],
     disks: Mapping[int, str],
     strangers: bool,
+    regions: Mapping[int, Other],
 ) -> str:
     """Why we will not talk to who said this, and what to do about it; "" if we will.
 
     `peers`: the nodes we know of; `disks`: the data that they are known to have; `strangers`: whether callers
-    without a node id are answered."""
+    without a node id are answered; `regions`: others that we know, by index."""
     other = said.identity
+    if is_abroad(mine, other) and other.index:
+        return _objection_abroad(mine, versions, said, regions)
     here = f"node {mine.name!r} (id {mine.node_id})"
     there = f"node {other.name!r} (id {other.node_id})" if other.node_id else f"caller {other.name!r}"
     stranger = other.node_id == 0
@@ -98,14 +112,11 @@ def objection(
             "correct the address that was dialed, or the region in the node's configuration"
         )
     if not common_version(versions, said):
-        return (
-            f"{there} speaks protocol versions {said.version_min} to {said.version_max}, {here} speaks "
-            f"{versions[0]} to {versions[1]}: upgrade one release at a time"
-        )
+        return _no_common_version(there, here, versions, said)
     if said.expected not in (0, mine.node_id):
         return (
-            f"{there} dialed node {said.expected} and reached {here}: "
-            f"correct the address of node {said.expected}"
+            f"{there} dialed {called(said.expected)} and reached {here}: "
+            f"correct the address of {called(said.expected)}"
         )
     if stranger:
         return "" if strangers else f"{here} answers nodes of its region only"
@@ -122,6 +133,40 @@ def objection(
     if disks.get(other.node_id, "") not in ("", other.disk):
         return other_data(other.name, other.node_id)
     return ""
+
+
+def _objection_abroad(
+    mine: Identity, versions: tuple[int, int], said: Hello, regions: Mapping[int, Other]
+) -> str:
+    """As `objection`, of a node of another region. Which nodes that has now it knows better than we."""
+    other = said.identity
+    here = f"node {mine.name!r} of region {mine.region!r}"
+    there = f"node {other.name!r} of region {other.region!r}"
+    if regions.get(other.index) != Other(other.region, other.cluster_id):
+        return (
+            f"{there} belongs to cluster {other.cluster_id!r} and has the index {other.index}, and "
+            f"{here} knows of no such region: if it dialed a wrong address, or region.name is wrong, correct "
+            "that; if the two regions are to work together, `holdfast region add` introduces them; if one "
+            "was removed from the other, remove it there, too"
+        )
+    if not common_version(versions, said):
+        return _no_common_version(there, here, versions, said)
+    if not mine.index or said.expected not in (0, abroad(mine.index, mine.node_id)):
+        return (
+            f"{there} dialed {called(said.expected)} and reached {here}, which is node {mine.node_id} "
+            f"of region {mine.index}: that passes by itself once its region has heard of the nodes here; or "
+            "give `holdfast region add` there again"
+        )
+    if other.node_id >= FIRST:
+        return f"{there} has the id {other.node_id}: a region that others know has ids below {FIRST}"
+    return ""
+
+
+def _no_common_version(there: str, here: str, versions: tuple[int, int], said: Hello) -> str:
+    return (
+        f"{there} speaks protocol versions {said.version_min} to {said.version_max}, {here} speaks "
+        f"{versions[0]} to {versions[1]}: upgrade one release at a time"
+    )
 
 
 def other_data(name: str, node_id: int) -> str:

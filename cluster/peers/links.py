@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, cast
 import structlog
 
 from cluster.peers import handshake
+from cluster.peers.abroad import called, home
 from cluster.peers.contract import Identity, Message, Refused, Unreachable
 from cluster.peers.frames import (
     BODY_HEAD_BYTES_MAX,
@@ -202,15 +203,14 @@ class Dialed(Link):
             raise Fault(f"a frame of kind {kind} from a node that was dialed")
 
     def _welcome(self, said: handshake.Welcome) -> None:
-        mine, other = self.peers.identity, said.identity
-        if (other.cluster_id, other.region, other.node_id) != (
-            mine.cluster_id,
-            mine.region,
-            self.session.node_id,
-        ):
+        other, meant = said.identity, self.session.node_id
+        index, node_id = home(meant)
+        region = self.peers.region_of(index)
+        is_it = (other.cluster_id, other.region, other.node_id) == (region.cluster_id, region.name, node_id)
+        if not is_it or index not in (0, other.index):
             raise Fault(
                 f"a welcome of node {other.node_id} of region {other.region!r} and cluster "
-                f"{other.cluster_id!r}, when node {self.session.node_id} was dialed"
+                f"{other.cluster_id!r}, when {called(meant)} was dialed"
             )
         if not self.peers.versions[0] <= said.version <= self.peers.versions[1]:
             raise Fault(f"a welcome in protocol version {said.version}, which was not offered")
@@ -420,7 +420,8 @@ class Accepted(Link):
             self._deliver(messages)
 
     def _deliver(self, messages: list[Message]) -> None:
-        node_id = self.identity.node_id if self.identity is not None else 0
+        assert self.session is not None, "a peer's messages are those of a session"
+        node_id = self.session.node_id
         receive = self.peers.receiver.message
         for message in messages:
             if self.over or self.peers.closed:

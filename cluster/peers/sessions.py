@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from cluster.peers.abroad import called, label
 from cluster.peers.contract import Address, PeerError, PeerState
 from cluster.peers.links import Accepted, Dialed
 
@@ -34,9 +35,12 @@ _log: Final = structlog.get_logger("peers")
 
 
 class Session:
-    """All that this node has with one peer, up or not, until the peer is removed."""
+    """All that this node has with one peer, up or not, until the peer is removed.
 
-    def __init__(self, peers: StreamPeers, node_id: int, address: Address) -> None:
+    `address`: None, and nobody is dialed, of a node of another region that came before its address was heard
+    of. It is let go again when it hangs up."""
+
+    def __init__(self, peers: StreamPeers, node_id: int, address: Address | None) -> None:
         self.peers = peers
         self.node_id = node_id
         self.address = address
@@ -51,12 +55,14 @@ class Session:
     # ------------------------------------------------------------------ dialing
 
     def start(self) -> None:
-        """Begin to dial."""
-        assert self._dialing is None, "dialing begins once"
+        """Begin to dial, unless that was begun, or nobody knows where."""
+        if self._dialing is not None or self.address is None:
+            return
         self._dialing = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.node_id}")
         self._dialing.add_done_callback(self._dialed_last)
 
     async def _dial(self) -> None:
+        assert self.address is not None, "an address stays"
         limits = self.peers.limits
         loop = asyncio.get_running_loop()
         wait_s = limits.backoff_min_s
@@ -89,13 +95,15 @@ class Session:
     def _dialed_last(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Not to be lost with the task: the process decides what an error nobody foresaw means.
-            context = {"message": f"dialing node {self.node_id} failed", "exception": error, "task": task}
+            message = f"dialing {called(self.node_id)} failed"
+            context = {"message": message, "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
 
     def _dial_failed(self, why: str) -> None:
         if why != self._problem:
+            assert self.address is not None, "it was dialed"
             host, port = self.address
-            _log.warning("cannot reach a node", node=self.node_id, address=f"{host}:{port}", why=why)
+            _log.warning("cannot reach a node", node=label(self.node_id), address=f"{host}:{port}", why=why)
             self._problem = why
 
     # ------------------------------------------------------------------ from the links
@@ -143,6 +151,8 @@ class Session:
         """One of ours, or one that was replaced long ago."""
         if not self._over and (link is self.dialed or link is self.accepted):
             self._lose(why)
+            if self.address is None:
+                self.peers.unknown_left(self)
 
     def _open_if_both(self) -> None:
         if self.up or self.dialed is None or self.accepted is None:
@@ -151,7 +161,7 @@ class Session:
         self._problem = ""
         identity = self.dialed.identity
         assert identity is not None, "a welcome names who is there"
-        _log.info("a node is up", node=self.node_id, name=identity.name, version=self.dialed.version)
+        _log.info("a node is up", node=label(self.node_id), name=identity.name, version=self.dialed.version)
         accepted = self.accepted
         self.peers.opened(self, self.dialed, identity.incarnation)
         if accepted is self.accepted:  # not lost on the way
@@ -168,7 +178,7 @@ class Session:
         self._problem = why
         if was_up:
             if not self._over:
-                _log.warning("a node is down", node=self.node_id, why=why)
+                _log.warning("a node is down", node=label(self.node_id), why=why)
             self.peers.ended(self)
 
     # ------------------------------------------------------------------ from the node

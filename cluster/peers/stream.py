@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from cluster.peers import handshake
+from cluster.peers.abroad import FIRST, Other, home
 from cluster.peers.contract import (
     VERSIONS,
     Address,
@@ -67,6 +68,7 @@ class StreamPeers:
         self._stranger_receiver = stranger
         self._sessions: dict[int, Session] = {}
         self._disks: Mapping[int, str] = {}
+        self._regions: Mapping[int, Other] = {}
         self._up: dict[int, Dialed] = {}
         self._to_flush: list[Dialed] = []
         self._arrivals: dict[Accepted, None] = {}  # have not said who they are
@@ -113,21 +115,39 @@ class StreamPeers:
         await asyncio.gather(*(session.close(_CLOSE_GRACE_S) for session in self._sessions.values()))
         self._sessions.clear()
 
-    def set_peers(self, addresses: dict[int, Address], disks: Mapping[int, str] | None = None) -> None:
+    def set_peers(
+        self,
+        addresses: dict[int, Address],
+        disks: Mapping[int, str] | None = None,
+        regions: Mapping[int, Other] | None = None,
+    ) -> None:
         """Talk to these nodes and no others."""
         assert not self.closed, "closed"
+        before, self._regions = self._regions, dict(regions or {})
         self._disks = disks or {}
         wanted = {node: address for node, address in addresses.items() if node != self.identity.node_id}
-        assert all(node > 0 for node in wanted), "a peer has an id"
+        assert all(node > 0 and (node < FIRST or home(node)[0] in self._regions) for node in wanted)
         for node_id, session in list(self._sessions.items()):
-            if wanted.get(node_id) != session.address or not session.shows(self._disks.get(node_id, "")):
+            index, _ = home(node_id)
+            # A node that was new, and whose address is known now, goes on with the connection it dialed.
+            stays = wanted.get(node_id) == session.address or session.address is None
+            if not stays or self._regions.get(index) != before.get(index) or not self._shows(session):
                 del self._sessions[node_id]
                 session.remove()
         for node_id, address in wanted.items():
             if node_id not in self._sessions:
-                session = self._sessions[node_id] = Session(self, node_id, address)
-                if self._listener is not None:
-                    session.start()
+                self._sessions[node_id] = Session(self, node_id, address)
+            session = self._sessions[node_id]
+            session.address = address
+            if self._listener is not None:
+                session.start()
+
+    def _shows(self, session: Session) -> bool:
+        return session.shows(self._disks.get(session.node_id, ""))
+
+    def region_of(self, index: int) -> Other:
+        """What nodes of a region say of it; 0 is the own one."""
+        return self._regions[index] if index else Other(self.identity.region, self.identity.cluster_id)
 
     def send(self, node_id: int, message: Message, bulk: bool = False) -> bool:
         """Queue a message; it leaves at the end of the loop's turn."""
@@ -175,6 +195,11 @@ class StreamPeers:
         if not self.closed:
             self.receiver.down(session.node_id)
 
+    def unknown_left(self, session: Session) -> None:
+        """A node of another region, whose address is not known, is not there any more."""
+        if self._sessions.get(session.node_id) is session:
+            del self._sessions[session.node_id]
+
     def _tick(self) -> None:
         self._ticking = self._loop.call_later(self.limits.tick_s, self._tick)
         for session in list(self._sessions.values()):
@@ -205,14 +230,21 @@ class StreamPeers:
         """Why not; "" if we will talk."""
         strangers = self._stranger_receiver is not None
         sentence = handshake.objection(
-            self.identity, self.versions, said, self._sessions, self._disks, strangers
+            self.identity, self.versions, said, self._sessions, self._disks, strangers, self._regions
         )
         if sentence:
             return sentence
         caller = said.identity
         if caller.node_id:
-            taken = self._sessions[caller.node_id].is_taken(caller.incarnation)
-            return handshake.two_processes(caller, self.identity) if taken else ""
+            session = self._sessions.get(handshake.number_of(self.identity, caller))
+            if session is not None:
+                taken = session.is_taken(caller.incarnation)
+                return handshake.two_processes(caller, self.identity) if taken else ""
+            if sum(one.address is None for one in self._sessions.values()) >= self.limits.newcomers_max:
+                return (
+                    f"node {self.identity.name!r} waits for the addresses of too many nodes: try again later"
+                )
+            return ""
         if len(self._strangers) >= self.limits.strangers_max:
             return f"node {self.identity.name!r} is busy with {len(self._strangers)} callers: try again later"
         return ""
@@ -224,7 +256,11 @@ class StreamPeers:
         if link.stranger:
             self._strangers[link] = Stranger(link)
         else:
-            self._sessions[link.identity.node_id].accepted_open(link)
+            number = handshake.number_of(self.identity, link.identity)
+            session = self._sessions.get(number)
+            if session is None:  # of another region, and new there
+                session = self._sessions[number] = Session(self, number, None)
+            session.accepted_open(link)
 
     def stranger_message(self, link: Accepted, message: Message) -> None:
         """A stranger asks."""

@@ -32,7 +32,7 @@ def _alike(configs: Sequence[NodeConfig]) -> Iterator[str]:
         ("region", "name", configs),
         ("region", "cluster_name", configs),
         *(("raft", key, configs) for key in RAFT_ALIKE),
-        *(("region", key, first_members) for key in ("nodes", "shards", "replicas")),
+        *(("region", key, first_members) for key in ("nodes", "index", "shards", "replicas")),
     ]
     for section, key, among in alike:
         values = [getattr(getattr(one, section), key) for one in among]

@@ -25,6 +25,7 @@ from cluster.hosting.config.addresses import FORM as ADDRESS_FORM
 from cluster.hosting.config.addresses import join_address, split_address
 from cluster.hosting.config.options import LOG_LEVELS, MESSAGE_BYTES_MAX_DEFAULT, SHARDS_MAX
 from cluster.hosting.config.rules import RULES
+from cluster.peers.abroad import INDEX_MAX
 
 NODES_MAX: Final = 128  # in `region.nodes`: a region is made of a few nodes and grows by joining
 SEEDS_MAX: Final = 128
@@ -152,6 +153,15 @@ class RegionSection(Struct, frozen=True, kw_only=True):
             example='["127.0.0.1:7301"]',
         ),
     ] = ()
+    index: Annotated[
+        int,
+        about(
+            "The region's number among regions that work together, each its own. It is in the version of all "
+            "that the region writes, so it is given when the region is made and never changes, and is not "
+            "used again when the region is gone. Only with `nodes`.",
+            bounds=within(1, INDEX_MAX),
+        ),
+    ] = 1
     shards: Annotated[
         int,
         about(

@@ -43,7 +43,7 @@ def _made_or_joined(config: NodeConfig) -> Problems:
             "or join (addresses of a running one) to join it.",
         )
     elif region.join:
-        for key in ("shards", "replicas"):
+        for key in ("index", "shards", "replicas"):
             if f"region.{key}" in config.given:
                 what = "it belongs to the making of a region, and the one that is joined has its own"
                 yield f"region.{key}", complaint(f"region.{key}", getattr(region, key), what, "Remove it")
@@ -162,7 +162,7 @@ def _elections_are_calm(config: NodeConfig) -> Problems:
 # The keys that a rule looks at, and the rule.
 RULES: Final[tuple[tuple[tuple[str, ...], Callable[[NodeConfig], Problems]], ...]] = (
     (("node.name", "region.name"), _name_is_of_the_region),
-    (("region.nodes", "region.join", "region.shards", "region.replicas"), _made_or_joined),
+    (("region.nodes", "region.join", "region.index", "region.shards", "region.replicas"), _made_or_joined),
     (("node.name", "region.name", "region.nodes", "region.join", "region.replicas"), _first_members),
     (("region.join",), _seeds_are_addresses),
     (("listen.grpc", "listen.peers", "listen.metrics"), _ports_differ),

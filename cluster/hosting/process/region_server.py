@@ -230,7 +230,8 @@ class RegionServer(Server):
         incarnation = secrets.token_hex(8)
         self.member = Member(
             Identity(
-                who.cluster_id, config.region.name, who.node_id, config.node.name, incarnation, who.disk
+                who.cluster_id, config.region.name, who.node_id, config.node.name, incarnation, who.disk,
+                config.region.index if config.region.nodes else 0,
             ),
             Founding(members, config.region.shards, config.region.replicas),
             around,

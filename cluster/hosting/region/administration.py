@@ -23,6 +23,7 @@ import structlog
 from cluster.hosting.groups.group import LostLeadership, NotLeading
 from cluster.hosting.region import views
 from cluster.hosting.region.health import Known, Problem, Watch, find, named
+from cluster.hosting.region.introducing import Introductions
 from cluster.hosting.region.steward import BEHIND_ENTRIES
 from cluster.membership import (
     FORMAT,
@@ -33,6 +34,7 @@ from cluster.membership import (
     NodeState,
     Plan,
     Refusal,
+    RemoteRecord,
     Table,
     plan_abandon,
     plan_announce,
@@ -55,6 +57,7 @@ from history_store.shard import image
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Handler
     from cluster.hosting.node import Node
+    from cluster.hosting.region.regions import Regions
     from cluster.hosting.region.steward import Steward
     from cluster.hosting.replicas.replicas import Replicas
 
@@ -85,6 +88,9 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     namespace: str = ""
     workflow: str = ""  # id
     record: NodeRecord | None = None  # of a node that speaks of itself
+    at: tuple[str, ...] = ()  # addresses
+    region: str = ""  # name
+    remote: RemoteRecord | None = None  # of a region that speaks of itself
 
 
 Answer: TypeAlias = dict[str, Any]
@@ -117,7 +123,7 @@ def read(message: bytes) -> Request:
 class Administration:
     """One per node."""
 
-    def __init__(self, node: Node, replicas: Replicas, steward: Steward) -> None:
+    def __init__(self, node: Node, replicas: Replicas, steward: Steward, regions: Regions) -> None:
         self._node = node
         self._replicas = replicas
         self._steward = steward
@@ -126,6 +132,12 @@ class Administration:
         self.splits: Mapping[int, str] = {}  # coming shard -> what its split waits for
         self.heard: dict[str, NodeRecord] = {}  # what nodes said of themselves before there was a table
         steward.on_decided = self._keep_watch
+        self._introductions = Introductions(
+            regions,
+            lambda: replicas.table,
+            self._lead,
+            lambda plan, dry_run: self._change(plan, dry_run=dry_run),
+        )
 
     def handlers(self) -> dict[str, Handler]:
         """For clients."""
@@ -337,6 +349,28 @@ class Administration:
         leader = reports[move.group].leader
         self._steward.transfer(move, leader)
         return {"why": f"{self._name(to)} is to lead", "changed": True, "from": self._name(leader)}
+
+    # ---- other regions (introducing.py)
+
+    async def introduce(self, request: Request) -> Answer:
+        """Another region is to work with this one, and this one with it."""
+        return await self._introductions.introduce(request.at)
+
+    async def part(self, request: Request) -> Answer:
+        """Another region is not to work with this one any more."""
+        return await self._introductions.part(request.region)
+
+    async def regions(self, request: Request) -> Answer:
+        """This region and those that it knows. `here`: as far as this node can tell."""
+        if not request.here:
+            await self._lead()
+        elif self._table.region is None:
+            raise NotLeading(0, META_GROUP)
+        return {"regions": self._introductions.shown()} | self._seen_by(request)
+
+    async def met(self, request: Request) -> Answer:
+        """Another region introduces itself."""
+        return await self._introductions.met(request.remote, dry_run=request.dry_run)
 
     # ---- questions
 
@@ -554,6 +588,9 @@ VERBS: dict[str, Verb] = {
     "abandon": Administration.abandon,
     "transfer": Administration.transfer,
     "rebalance": Administration.rebalance,
+    "introduce": Administration.introduce,
+    "part": Administration.part,
+    "regions": Administration.regions,
     "nodes": Administration.nodes,
     "shards": Administration.shards,
     "health": Administration.health,
@@ -563,4 +600,5 @@ INTERNAL_VERBS: dict[str, Verb] = {
     "join": Administration.join,
     "announce": Administration.announce,
     "stands": Administration.stands,
+    "met": Administration.met,
 }

@@ -22,6 +22,8 @@ from cluster.hosting.config.addresses import join_address, split_address
 from cluster.hosting.node import Membership, Node
 from cluster.hosting.region.administration import INTERNAL_METHOD, Administration
 from cluster.hosting.region.joining import Announcer, Asker, Doorkeeper, NotAdmitted
+from cluster.hosting.region.regions import KINDS as REGIONS
+from cluster.hosting.region.regions import Foreign, Regions
 from cluster.hosting.region.split_steps import SPLIT_NEVER, SPLIT_NOW, SPLITS, SplitSteps
 from cluster.hosting.region.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.replicas.departures import ASK_MEMBER, NO_MEMBER, Departures
@@ -34,6 +36,8 @@ from cluster.hosting.shards.splitting import Splitting
 from cluster.hosting.tasks.exchange import EXCHANGE, ExchangeHost
 from cluster.hosting.tasks.takeover import ASK, DENY, Takeovers
 from cluster.membership import FORMAT, NodeRecord, NodeState, Refusal, first_table, initial_ids
+from cluster.membership.records import INDEX_DEFAULT
+from cluster.peers.abroad import FIRST, home
 from cluster.peers.stream import StreamPeers
 from history_store.shard import image
 
@@ -126,7 +130,10 @@ class Member:
         self.steward = Steward(
             node, replicas, self.send, self.peers.is_up, virtual.cpu_s if virtual is not None else cpu_s
         )
-        self.administration = Administration(node, replicas, self.steward)
+        stranger = Asker(around.network, cluster_id="", region="", name=identity.name)
+        self.regions = Regions(node, replicas, self.steward, self.peers, stranger, around.rng)
+        self.foreign: Foreign | None = None  # who hears what nodes of other regions say
+        self.administration = Administration(node, replicas, self.steward, self.regions)
         self._announcer: Announcer | None = None
         if record is not None:
             asker = Asker(
@@ -160,10 +167,12 @@ class Member:
         handlers: Mapping[str, Handler],
         peers: dict[int, Address] | None = None,
     ) -> None:
-        """Talk to the others, and serve their calls with these handlers. OSError: cannot listen.
+        """Talk to the others, and serve their calls with these handlers. OSError: cannot listen. NotAdmitted.
 
         `peers`: whom to hear of the region from, if this is no first member and knows of none yet.
         """
+        if (refusal := self._other_index()) is not None:
+            raise refusal
         internal = self.administration.internal_handlers()
         deeds = self.node.actions.deeds.handlers()
         self.forward.handlers = {**handlers, **self.administration.handlers(), **internal, **deeds}
@@ -182,6 +191,7 @@ class Member:
         self.steward.start()
         self.splits.start()
         self.departures.start()
+        self.regions.start()
         self._look_ready()
         if self._announcer is not None:
             self._announcer.start()
@@ -203,6 +213,7 @@ class Member:
         self.steward.close()
         self.splits.close()
         self.departures.close()
+        self.regions.close()
         self.node.damages.close()
         self.node.scrub.close()
         self.replicas.close()
@@ -219,20 +230,42 @@ class Member:
         return number in self.node.committer.groups or self.node.holds(number) is not None
 
     def peers_up(self) -> list[int]:
-        """Nodes that can be reached now."""
-        return [state.node_id for state in self.peers.states() if state.up]
+        """Nodes of this region that can be reached now."""
+        return [state.node_id for state in self.peers.states() if state.up and state.node_id < FIRST]
 
     def _table_changed(self) -> None:
+        if (refusal := self._other_index()) is not None:
+            self._refused(refusal)
+            return
         present = self.replicas.table.present()
         addresses = {node.id: split_address(node.peers_address) for node in present}
-        self.peers.set_peers(addresses, {node.id: node.disk for node in present})
+        self.peers.identity = replace(self.peers.identity, index=self.regions.own)
+        self.peers.set_peers(
+            addresses | self.regions.addresses(),
+            {node.id: node.disk for node in present},
+            self.regions.known(),
+        )
         self._look_ready()
+
+    def _other_index(self) -> NotAdmitted | None:
+        """What is wrong if this node was told another index than the region was made with."""
+        own, told = self.regions.own, self.identity.index
+        if told in (0, own) or not own:
+            return None
+        return NotAdmitted(
+            f"region.index is {told} here, and region {self.identity.region} was made with the index {own}: "
+            f"write {own}, since what the region has written says so for ever"
+        )
 
     def _written(self) -> NodeRecord | None:
         return self.replicas.table.nodes.get(self.node.node_id)
 
     def _others(self) -> list[Address]:
-        return [state.address for state in self.peers.states()]
+        return [
+            state.address
+            for state in self.peers.states()
+            if state.node_id < FIRST and state.address is not None
+        ]
 
     def _is_made(self) -> bool:
         return self.replicas.table.region is not None
@@ -290,7 +323,15 @@ class Member:
                 )
             )
             return
-        plan = first_table(nodes, founding.shards, founding.replicas, who.cluster_id, who.region, now)
+        plan = first_table(
+            nodes,
+            founding.shards,
+            founding.replicas,
+            who.cluster_id,
+            who.region,
+            now,
+            who.index or INDEX_DEFAULT,
+        )
         if isinstance(plan, Refusal):
             log.error("the region cannot be made", why=plan.why, do=plan.do)
             return
@@ -305,6 +346,9 @@ class Member:
     def message(self, node_id: int, message: list[Any]) -> None:
         """From a peer."""
         kind = message[0]
+        if node_id >= FIRST:
+            self._abroad(node_id, message)
+            return
         if kind == RAFT:
             self.replicas.received(node_id, message)
             return
@@ -331,8 +375,31 @@ class Member:
         elif STATUS <= kind <= CHOSEN:
             self.steward.received(node_id, message)
 
+    def _abroad(self, peer: int, message: list[Any]) -> None:
+        """From a node of another region: it has no part in what the own nodes do."""
+        index, node_id = home(peer)
+        try:
+            if message[0] in REGIONS:
+                self.regions.received(index, node_id, message)
+            elif self.foreign is not None:
+                self.foreign.message(index, node_id, message)
+        except Exception:  # as of a peer's: one message must not cost the connection
+            log.exception(
+                "a message of another region could not be handled",
+                region=index,
+                node=node_id,
+                kind=message[0],
+            )
+
     def up(self, node_id: int, incarnation: str) -> None:
         """A peer can be talked to."""
+        index, number = home(node_id)
+        if index:
+            log.info("node of another region is up", region=index, node=number, incarnation=incarnation)
+            self.regions.up(index, number)
+            if self.foreign is not None:
+                self.foreign.up(index, number)
+            return
         log.info("peer is up", node=node_id, incarnation=incarnation)
         self.replicas.up(node_id)
         self.tasks.up(node_id)
@@ -341,6 +408,12 @@ class Member:
 
     def down(self, node_id: int) -> None:
         """A peer is gone."""
+        index, number = home(node_id)
+        if index:
+            log.warning("node of another region is down", region=index, node=number)
+            if self.foreign is not None:
+                self.foreign.down(index, number)
+            return
         log.warning("peer is down", node=node_id)
         for part in (self.tasks, self.forward, self.replicas, self.snapshots):
             try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from cluster.membership.records import META_GROUP, ShardState
+from cluster.membership.records import KINDS, META_GROUP, ShardState
 from cluster.membership.table import Table
 from history_store.raft import Config, Kind, Message, decode, encode
 
@@ -112,7 +112,7 @@ class Replicas:
     def reload(self) -> None:
         """Take the table as the rows have it."""
         rows = self._node.meta.group.rows
-        found = [item for kind in (b"G", b"N", b"S") for item in rows.scan(kind, bytes((kind[0] + 1,)))]
+        found = [item for kind in KINDS for item in rows.scan(kind, bytes((kind[0] + 1,)))]
         self.table = Table(found)
         self._seen = -1
         self.reconcile()

@@ -18,6 +18,7 @@ from cluster.hosting.groups.lanes import InlineLane
 from cluster.hosting.region.administration import METHOD
 from cluster.hosting.region.joining import Asker, InnerCall, NotAdmitted, Place, Told, join
 from cluster.hosting.region.member import Founding, Member, Surroundings, Virtual
+from cluster.hosting.region.regions import Foreign
 from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, Table, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.memory import MemoryNetwork
@@ -85,18 +86,30 @@ class Settler:
         first = self.name in world.founders
         members = {name: (name.replace("/", "-"), PORT) for name in world.founders} if first else {}
         self.member = Member(
-            Identity(CLUSTER, "a", self.node_id, self.name, f"{rng.getrandbits(64):x}", self.key),
+            Identity(
+                world.cluster_id,
+                world.region,
+                self.node_id,
+                self.name,
+                f"{rng.getrandbits(64):x}",
+                self.key,
+                world.index if first else 0,
+            ),
             Founding(members, SHARDS, 3),
             around,
             self.record(),
         )
+        self.member.foreign = world.foreign(self)
         self.member.node.start()
-        await self.member.start(self.host, PORT, {}, self.peers)
+        try:
+            await self.member.start(self.host, PORT, {}, self.peers)
+        except NotAdmitted as error:
+            self.broken.append(error)
 
     async def join(self) -> Place:
         """Ask the nodes of the region for a place. NotAdmitted."""
         network = self.world.network.host(self.host, self.world.loop.process(f"{self.name} asks"))
-        asker = Asker(network, cluster_id="", region="a", name=self.name)
+        asker = Asker(network, cluster_id="", region=self.world.region, name=self.name)
         seeds = [(settler.host, PORT) for settler in self.world.running()]
         place = await join(asker, seeds, self.record(), self.world.rng)
         self.node_id, self.peers = place.node_id, place.peers
@@ -133,15 +146,25 @@ class Settler:
 
 
 class Settlement:
-    """The region."""
+    """The region; or one of several on one network."""
 
-    def __init__(self, rng: random.Random, machines: str = "xyz") -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        machines: str = "xyz",
+        region: str = "a",
+        index: int = 0,
+        network: MemoryNetwork | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.loop = loop
         self.rng = rng
-        self.network = MemoryNetwork(loop, rng)
-        self.founders = [f"a/{number}" for number in range(1, len(machines) + 1)]
+        self.region, self.index = region, index
+        self.cluster_id = CLUSTER if region == "a" else f"{CLUSTER} of {region}"
+        self.foreign: Callable[[Settler], Foreign | None] = lambda _: None  # who hears of other regions there
+        self.network = network or MemoryNetwork(loop, rng)
+        self.founders = [f"{region}/{number}" for number in range(1, len(machines) + 1)]
         self.settlers: dict[str, Settler] = {}
         ids = initial_ids(self.founders)
         for name, machine in zip(self.founders, machines, strict=True):
@@ -188,7 +211,7 @@ class Settlement:
                     return
                 await asyncio.sleep(0.05)
 
-    async def told(self, at: str, do: str, **fields: Any) -> Told:
+    async def told(self, at: str, do: str, /, **fields: Any) -> Told:
         """What a node answers to an operator."""
         settler = self[at]
         request = msgspec.json.encode({"do": do, **fields})
@@ -203,7 +226,7 @@ class Settlement:
         settler.process.call(ask)
         return await future
 
-    async def do(self, at: str, do: str, **fields: Any) -> Any:
+    async def do(self, at: str, do: str, /, **fields: Any) -> Any:
         told = await self.told(at, do, **fields)
         assert told.code == Code.OK, told
         return msgspec.json.decode(told.body)
