@@ -63,7 +63,7 @@ class RegionNodes:
         """`toxiproxy`: the program, if it is to be used."""
         self.directory = directory
         ports = free_ports(5 * nodes + 1, rng)
-        plan = planned(REGION, nodes, ports[: 3 * nodes], NODE_PROGRAM, {})
+        plan = planned((REGION,), nodes, ports[: 3 * nodes], NODE_PROGRAM, {})
         names = [node.name for node in plan.nodes]
         self._fronts = dict(zip(names, ports[3 * nodes : 4 * nodes], strict=True))
         self._behind = {node.name: node.peers for node in plan.nodes}  # what stands behind our own proxy

@@ -71,14 +71,14 @@ def local() -> None:
 
 @local.command()
 @directory_option
-@click.option("--regions", help="Names of the regions, with commas; this release has one.  [default: a]")
+@click.option("--regions", help="Names of the regions, with commas; they know each other.  [default: a]")
 @click.option("--nodes", type=int, help="Nodes of each region.  [default: 3]")
 @click.option(
     "--log",
     type=click.Choice(["embedded", "cassandra"]),
     default="embedded",
     show_default=True,
-    help="The log between regions; this release needs none.",
+    help="The log between regions; this release has none.",
 )
 @click.option(
     "--port-base",
@@ -104,6 +104,7 @@ def up(
     Examples:
       holdfast local up
       holdfast local up --dir /tmp/five --nodes 5 --port-base 7300 --json
+      holdfast local up --regions a,b --nodes 3
     """
     from cluster.local import LocalCluster
 
@@ -118,7 +119,11 @@ def up(
         print_json(result)
         return
     show(result, [("node", "name"), ("grpc", "grpc"), ("metrics", "metrics"), ("pid", "pid")])
-    click.echo(f"clients: {result['regions'][0]['endpoint']}, or any other node", err=True)
+    if len(result["regions"]) == 1:
+        click.echo(f"clients: {result['regions'][0]['endpoint']}, or any other node", err=True)
+    else:
+        ends = ", ".join(f"{region['endpoint']} ({region['name']})" for region in result["regions"])
+        click.echo(f"clients: {ends}, or any other node", err=True)
 
 
 @local.command()

@@ -36,6 +36,10 @@ COMMANDS = {
         "Create, show, change and delete namespaces.",
     ),
     "node": ("cluster.admin.node_commands:node", "Add, drain, remove and replace the nodes of a region."),
+    "region": (
+        "cluster.admin.region_commands:region",
+        "Introduce regions to each other, show them, and part them.",
+    ),
     "server": ("cluster.admin.server_commands:server", "Run a server."),
     "shard": ("cluster.admin.shard_commands:shard", "Show the shards of a region, move and split them."),
     "workflow": ("cluster.admin.workflow_commands:workflow", "Say what a workflow run is waiting for."),

@@ -31,6 +31,7 @@ from typing import Any, Final
 import msgspec
 
 from cluster.local import logs
+from cluster.local.introducing import introduce
 from cluster.local.life import BAD_CONFIG_EXIT, STOP_MAX_S, Phase
 from cluster.local.plan import (
     CLUSTER_FILE,
@@ -98,7 +99,7 @@ class LocalCluster:
         program: Sequence[str] = PROGRAM,
         ready_max_s: float = READY_MAX_S,
     ) -> None:
-        """Describe the cluster; `up`, or entering the context, starts it.
+        """Describe the cluster; `up`, or entering the context, starts it. `nodes`: of each region.
 
         Without `directory`, a temporary one that `down` removes. None is the default (region a, three nodes,
         free ports) for a new cluster, and whatever there is for one that exists. `settings` are sections of
@@ -121,7 +122,8 @@ class LocalCluster:
     # -------------------------------------------------------------------------------------- up and down
 
     def up(self, report: Report | None = None, *, owned: bool = False) -> dict[str, Any]:
-        """Start the cluster, or find it running; wait until all nodes serve. Returns `topology()`.
+        """Start the cluster, or find it running; wait until all nodes serve, and the regions, if there are
+        several, know each other. Returns `topology()`.
 
         `report` hears in words what happens. `owned`: the cluster ends when this process does. LocalError
         if a node does not come up; what this call started is then stopped again, and its files stay.
@@ -138,6 +140,7 @@ class LocalCluster:
                 self._launch(owned)
             try:
                 self._wait_all(plan, tell, resumed=running)
+                introduce(plan, self._ready_max_s, tell)
             except LocalError:
                 if not running:
                     tell("stopping what was started")
@@ -291,12 +294,13 @@ class LocalCluster:
             plan = Plan.read(here)
             self._same(plan)
             return plan
-        count = self._node_count()
+        regions = self._region_names()
+        count = self._node_count() * len(regions)
         if self._port_base is not None:
             ports = ports_from(self._port_base, count)
         else:
             ports = free_ports(3 * count, random.Random(secrets.randbits(64)))
-        plan = planned(self._region_names()[0], count, ports, self._program, self._environment)
+        plan = planned(regions, self._node_count(), ports, self._program, self._environment)
         (here / ".gitignore").write_text("*\n")
         for region in plan.regions:
             for node in region.nodes:
@@ -336,18 +340,21 @@ class LocalCluster:
             load,
         )
 
-        configs, problems = [], []
-        for node in plan.nodes:
-            try:
-                config = load(node.config(self.directory))
-            except ConfigError as error:
-                problems += str(error).splitlines()
-                continue
-            configs.append(config)
-            there = (config.node.name, config.listen.host, config.listen.grpc)
-            if there != (node.name, HOST, node.grpc):
-                problems.append(f"{config.file}: it has to be node {node.name} at {node.address}")
-        problems = problems or disagreements(configs)
+        problems, disagreed = [], []
+        for region in plan.regions:
+            configs = []
+            for node in region.nodes:
+                try:
+                    config = load(node.config(self.directory))
+                except ConfigError as error:
+                    problems += str(error).splitlines()
+                    continue
+                configs.append(config)
+                there = (config.node.name, config.listen.host, config.listen.grpc)
+                if there != (node.name, HOST, node.grpc):
+                    problems.append(f"{config.file}: it has to be node {node.name} at {node.address}")
+            disagreed += disagreements(configs) if configs else []
+        problems = problems or disagreed
         if problems:
             lines = "\n  ".join(problems)
             raise LocalError(

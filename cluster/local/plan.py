@@ -71,6 +71,7 @@ class RegionPlan(msgspec.Struct, frozen=True):
 
     name: str
     nodes: tuple[NodePlan, ...]
+    index: int = 1  # its number among the regions
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -116,7 +117,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def checked(regions: Sequence[str], nodes: int, log: str) -> None:
-    """Refuse what this release does not have, and what never works. LocalError."""
+    """Refuse what this release does not have, and what never works. LocalError.
+
+    `nodes`: of each region.
+    """
     for name in regions:
         if not REGION_NAME.fullmatch(name):
             raise LocalError(
@@ -125,19 +129,26 @@ def checked(regions: Sequence[str], nodes: int, log: str) -> None:
     if log != "embedded":
         raise LocalError(
             f"--log {log}: the log between regions comes with replication, which this release does not have",
-            "leave --log out: one region needs none",
+            "leave --log out",
             usage=True,
         )
-    if len(regions) != 1:
+    twice = next((name for name in regions if regions.count(name) > 1), None)
+    if twice is not None or not regions:
         raise LocalError(
-            f"{len(regions)} regions: this release does not replicate between regions, so a cluster has one",
-            f"give one, like --regions {regions[0] if regions else 'a'}",
+            f"two regions are called {twice}" if regions else "no regions",
+            "give each a name of its own, like --regions a,b",
             usage=True,
         )
     if not 1 <= nodes <= NODES_MAX:
         raise LocalError(
             f"{nodes} nodes: a local region has from 1 to {NODES_MAX}",
             "three survive the loss of one",
+            usage=True,
+        )
+    if nodes * len(regions) > NODES_MAX:
+        raise LocalError(
+            f"{len(regions)} regions of {nodes} nodes: a local cluster has at most {NODES_MAX} nodes",
+            "take fewer regions, or fewer nodes for each",
             usage=True,
         )
 
@@ -155,14 +166,20 @@ def ports_from(base: int, nodes: int) -> list[int]:
 
 
 def planned(
-    region: str, nodes: int, ports: Sequence[int], program: Sequence[str], environment: Mapping[str, str]
+    regions: Sequence[str],
+    nodes: int,
+    ports: Sequence[int],
+    program: Sequence[str],
+    environment: Mapping[str, str],
 ) -> Plan:
-    """A cluster of one region; three ports for each node."""
-    assert len(ports) == 3 * nodes
-    made = tuple(
-        NodePlan(f"{region}/{index + 1}", *ports[3 * index : 3 * index + 3]) for index in range(nodes)
-    )
-    return Plan((RegionPlan(region, made),), tuple(program), dict(environment))
+    """A cluster: regions of so many nodes each, with the indices 1, 2, ...; three ports for each node."""
+    assert len(ports) == 3 * nodes * len(regions)
+    made = []
+    for index, name in enumerate(regions, start=1):
+        own = ports[3 * nodes * (index - 1) : 3 * nodes * index]
+        plans = (NodePlan(f"{name}/{one + 1}", *own[3 * one : 3 * one + 3]) for one in range(nodes))
+        made.append(RegionPlan(name, tuple(plans), index))
+    return Plan(tuple(made), tuple(program), dict(environment))
 
 
 def replicas_of(nodes: int) -> int:
@@ -177,6 +194,7 @@ def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
         "node": {"name": node.name, "data_dir": "data", "machine": f"local-{number}"},
         "region": {
             "name": region.name,
+            "index": region.index,
             "nodes": [f"{one.name}={HOST}:{one.peers}" for one in region.nodes],
             "replicas": replicas_of(len(region.nodes)),
         },

@@ -29,6 +29,8 @@ def plan_introduce(table: Table, other: RemoteRecord) -> Plan | Refusal:
         return refused
     known = table.remotes.get(other.index)
     draft = Draft(table)
+    if draft.region.formats < OTHER_REGIONS:  # all read it, and older nodes must not join any more
+        draft.put(replace(draft.region, formats=OTHER_REGIONS))
     draft.put(replace(other, format=FORMAT, removed=False))
     if known is None:
         return draft.plan(f"region {other.name} (index {other.index}) works with this one")
@@ -71,7 +73,7 @@ def _unfit(table: Table, other: RemoteRecord) -> Refusal | None:
     """One of the two cannot work with any region."""
     region = table.region
     assert region is not None, "only a region that is made knows others"
-    if region.formats < OTHER_REGIONS:
+    if min(node.formats for node in table.present()) < OTHER_REGIONS:
         return Refusal(
             f"region {region.region} has nodes of a release that knows of no other regions",
             "upgrade them all first; `holdfast cluster health` shows the versions",

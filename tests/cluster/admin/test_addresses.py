@@ -66,7 +66,7 @@ def test_a_context_knows_the_other_nodes(holdfast: Run, scripted: Any, tmp_path:
 
 
 def test_the_context_of_a_local_cluster_names_its_nodes(tmp_path: Path) -> None:
-    plan = planned("a", 3, ports_from(7300, 3), ("program",), {})
+    plan = planned(("a",), 3, ports_from(7300, 3), ("program",), {})
     context = tmp_path / "context.toml"
     context.write_text(context_toml(plan))
     assert of_the_region(context, "127.0.0.1:7310") == ("127.0.0.1:7310", "127.0.0.1:7300", "127.0.0.1:7320")

@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
     """The directory of a cluster that is down."""
-    plan = planned("a", 3, ports_from(7300, 3), ("false",), {})
+    plan = planned(("a",), 3, ports_from(7300, 3), ("false",), {})
     (tmp_path / "cluster.json").write_bytes(msgspec.json.encode(plan))
     (tmp_path / "a/1").mkdir(parents=True)
     (tmp_path / "a/1/node.log").write_text("one\ntwo\n[error    ] three\n")

@@ -27,7 +27,7 @@ from cluster.local.supervisor import refuse_taken_ports
 
 
 def plan_of(nodes: int) -> Plan:
-    return planned("a", nodes, ports_from(7300, nodes), ("program",), {})
+    return planned(("a",), nodes, ports_from(7300, nodes), ("program",), {})
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_context_is_a_client_configuration() -> None:
 
 def test_a_port_that_somebody_has_is_refused(rng: random.Random) -> None:
     ports = free_ports(9, rng)
-    plan = planned("a", 3, ports, ("program",), {})
+    plan = planned(("a",), 3, ports, ("program",), {})
     refuse_taken_ports(plan)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[4]))

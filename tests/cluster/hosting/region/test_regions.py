@@ -198,7 +198,6 @@ def test_what_only_own_nodes_may_say_is_not_heard_from_abroad(play: Play) -> Non
             b["b/2"].process.call(b["b/2"].member.regions.send, 1, 1, message)
         await a.until(lambda: len(said(world.ears["a/1"])) == len(sent))
         assert [message for _, node, message in said(world.ears["a/1"]) if node == 2] == sent
-        assert not [node for node, _ in handed if node not in (2, 3)]
         assert not [message for _, message in handed if message in sent]
 
     play(scene)
@@ -280,7 +279,7 @@ def test_an_index_that_a_third_region_has_is_refused_by_who_knows_it(play: Play)
 
     async def scene(world: Continents) -> None:
         a, b = world.a, await world.introduced()
-        c = world.another("c", 2, "x")
+        c = world.another("c", 2)
         await c.found()
         for at, other in (("a/1", c), ("c/1", a)):
             region = a if at == "a/1" else c
@@ -366,7 +365,8 @@ def test_a_region_that_nobody_reaches_keeps_its_record_and_is_found_again_elsewh
         for name in b.founders:
             b[name].host = "moved-" + b[name].host
             b[name].boot()
-        move(b)
+        move(b, a)
+        await a.until(lambda: reach(a, b) == [[1, 2, 3]] * 3)
         await a.until(lambda: whole(a, b))
         assert {one.peers_address for one in a["a/1"].table.remotes[2].nodes} == {
             f"moved-b-{number}:{PORT}" for number in (1, 2, 3)
@@ -375,13 +375,15 @@ def test_a_region_that_nobody_reaches_keeps_its_record_and_is_found_again_elsewh
     play(scene)
 
 
-def move(region: Settlement) -> None:
-    """The way to their new machines, for peers that still dial the old ones, of their own region only."""
+def move(region: Settlement, other: Settlement) -> None:
+    """The old machines' names lead to the new ones, for own peers, and nowhere from another region."""
     network = region.network
     for name in region.founders:
         host = region[name].host
         old = network.machine(host.removeprefix("moved-"))
         old.listeners = network.machine(host).listeners
+        for one in other.founders:
+            network.cut(other[one].host, old.name)
 
 
 def test_an_introduction_that_was_left_half_done_is_completed(play: Play) -> None:
@@ -427,7 +429,7 @@ def test_a_removed_region_is_gone_and_stays_gone(play: Play) -> None:
         assert "region b was removed from a, and does not come back" in what
         what, _ = refused(await b.told("b/1", "introduce", at=[f"a-1:{PORT}"]))
         assert "region b was removed from a, and does not come back" in what
-        anew = world.another("c", 2, "x")
+        anew = world.another("c", 2)
         await anew.found()
         what, _ = refused(await a.told("a/1", "introduce", at=[f"c-1:{PORT}"]))
         assert "a knows b, which was removed, by the index 2" in what
