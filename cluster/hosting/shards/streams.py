@@ -3,8 +3,8 @@
     o t                       the tip: where the outgoing stream ends (replication/outbox.py)
     o f  first number         a frame of it that is kept
     o c  region  shard        a cursor: how far another region's stream is applied (replication/log/cursor.py)
+    o n  region  shard        the newest fence in that stream, as long as it has not ended
     o p  region  shard  seq   an entry that does not fit what is here; its workflow id waits
-         (and ordinal)
 
 Theory of operation. Whatever a transaction has to tell goes into its own Raft entry as rows, numbered by the
 leader from the tip. What another region tells is stored with the cursor behind it, again in one entry. So
@@ -28,6 +28,7 @@ from cluster.hosting.groups.group import nobody
 from history_store.engine import keys
 from history_store.engine.state import RunState
 from replication import outbox, shipment
+from replication.failover import commands
 from replication.failover.records import GATE, Point, Source
 from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
 from replication.log import cursor as cursors
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
     from history_store.visibility.sql import Slots
+    from replication.failover.commands import Fence
     from replication.log.cursor import Batch, Cursor, Opened
     from replication.outbox import Tip
 
@@ -48,6 +50,7 @@ _state = msgspec.msgpack.Decoder(RunState).decode
 TIP = keys.STREAM + b"t"
 FRAME = keys.STREAM + b"f"
 CURSOR = keys.STREAM + b"c"
+FENCED = keys.STREAM + b"n"
 PARKED = keys.STREAM + b"p"
 
 Workflow = tuple[str, str]  # namespace id, workflow id
@@ -88,6 +91,7 @@ class ShardStreams:
         self.tip: Tip | None = None
         self.committed = 0  # numbers up to here may be told
         self.cursors: dict[Source, Cursor] = {}
+        self.fences: dict[Source, Fence] = {}  # of each stream the newest one that was applied, until it ends
         self.parked: dict[Workflow, int] = {}  # how many entries of each wait
         self.acks: outbox.Acks | None = None
         self._load()
@@ -101,6 +105,10 @@ class ShardStreams:
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
             self.cursors[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+        for key, value in rows.scan(FENCED, keys.prefix_end(FENCED)):
+            fence = commands.decode_shard(value)
+            assert isinstance(fence, commands.Fence), "nothing else is kept there"
+            self.fences[_source(key[len(FENCED) :])] = fence
         given = self.host.group.given
         for parked in self.parked_entries():
             if given is None or _slot_of(parked.entry) not in given:
@@ -272,8 +280,9 @@ class ShardStreams:
 
     def heritage(self, child: int, slots: Slots) -> RowList:
         """What the other half of this shard begins with, where a split is proposed now."""
-        rows = [*self.host.rows.scan(CURSOR, keys.prefix_end(CURSOR))]
-        rows += [*self.host.rows.scan(GATE, keys.prefix_end(GATE))]
+        rows = [
+            row for kind in (CURSOR, FENCED, GATE) for row in self.host.rows.scan(kind, keys.prefix_end(kind))
+        ]
         rows += [
             (parked.key, encode_entry(parked.entry))
             for parked in self.parked_entries()
@@ -309,8 +318,16 @@ class ShardStreams:
         changed, parked = applying.changed, applying.parked
         self.host.commit_foreign(tx, changed, waiter)
         self.cursors[source] = after
+        if applying.fenced:
+            self._fenced(source, applying.fence)
         for workflow in parked:
             self.parked[workflow] = self.parked.get(workflow, 0) + 1
+
+    def _fenced(self, source: Source, fence: Fence | None) -> None:
+        if fence is None:
+            self.fences.pop(source, None)
+        else:
+            self.fences[source] = fence
 
     # ---- what does not fit
 
@@ -338,6 +355,8 @@ class _Applying:
         self._pointers: dict[Workflow, str] = {}
         self.changed: dict[str, Workflow] = {}  # run ids
         self.parked: list[Workflow] = []
+        self.fenced = False  # or unfenced
+        self.fence: Fence | None = None
 
     def take(self, opened: Opened) -> None:
         """All entries of a frame."""
@@ -345,6 +364,17 @@ class _Applying:
             shipped = entry.kind in (Kind.EVENTS, Kind.SIDE)
             if shipped and _within(_slot_of(entry), self._slots):
                 self._shipment(entry, opened.frame.first_seq + ordinal)
+
+            elif entry.kind in (Kind.FENCE, Kind.UNFENCE):
+                self._gate(entry)
+
+    def _gate(self, entry: Entry) -> None:
+        """The source hands a namespace over, or it came to nothing."""
+        command = commands.decode_shard(entry.payload)
+        self.fenced = True
+        self.fence = command if isinstance(command, commands.Fence) else None
+        key = FENCED + _packed(self._source)
+        self._tx.rows.append((key, entry.payload if self.fence is not None else None))
 
     def _shipment(self, entry: Entry, seq: int) -> None:
         workflow = entry.namespace_id, entry.workflow_id

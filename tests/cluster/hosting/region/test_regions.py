@@ -170,7 +170,7 @@ def said(ear: Ear) -> list[tuple[Any, ...]]:
 
 
 def test_own_nodes_stay_what_they_were(play: Play) -> None:
-    """Nodes of another region with the ids of own ones are no peers, and no healthy region is unwell for them."""
+    """Nodes of another region with the ids of own ones are no peers; no region is unwell for them."""
 
     async def scene(world: Continents) -> None:
         a, b = world.a, await world.introduced()
