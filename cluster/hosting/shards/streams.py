@@ -371,10 +371,16 @@ class _Applying:
     def _gate(self, entry: Entry) -> None:
         """The source hands a namespace over, or it came to nothing."""
         command = commands.decode_shard(entry.payload)
-        self.fenced = True
-        self.fence = command if isinstance(command, commands.Fence) else None
+        before = self.fence if self.fenced else self._streams.fences.get(self._source)
+        if isinstance(command, commands.Fence):
+            after: Fence | None = command
+        elif isinstance(command, commands.Unfence) and before is not None and before.number == command.number:
+            after = None
+        else:
+            return  # the end of an older one
+        self.fenced, self.fence = True, after
         key = FENCED + _packed(self._source)
-        self._tx.rows.append((key, entry.payload if self.fence is not None else None))
+        self._tx.rows.append((key, entry.payload if after is not None else None))
 
     def _shipment(self, entry: Entry, seq: int) -> None:
         workflow = entry.namespace_id, entry.workflow_id
