@@ -13,14 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.frontend.status import status_of
-from cluster.hosting.calls.remote import RemoteCall
+from cluster.hosting.calls.remote import ForeignCall, RemoteCall
 from cluster.hosting.calls.run_names import READING, name_run
 from cluster.hosting.groups.group import NotLeading, NotReadable
+from cluster.hosting.shards.gates import NotActive
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
+from replication.failover.gates import Call as Wants
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.calls.abroad import Route
     from cluster.hosting.calls.forward import Forward
     from cluster.hosting.groups.group import Group
     from cluster.hosting.shards.host import ShardHost
@@ -34,9 +37,12 @@ IN_DOUBT = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDIT
 class Entered:
     """What a call meets while it is handled."""
 
-    __slots__ = ("confirmed", "run_id", "shards")
+    __slots__ = ("confirmed", "namespace_id", "run_id", "shards", "stamp", "wants")
 
     def __init__(self) -> None:
+        self.wants = Wants.MUTATION  # of the namespace; its handler knows better
+        self.namespace_id = ""
+        self.stamp: Callable[[int], None] | None = None  # told which shard answers a read
         self.shards: list[ShardHost] = []
         self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
         self.run_id = ""  # the run that was meant, where the call named none
@@ -59,7 +65,10 @@ class Attempt:
         "group",
         "on_cancel",
         "on_message",
+        "parked",
+        "released",
         "remote",
+        "route",
         "tries",
         "until",
     )
@@ -80,6 +89,9 @@ class Attempt:
         self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
         self.group = 0  # whose leader it was sent to
         self.tries = 0  # to find a leader, in vain
+        self.route: Route | None = None  # to another region, when it was sent to one
+        self.parked = 0  # the number by which it has been parked here, if it has
+        self.released = False  # it was parked, and its turn has come
         self.until = until
 
     # ---- contract.Call
@@ -142,6 +154,28 @@ class Attempt:
         """Unary calls only come here."""
         raise NotImplementedError(f"{self.method} is no stream")
 
+    # ---- what it is about
+
+    @property
+    def namespace_id(self) -> str:
+        """The namespace of the shard that it met last; "" before."""
+        return self._entered.namespace_id
+
+    @property
+    def is_poll(self) -> bool:
+        """Whether a worker waits for a task."""
+        return self._entered.wants is Wants.POLL
+
+    @property
+    def is_workers(self) -> bool:
+        """Whether it came on a connection whose polls wait in another region."""
+        return self._forward.abroad.works_there(self.connection)
+
+    def unless_delivered(self, undone: Callable[[], None]) -> None:
+        """If the answer turns out to have come to nobody, undo what was done for it."""
+        if isinstance(self.call, ForeignCall):
+            self.call.undone = undone
+
     # ---- its life
 
     def run(self) -> None:
@@ -154,6 +188,10 @@ class Attempt:
         except NotLeading as error:
             self._leave()
             self._forward.elsewhere(self, error)
+            return
+        except NotActive as error:
+            self._leave()
+            self._forward.abroad.not_active(self, error)
             return
         except NotReadable as error:
             self._leave()
@@ -185,6 +223,9 @@ class Attempt:
         except (NotLeading, NotReadable) as error:
             if not self.done:
                 self._forward.elsewhere(self, error if isinstance(error, NotLeading) else NotLeading(0))
+        except NotActive as error:
+            if not self.done:
+                self._forward.abroad.not_active(self, error)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail_with(error)
         else:
@@ -235,8 +276,11 @@ class Attempt:
         if told is not None:
             told()
 
-    def lost(self) -> None:
-        """The shard has another leader: whether this try did anything is not known. Try again there."""
+    def lost(self, *, moved: bool = False) -> None:
+        """The shard has another leader: whether this try did anything is not known. Try again there.
+
+        `moved`: another region serves the namespace. What waits for long is to find it all the same.
+        """
         if self.done:
             return
         self.done = True
@@ -248,7 +292,8 @@ class Attempt:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")
         reached("call tried again")
-        again = Attempt(self._forward, self.call, self._handler, self.until)
+        until = self._forward.patience(self.call) if moved else self.until
+        again = Attempt(self._forward, self.call, self._handler, until)
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)

@@ -18,18 +18,25 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
 
+from cluster.hosting.calls.abroad import Abroad
 from cluster.hosting.calls.attempt import Attempt
 from cluster.hosting.calls.barrier import Barrier
 from cluster.hosting.calls.gathering import Gathering
+from cluster.hosting.calls.parked import Parking
 from cluster.hosting.calls.remote import (
     ANSWER,
     CALL,
     CANCEL,
+    ELSEWHERE,
     ERROR,
+    FOREIGN,
     HUNG_UP,
     LOST,
+    MATTERING,
     PART,
     SCATTER,
+    UNDELIVERED,
+    ForeignCall,
     RemoteCall,
     RemoteConnection,
 )  # fmt: skip
@@ -51,6 +58,10 @@ RETRY_S = 0.03  # between tries while a shard has no leader that we know of
 PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
 RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
 NO_GROUP = -1  # of a call that is not for some shard's leader
+NO_LEADER = (
+    "the shard that is to answer has no leader at present (are a majority of its nodes up? "
+    "see `holdfast cluster health`); whether an earlier try took effect is not known"
+)
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 
@@ -60,9 +71,11 @@ class Forward:
     def __init__(self, node: Node, send: Callable[[int, list[Any]], bool]) -> None:
         self.node = node
         self.loop = node.loop
-        self.send = send
+        self._send_here = send
+        self.abroad = Abroad(self)
+        self.parking = Parking(self)
         self.handlers: Mapping[str, Handler] = {}  # those of the node, not wrapped
-        self.served: dict[tuple[int, int], RemoteCall] = {}
+        self.served: dict[tuple[int, int], RemoteCall | ForeignCall] = {}
         self.forwarded = 0
         self._numbers = 0
         self._leaders: dict[int, int] = {}  # by group, who led it last as far as is known here
@@ -76,13 +89,18 @@ class Forward:
         """The handler as the front calls it."""
 
         def handle(call: Call) -> None:
-            now = self.loop.time()
-            until = now + PATIENCE_S
-            if call.deadline is not None:
-                until = min(until, call.deadline - MARGIN_S)
-            Attempt(self, call, handler, until).run()
+            Attempt(self, call, handler, self.patience(call)).run()
 
         return handle
+
+    def patience(self, call: Call) -> float:
+        """Until when a call looks for a leader, from now on."""
+        until = self.loop.time() + PATIENCE_S
+        return until if call.deadline is None else min(until, call.deadline - MARGIN_S)
+
+    def send(self, to: int, message: list[Any]) -> bool:
+        """To a node of this region, or to the address of another's. False: it does not leave."""
+        return self._send_here(to, message) if to < FOREIGN else self.abroad.send(to, message)
 
     # ---- the node that has the client
 
@@ -112,7 +130,16 @@ class Forward:
         others = self.node.peers()
         return bool(others) and self._pass_on(call, self.node.choose(others), NO_GROUP)
 
-    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0) -> bool:
+    def send_abroad(self, attempt: Attempt, address: int) -> bool:
+        """Give the call to a node of another region. False: it cannot be reached."""
+        route = attempt.route
+        assert route is not None, "that says where it goes, and why"
+        if not self._pass_on(attempt, address, NO_GROUP, version=route.version):
+            return False
+        self.abroad.met(attempt, address)
+        return True
+
+    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0, version: int = 0) -> bool:
         """Give the call to another node. False: it cannot be reached."""
         self._numbers += 1
         number = self._numbers
@@ -121,7 +148,12 @@ class Forward:
         connection = attempt.connection
         message = [CALL, number, attempt.method, attempt.request, left_ms, self.number_of(connection),
                    connection.peer]  # fmt: skip
-        if hops:
+        metadata = {key: attempt.metadata[key] for key in MATTERING if key in attempt.metadata}
+        if version:
+            message += (hops, metadata, version)
+        elif metadata:
+            message += (hops, metadata)
+        elif hops:
             message.append(hops)
         if not self.send(to, message):
             return False
@@ -179,19 +211,16 @@ class Forward:
         if number is not None:
             for peer in self.node.peers():
                 self.tell(peer, [HUNG_UP, number])
+            self.abroad.hung_up(number)
 
-    def later(self, attempt: Attempt) -> None:
+    def later(self, attempt: Attempt, why: str = NO_LEADER) -> None:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
         call = attempt.call
         if isinstance(call, RemoteCall):
             call.lost(in_doubt=attempt.again)
             return
         if self.loop.time() >= attempt.until:
-            attempt.fail(
-                int(Code.UNAVAILABLE),
-                "the shard that is to answer has no leader at present (are a majority of its nodes up? "
-                "see `holdfast cluster health`); whether an earlier try took effect is not known",
-            )
+            attempt.fail(int(Code.UNAVAILABLE), why)
             return
         self.loop.call_later(RETRY_S, self._again, attempt)
 
@@ -215,6 +244,8 @@ class Forward:
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over: if another node works on it, that is in vain."""
+        if attempt.parked:
+            self.parking.ended(attempt)
         if attempt.remote is not None:
             node_id, number = attempt.remote
             attempt.remote = None
@@ -231,9 +262,12 @@ class Forward:
         behind = self._behind.get(node_id)
         if behind is not None:
             behind.append(message)
-        elif not self.send(node_id, message) and node_id in self.node.peers():
+        elif not self.send(node_id, message) and self._reaches(node_id):
             behind = self._behind[node_id] = deque((message,))
             self.loop.call_later(RETRY_S, self._tell_rest, node_id, behind)
+
+    def _reaches(self, address: int) -> bool:
+        return address in self.node.peers() if address < FOREIGN else self.abroad.reaches(address)
 
     def _tell_rest(self, node_id: int, behind: deque[list[Any]]) -> None:
         if self._behind.get(node_id) is not behind:
@@ -252,11 +286,15 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
+                if len(message) > 3:
+                    attempt.set_metadata(initial=[(key, value) for key, value in message[3]])
                 attempt.finish(message[2])
+            elif node_id >= FOREIGN:
+                self.tell(node_id, [UNDELIVERED, number])
             elif number in self._asked:
                 self._asked.pop(number).heard(node_id, message[2])
         elif kind == CALL:
-            self._serve(node_id, message)
+            (self._serve if node_id < FOREIGN else self._serve_foreign)(node_id, message)
         elif kind == SCATTER:
             self._tell(node_id, message)
         elif kind == PART:
@@ -281,6 +319,10 @@ class Forward:
             call = self.served.pop((node_id, number), None)
             if call is not None:
                 call.cancel()
+        elif kind == ELSEWHERE:
+            self._refused(node_id, message)
+        elif kind == UNDELIVERED:
+            self.abroad.undelivered(node_id, number)
         elif kind == HUNG_UP:
             connection = self._remote.pop((node_id, number), None)
             if connection is not None:
@@ -295,18 +337,50 @@ class Forward:
         return found
 
     def _serve(self, node_id: int, message: list[Any]) -> None:
-        _, number, method, request, left_ms, connection, peer, *hops = message
+        _, number, method, request, left_ms, connection, peer, *more = message
         deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
         call = RemoteCall(
-            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer)
-        )
-        call.hops = hops[0] if hops else 0
+            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer),
+            more[1] if len(more) > 1 else None,
+        )  # fmt: skip
+        call.hops = more[0] if more else 0
         handler = self.handlers.get(method)
         if handler is None:
             call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release that this node runs")
             return
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
+
+    def _serve_foreign(self, address: int, message: list[Any]) -> None:
+        """A node of another region asks: look for the leader, as for a client of this node's."""
+        _, number, method, request, left_ms, connection, peer, _, metadata, version = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        call = ForeignCall(
+            self, address, number, method, request, deadline, self.connection_of(address, connection, peer),
+            metadata, version,
+        )  # fmt: skip
+        handler = self.handlers.get(method) if self.abroad.may_ask(method) else None
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release of the active region")
+            return
+        self.served[address, number] = call
+        Attempt(self, call, handler, self.patience(call)).run()
+
+    def _refused(self, node_id: int, message: list[Any]) -> None:
+        """Where the call was sent, its namespace is not served."""
+        _, number, in_doubt, request, *fields = message
+        attempt = self._sent.pop(number, None)
+        if attempt is None:
+            return
+        attempt.remote = None
+        attempt.again = attempt.again or in_doubt
+        if request is not None:
+            attempt.request = request
+        error = self.abroad.refusal(fields)
+        if node_id < FOREIGN:
+            self.abroad.not_active(attempt, error)
+        else:
+            self.abroad.sent_back(attempt, error)
 
     def scatter(self, call: Call, done: Callable[[list[bytes]], None]) -> None:
         """Ask all other nodes the same; `done` hears what those that could answered. Not for changes that
@@ -402,7 +476,9 @@ class Forward:
             if names_no_run(attempt.call):
                 reached("call lost with the leader's node")
                 # It may have changed a run that only the dead knew: another try might change the next one.
-                why = "the shard's leader has gone, and whether it was done is not known"
-                attempt.fail(int(Code.UNAVAILABLE), why)
-            else:
+                who = "the shard's leader" if node_id < FOREIGN else "the way to the active region"
+                attempt.fail(int(Code.UNAVAILABLE), f"{who} has gone, and whether it was done is not known")
+            elif node_id < FOREIGN:
                 self.later(attempt)
+            else:
+                self.abroad.way_lost(attempt)

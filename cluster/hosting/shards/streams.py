@@ -226,7 +226,7 @@ class ShardStreams:
     def begin(self, waiter: Waiter) -> None:
         """Have a stream, so that others may ask for it."""
         if self.host.rows.get(TIP) is None:
-            tx = self.host.begin()
+            tx = self.host.begin_beside()
             tx.rows.append((TIP, outbox.encode_tip(self._tip())))
             self.host.commit(tx, waiter)
         else:
@@ -266,7 +266,7 @@ class ShardStreams:
         gone, trimmed = outbox.trim(marked, self.kept(tip.trimmed + 1), acknowledged, now_ms)
         if trimmed == tip:
             return
-        tx = self.host.begin()
+        tx = self.host.begin_beside()
         tx.rows.extend((FRAME + outbox.row_key(first), None) for first in gone)
         tx.rows.append((TIP, outbox.encode_tip(trimmed)))
         self.host.commit(tx, nobody)
@@ -310,7 +310,7 @@ class ShardStreams:
         if not taken:
             waiter(None)
             return
-        tx = self.host.begin()
+        tx = self.host.begin_beside()
         applying = _Applying(self, source, slots, tx)
         for opened in taken:
             applying.take(opened)

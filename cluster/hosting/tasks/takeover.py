@@ -192,6 +192,8 @@ class Takeovers:
             if value is None:
                 continue
             owner = _owner(value)
+            if not shard.serves(owner.namespace_id):
+                continue
             run = shard.find(owner.namespace_id, owner.workflow_id, owner.run_id)
             if run is not None and run.running:
                 yield run

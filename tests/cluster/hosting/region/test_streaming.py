@@ -354,7 +354,7 @@ async def test_the_newest_fence_of_a_stream_is_known_where_it_is_read(pair: Pair
     source = Source(1, host.group.id)
 
     async def told(*entries: Entry) -> set[int]:
-        host.commit(host.begin(), lambda error: None, told=entries)
+        host.commit(host.begin_beside(), lambda error: None, told=entries)
         assert host.streams is not None
         assert host.streams.tip is not None
         for _ in range(500):
