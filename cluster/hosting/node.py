@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.groups.group import Group, Send
     from cluster.hosting.groups.lanes import MakeLane
+    from cluster.hosting.shards.failover_meta import FailoverMeta
     from cluster.hosting.tasks.takeover import Takeovers
     from cluster.matching.contract import Task
     from cluster.matching.exchange import Exchange
@@ -131,6 +132,8 @@ class Node:
         self.replicas_epoch = 0  # grows whenever a replica comes or goes
         self.meta = Meta(self._open(META_GROUP))
         self.meta.group.on_leader = lambda: self._hear_of_leader(self.meta.group)
+        self.failover: FailoverMeta | None = None  # with other regions
+        self.on_led: list[Callable[[ShardHost], None]] = []  # a shard is led here, and has gates
         self.forward: Forward | None = None  # with other nodes
         # Of other regions; without them every namespace is this one's alone.
         self.regions: Regions | None = None
@@ -218,6 +221,8 @@ class Node:
         shard = self.led[group.id] = ShardHost(self, group, self.clock, self.loop)
         self.on_shard_led(shard)
         shard.gates = self.gates_of(shard)
+        for callback in self.on_led:
+            callback(shard)
         self._backlogs.clear()  # it may have tasks of any queue
         if self._started:
             self._take_up(shard)
@@ -388,8 +393,9 @@ class Node:
 
     def version_of(self, namespace_id: str) -> int:
         """The failover version that the namespace's events carry, where no gate says another."""
+        version = self.failover.version_of(namespace_id) if self.failover is not None else 0
         found = self.meta.by_id.get(namespace_id)
-        return found.version if found is not None else 0
+        return version or (found.version if found is not None else 0)
 
     # ---- namespaces that several regions hold
 

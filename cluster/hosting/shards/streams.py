@@ -25,11 +25,14 @@ import msgspec
 import structlog
 
 from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.gates import Gates
 from history_store.engine import keys
+from history_store.engine.errors import ServiceError
 from history_store.engine.state import RunState
 from replication import outbox, shipment
 from replication.failover import commands
-from replication.failover.records import GATE, Point, Source
+from replication.failover.readiness import ShardLag
+from replication.failover.records import Point, Source
 from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
 from replication.log import cursor as cursors
 from replication.shipment import Change, Stamp
@@ -66,6 +69,9 @@ class Abroad(Protocol):
     def is_told(self, namespace_id: str) -> bool:
         """Whether other regions hold the namespace, too."""
 
+    def lag(self, shard: int, source: Source) -> tuple[int, int] | None:
+        """Entries and milliseconds by which a reader is behind; None: it is not known."""
+
     def new_incarnation(self) -> int:
         """A number from 1 to NUMBER_MAX, by chance."""
 
@@ -90,8 +96,8 @@ class ShardStreams:
         self.abroad = abroad
         self.tip: Tip | None = None
         self.committed = 0  # numbers up to here may be told
-        self.cursors: dict[Source, Cursor] = {}
-        self.fences: dict[Source, Fence] = {}  # of each stream the newest one that was applied, until it ends
+        self.applied: dict[Source, Cursor] = {}
+        self._fences: dict[Source, Fence] = {}  # of each stream the newest one, until it ends
         self.parked: dict[Workflow, int] = {}  # how many entries of each wait
         self.acks: outbox.Acks | None = None
         self._load()
@@ -104,11 +110,11 @@ class ShardStreams:
             assert self.tip is not None
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
-            self.cursors[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+            self.applied[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
         for key, value in rows.scan(FENCED, keys.prefix_end(FENCED)):
             fence = commands.decode_shard(value)
             assert isinstance(fence, commands.Fence), "nothing else is kept there"
-            self.fences[_source(key[len(FENCED) :])] = fence
+            self._fences[_source(key[len(FENCED) :])] = fence
         given = self.host.group.given
         for parked in self.parked_entries():
             if given is None or _slot_of(parked.entry) not in given:
@@ -130,11 +136,28 @@ class ShardStreams:
         tip = self._tip()
         return Point(tip.stream.incarnation, tip.seq + 1)
 
-    def points(self) -> dict[Source, Point]:
+    def cursors(self) -> dict[Source, Point]:
         """How far each stream is applied."""
         return {
-            source: Point(cursor.stream.incarnation, cursor.seq) for source, cursor in self.cursors.items()
+            source: Point(cursor.stream.incarnation, cursor.seq) for source, cursor in self.applied.items()
         }
+
+    def fences(self) -> dict[Source, Fence | None]:
+        """Of each stream that is read here the newest fence that was applied; None: there is none now."""
+        return {source: self._fences.get(source) for source in self.applied}
+
+    def lag(self, source: Source) -> ShardLag:
+        """What is not here yet of a stream."""
+        behind = self.abroad.lag(self.shard, source)
+        parked = len(self.parked)
+        if behind is None:
+            return ShardLag(None, None, parked)
+        entries, lag_ms = behind
+        return ShardLag(lag_ms * 1_000_000, entries, parked)
+
+    def has_all(self, namespace_id: str) -> bool:  # noqa: ARG002 - none comes to a region later than its runs
+        """Whether the runs that the namespace had before it was told of here have all come."""
+        return True
 
     def _tip(self) -> Tip:
         if self.tip is None:
@@ -280,9 +303,7 @@ class ShardStreams:
 
     def heritage(self, child: int, slots: Slots) -> RowList:
         """What the other half of this shard begins with, where a split is proposed now."""
-        rows = [
-            row for kind in (CURSOR, FENCED, GATE) for row in self.host.rows.scan(kind, keys.prefix_end(kind))
-        ]
+        rows = [row for kind in (CURSOR, FENCED) for row in self.host.rows.scan(kind, keys.prefix_end(kind))]
         rows += [
             (parked.key, encode_entry(parked.entry))
             for parked in self.parked_entries()
@@ -298,14 +319,14 @@ class ShardStreams:
 
     def cursor(self, source: Source) -> Cursor | None:
         """How far a stream is applied; None: nothing of it ever was."""
-        return self.cursors.get(source)
+        return self.applied.get(source)
 
     def apply(self, source: Source, begun: Cursor, batch: Batch, slots: Slots, waiter: Waiter) -> None:
         """Store what a batch says, and where it ends, in one entry. Raises what a proposal does.
 
         `begun`: the cursor to go on from where there is none yet. `slots`: those that this shard has.
         """
-        before = self.cursors.get(source, begun)
+        before = self.applied.get(source, begun)
         after, taken = cursors.advance(before, batch)
         if not taken:
             waiter(None)
@@ -316,8 +337,13 @@ class ShardStreams:
             applying.take(opened)
         tx.rows.append((cursor_key(source), cursors.encode_cursor(after)))
         changed, parked = applying.changed, applying.parked
-        self.host.commit_foreign(tx, changed, waiter)
-        self.cursors[source] = after
+        try:
+            self.host.commit_foreign(tx, changed, waiter)
+        except ServiceError:
+            if isinstance(self.host.gates, Gates):
+                self.host.gates.load()
+            raise
+        self.applied[source] = after
         if applying.fenced:
             self._fenced(source, applying.fence)
         for workflow in parked:
@@ -325,9 +351,9 @@ class ShardStreams:
 
     def _fenced(self, source: Source, fence: Fence | None) -> None:
         if fence is None:
-            self.fences.pop(source, None)
+            self._fences.pop(source, None)
         else:
-            self.fences[source] = fence
+            self._fences[source] = fence
 
     # ---- what does not fit
 
@@ -371,7 +397,7 @@ class _Applying:
     def _gate(self, entry: Entry) -> None:
         """The source hands a namespace over, or it came to nothing."""
         command = commands.decode_shard(entry.payload)
-        before = self.fence if self.fenced else self._streams.fences.get(self._source)
+        before = self.fence if self.fenced else self._streams.fences().get(self._source)
         if isinstance(command, commands.Fence):
             after: Fence | None = command
         elif isinstance(command, commands.Unfence) and before is not None and before.number == command.number:
@@ -389,6 +415,9 @@ class _Applying:
         fits = shipment.fit(
             sent, lambda run_id: self._stamp(workflow, run_id), lambda: self._pointer(workflow)
         )
+        gates = self._host.gates
+        if isinstance(gates, Gates):
+            self._tx.rows.extend(gates.raised(entry.namespace_id, entry.namespace_version))
         if waits or not fits.fits:
             log.warning("an entry does not fit what is here", workflow=entry.workflow_id, why=fits.why)
             self._tx.rows.append((parked_key(self._source, seq), encode_entry(entry)))

@@ -32,6 +32,10 @@ class Region:
         """All are."""
         return bool(namespace_id)
 
+    def lag(self, shard: int, source: Source) -> tuple[int, int] | None:
+        """Nobody reads."""
+        return None
+
     def new_incarnation(self) -> int:
         """The next one."""
         self.incarnations += 1

@@ -99,7 +99,10 @@ class Settler:
             around,
             self.record(),
         )
-        self.member.foreign = world.foreign(self)
+        foreign = world.foreign(self)
+        if foreign is not None:
+            for name in ("message", "up", "down"):
+                setattr(self.member.across, name, getattr(foreign, name))
         self.member.node.start()
         try:
             await self.member.start(self.host, PORT, {}, self.peers)
@@ -239,8 +242,10 @@ class Settlement:
                 return told.code == Code.OK and bool(msgspec.json.decode(told.body)["ok"])
         return False
 
-    async def nodes(self, at: str = "a/3") -> dict[str, Any]:
-        return {one["name"]: one for one in (await self.do(at, "nodes", all=True))["nodes"]}
+    async def nodes(self, at: str = "") -> dict[str, Any]:
+        return {
+            one["name"]: one for one in (await self.do(at or f"{self.region}/3", "nodes", all=True))["nodes"]
+        }
 
-    async def problems(self, at: str = "a/3") -> list[str]:
-        return [one["what"] for one in (await self.do(at, "health"))["problems"]]
+    async def problems(self, at: str = "") -> list[str]:
+        return [one["what"] for one in (await self.do(at or f"{self.region}/3", "health"))["problems"]]

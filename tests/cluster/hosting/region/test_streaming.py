@@ -221,14 +221,15 @@ async def test_a_new_leader_reads_on_where_the_old_one_stood(pair: Pair) -> None
     pair.start()
     await work(pair.a, "w")
     await pair.same()
-    before = {host.group.id: host.streams.points() for host in pair.b.node.shards if host.streams is not None}
+    hosts = pair.b.node.shards
+    before = {host.group.id: host.streams.cursors() for host in hosts if host.streams is not None}
     taken: list[int] = []
-    for host in pair.b.node.shards:
+    for host in hosts:
         pair.ends[1].lost(host)
         pair.ends[1].led(host)
         assert host.streams is not None
-        assert host.streams.points() == before[host.group.id]
-        taken += [point.seq for point in host.streams.points().values()]
+        assert host.streams.cursors() == before[host.group.id]
+        taken += [point.seq for point in host.streams.cursors().values()]
     assert any(taken)
     await work(pair.a, "v")
     await pair.same()
@@ -344,6 +345,10 @@ def marked(number: int, kind: Kind) -> Entry:
     return Entry(kind, payload=encode(fence))
 
 
+def number_of(fence: Fence | None) -> int:
+    return fence.number if fence is not None else 0
+
+
 async def test_the_newest_fence_of_a_stream_is_known_where_it_is_read(pair: Pair) -> None:
     pair.start()
     await work(pair.a, "w")
@@ -360,12 +365,12 @@ async def test_the_newest_fence_of_a_stream_is_known_where_it_is_read(pair: Pair
         for _ in range(500):
             await asyncio.sleep(0.002)
             theirs = [other.streams for other in pair.b.node.shards if other.streams is not None]
-            readers = [one for one in theirs if source in one.cursors]
-            if all(one.cursors[source].seq == host.streams.tip.seq for one in readers):
+            readers = [one for one in theirs if source in one.applied]
+            if all(one.applied[source].seq == host.streams.tip.seq for one in readers):
                 break
-        found = {one.fences[source].number if source in one.fences else 0 for one in readers}
-        again = [ShardStreams(one.host, one.abroad).fences.get(source) for one in readers]
-        assert again == [one.fences.get(source) for one in readers], "the rows say the same"
+        found = {number_of(one.fences()[source]) for one in readers}
+        again = [ShardStreams(one.host, one.abroad).fences().get(source) for one in readers]
+        assert again == [one.fences().get(source) for one in readers], "the rows say the same"
         return found
 
     assert await told(marked(1, Kind.FENCE)) == {1}
