@@ -97,6 +97,7 @@ class ShardStreams:
         self.tip: Tip | None = None
         self.committed = 0  # numbers up to here may be told
         self.applied: dict[Source, Cursor] = {}
+        self._begun: dict[Source, Cursor] = {}  # where streams begin of which nothing is applied yet
         self._fences: dict[Source, Fence] = {}  # of each stream the newest one, until it ends
         self.parked: dict[Workflow, int] = {}  # how many entries of each wait
         self.acks: outbox.Acks | None = None
@@ -137,14 +138,15 @@ class ShardStreams:
         return Point(tip.stream.incarnation, tip.seq + 1)
 
     def cursors(self) -> dict[Source, Point]:
-        """How far each stream is applied."""
+        """How far each stream is applied that is read."""
         return {
-            source: Point(cursor.stream.incarnation, cursor.seq) for source, cursor in self.applied.items()
+            source: Point(cursor.stream.incarnation, cursor.seq)
+            for source, cursor in {**self._begun, **self.applied}.items()
         }
 
     def fences(self) -> dict[Source, Fence | None]:
         """Of each stream that is read here the newest fence that was applied; None: there is none now."""
-        return {source: self._fences.get(source) for source in self.applied}
+        return {source: self._fences.get(source) for source in {**self._begun, **self.applied}}
 
     def lag(self, source: Source) -> ShardLag:
         """What is not here yet of a stream."""
@@ -318,15 +320,20 @@ class ShardStreams:
     # ---- taking
 
     def cursor(self, source: Source) -> Cursor | None:
-        """How far a stream is applied; None: nothing of it ever was."""
-        return self.applied.get(source)
+        """How far a stream is applied, or where it begins; None: that is not known yet."""
+        return self.applied.get(source) or self._begun.get(source)
 
-    def apply(self, source: Source, begun: Cursor, batch: Batch, slots: Slots, waiter: Waiter) -> None:
+    def read_from(self, source: Source, cursor: Cursor) -> None:
+        """A stream begins here, of which nothing is applied yet."""
+        self._begun[source] = cursor
+
+    def apply(self, source: Source, batch: Batch, slots: Slots, waiter: Waiter) -> None:
         """Store what a batch says, and where it ends, in one entry. Raises what a proposal does.
 
-        `begun`: the cursor to go on from where there is none yet. `slots`: those that this shard has.
+        `slots`: those that this shard has.
         """
-        before = self.applied.get(source, begun)
+        before = self.cursor(source)
+        assert before is not None, "nothing is applied of a stream that did not begin"
         after, taken = cursors.advance(before, batch)
         if not taken:
             waiter(None)

@@ -228,7 +228,8 @@ async def test_a_new_leader_reads_on_where_the_old_one_stood(pair: Pair) -> None
         pair.ends[1].lost(host)
         pair.ends[1].led(host)
         assert host.streams is not None
-        assert host.streams.cursors() == before[host.group.id]
+        applied = {source: point for source, point in before[host.group.id].items() if point.seq}
+        assert host.streams.cursors() == applied
         taken += [point.seq for point in host.streams.cursors().values()]
     assert any(taken)
     await work(pair.a, "v")
