@@ -29,7 +29,8 @@ def stopped(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--regions", "a,b"), "this release does not replicate between regions"),
+        (("--regions", "a,a"), "two regions are called a"),
+        (("--regions", "a,b", "--nodes", "17"), "a local cluster has at most 32 nodes"),
         (("--log", "cassandra"), "comes with replication, which this release does not have"),
         (("--nodes", "0"), "a local region has from 1 to 32"),
         (("--port-base", "80"), "3 nodes need the ports 80 to 102"),
