@@ -66,6 +66,7 @@ class Attempt:
         "on_cancel",
         "on_message",
         "parked",
+        "parked_until",
         "released",
         "remote",
         "route",
@@ -91,6 +92,7 @@ class Attempt:
         self.tries = 0  # to find a leader, in vain
         self.route: Route | None = None  # to another region, when it was sent to one
         self.parked = 0  # the number by which it has been parked here, if it has
+        self.parked_until = 0  # however often it is refused: nanoseconds of the loop's time
         self.released = False  # it was parked, and its turn has come
         self.until = until
 

@@ -172,17 +172,20 @@ class Harness:
         self.connection = FakeConnection()
 
     def begin(self, request: Message, *, deadline_s: float | None = 10.0,
-              connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
+              connection: FakeConnection | None = None, kind: type[FakeCall] = FakeCall,
+              metadata: Mapping[str, str | bytes] | None = None) -> FakeCall:  # fmt: skip
         """Make the call and leave it open."""
         name = RPCS[request.DESCRIPTOR.full_name].name
-        return self.send(name, request.SerializeToString(), deadline_s, connection)
+        return self.send(name, request.SerializeToString(), deadline_s, connection, kind, metadata)
 
     def send(self, name: str, data: bytes, deadline_s: float | None = 10.0,
-             connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
+             connection: FakeConnection | None = None, kind: type[FakeCall] = FakeCall,
+             metadata: Mapping[str, str | bytes] | None = None) -> FakeCall:  # fmt: skip
         """As a front would, whatever the bytes are."""
         loop = asyncio.get_running_loop()
         deadline = None if deadline_s is None else loop.time() + deadline_s
-        call = FakeCall(name, data, deadline, connection or self.connection)
+        call = kind(name, data, deadline, connection or self.connection)
+        call.metadata = metadata or {}
         try:
             result = self.handlers[name](call)
         except Exception as error:
