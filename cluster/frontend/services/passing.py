@@ -65,13 +65,13 @@ def enter(node: Node, call: Rpc, request: Any, namespace_id: str, wants: Call) -
     assert isinstance(call, Attempt), "what has entered is one"
     if isinstance(call.call, RemoteCall):
         return  # the node that has the client has asked, and the shard knows better than we do
-    if view.passage is Passage.FORWARD:
-        raise NotActive(namespace_id, Admission(Verdict.FORWARD, view.region, view.version))
     forward = node.forward
     assert forward is not None, "an attempt is one of its"
     behind = forward.parking.queues(namespace_id) and not call.released
     if behind or view.passage is Passage.PARKED:
         raise NotActive(namespace_id, Admission(Verdict.PARK, 0, view.version))
+    if view.passage is Passage.FORWARD:
+        raise NotActive(namespace_id, Admission(Verdict.FORWARD, view.region, view.version))
 
 
 def _wants_newest(call: Rpc, request: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Two regions in one process and in virtual time: nodes without Raft peers, gates and links that a test moves.
+"""Two regions in one process and in virtual time: gates and links that a test moves.
 
-Region 1 has one node, region 2 has two: "b", and "z", which leads the shards of workflow ids that begin with
-"z". Whatever is said between nodes travels as bytes, in order. What a shard of region 1 has can be shipped: its
-rows, as they are.
+Region 1 has one node, region 2 has two: "b", and "z", which leads the shards of workflow ids that begin
+with "z". Whatever is said between nodes travels as bytes, in order. What a shard of region 1 has can be
+shipped: its rows, as they are.
 """
 
 from __future__ import annotations
