@@ -539,6 +539,8 @@ class Node:
         """The server stops: answer every parked poll with nothing."""
         for poll in list(self.polls):
             poll.expire()
+        if self.forward is not None:
+            self.forward.end_polls()
 
     def watch(self, connection: Connection) -> None:
         """See to it that a worker's death is noticed."""

@@ -19,6 +19,7 @@ from cluster.hosting.groups.group import NotLeading, NotReadable
 from cluster.hosting.shards.gates import NotActive
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
+from replication.failover.gates import Admission, Verdict
 from replication.failover.gates import Call as Wants
 
 if TYPE_CHECKING:
@@ -294,6 +295,10 @@ class Attempt:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")
         reached("call tried again")
+        if moved and isinstance(self.call, RemoteCall):
+            nobody = Admission(Verdict.PARK, 0, 0)  # the node that has the client finds out who serves it
+            self.call.elsewhere(NotActive(self.namespace_id, nobody), in_doubt=True)
+            return
         until = self._forward.patience(self.call) if moved else self.until
         again = Attempt(self._forward, self.call, self._handler, until)
         again.again = True

@@ -27,6 +27,7 @@ from cluster.hosting.calls.remote import (
     ANSWER,
     CALL,
     CANCEL,
+    CONSISTENCY,
     ELSEWHERE,
     ERROR,
     FOREIGN,
@@ -35,6 +36,7 @@ from cluster.hosting.calls.remote import (
     MATTERING,
     PART,
     SCATTER,
+    STRONG,
     UNDELIVERED,
     ForeignCall,
     RemoteCall,
@@ -150,7 +152,7 @@ class Forward:
                    connection.peer]  # fmt: skip
         metadata = {key: attempt.metadata[key] for key in MATTERING if key in attempt.metadata}
         if version:
-            message += (hops, metadata, version)
+            message += (hops, {**metadata, CONSISTENCY: STRONG}, version)
         elif metadata:
             message += (hops, metadata)
         elif hops:
@@ -177,6 +179,12 @@ class Forward:
             self.ended(attempt)
             attempt.again = True
             self.later(attempt)
+
+    def end_polls(self) -> None:
+        """The node stops: answer polls that wait in another region, or for one, with nothing."""
+        for attempt in [*self._sent.values(), *self.parking.waiting()]:
+            if attempt.is_poll:
+                attempt.finish(b"")
 
     def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
         """A namespace that is not known here may have been registered at another node a moment ago.

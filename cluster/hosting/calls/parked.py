@@ -50,6 +50,10 @@ class Parking:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self) -> list[Attempt]:
+        """Who waits."""
+        return list(self._waiting.values())
+
     def queues(self, namespace_id: str) -> bool:
         """Whether a call that comes now has to wait behind others."""
         gate = self._gates.get(namespace_id)

@@ -27,7 +27,7 @@ FOREIGN = 1 << 32  # addresses from here on are of nodes of other regions
 Metadata = Mapping[str, str | bytes]
 Pairs = Iterable[tuple[str, str | bytes]]
 
-CONSISTENCY = "x-consistency"
+CONSISTENCY, STRONG = "x-consistency", "strong"
 MATTERING = (CONSISTENCY,)  # what handlers look at of the client's metadata: it goes where the call goes
 
 

@@ -413,3 +413,48 @@ async def second_namespace(world: Regions) -> str:
     world.share(2)
     world.namespace_id = before
     return made.id
+
+
+def test_a_stopping_node_ends_its_polls_wherever_they_wait() -> None:
+    async def scene(world: Regions) -> None:
+        world.two.sites.pop(2)
+        world.share(2)
+        there = world.a.begin(poll())
+        await world.settle()
+        later = world.a.begin(poll())
+        await world.settle()
+        assert len(world.b.node.polls) == 2
+        world.cut = True
+        parked = world.a.begin(poll())
+        start_there = world.a.begin(start("x"))
+        await world.settle()
+        world.cut = False
+        world.a.node.end_polls()
+        assert [call.answer.result() for call in (there, later, parked)] == [b""] * 3
+        assert not start_there.done
+        await world.settle(0.2)
+        assert not world.b.node.polls
+        assert start_there.done
+
+    play_scene(scene)
+
+
+def test_a_call_that_waits_with_a_leader_elsewhere_finds_the_region_that_serves_now() -> None:
+    """For as long as it waited: it is not told that nobody leads the shard."""
+
+    async def scene(world: Regions) -> None:
+        world.share(2)
+        await answer(world, world.b.begin(start("z")), start("z"))
+        history = wire.GetWorkflowExecutionHistoryRequest(namespace="default", wait_new_event=True)
+        history.execution.workflow_id = "z"
+        first = await answer(world, world.b.begin(history), history)
+        history.next_page_token = first.next_page_token
+        call = world.b.begin(history)
+        await world.settle(10.0)
+        assert not call.done
+        world.one.hears(101)
+        world.two.hears(101)
+        await world.settle(0.5)
+        assert refusal(call).code == Code.NOT_FOUND, "region 1 was asked, which has not got the run"
+
+    play_scene(scene)
