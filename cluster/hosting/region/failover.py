@@ -207,6 +207,7 @@ class Failover:
             progress.times[record.phase] = now_ns
         if record.phase is Phase.PREPARE:
             self._survey(record, progress, list(self.shards()), PREPARE_S)
+        # Until when it waits is looked at every PERIOD_S.
         found = handover.steps(record, self._seen_of(record, progress, now_ns), now_ns)
         progress.why = found.why
         for action in found.actions:
@@ -217,8 +218,6 @@ class Failover:
                     self._tell(action.shard, action.command)
                 case AskAcks():
                     self._survey(record, progress, list(action.markers), SURVEY_S)
-        if found.until_ns:
-            self.node.loop.call_later(max(0.0, (found.until_ns - now_ns) / 1e9), self.wake)
 
     def _seen_of(self, record: Handover, progress: Progress, now_ns: int) -> handover.Observed:
         state = self.meta.committed
