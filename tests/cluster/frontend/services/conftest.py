@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pytest_asyncio
@@ -89,6 +89,7 @@ class FakeCall:
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
         self.metadata: Mapping[str, str | bytes] = {}
+        self.work: asyncio.Task[None] | None = None  # of a method that is a coroutine
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def finish(self, body: bytes) -> None:
@@ -193,9 +194,16 @@ class Harness:
             return call
         if isinstance(result, bytes):
             call.finish(result)
-        else:
-            assert result is None, f"{name} returned a coroutine; none of these services needs one"
+        elif result is not None:
+            call.work = loop.create_task(self._drive(call, result))
         return call
+
+    @staticmethod
+    async def _drive(call: FakeCall, work: Coroutine[Any, Any, bytes]) -> None:
+        try:
+            call.finish(await work)
+        except Exception as error:
+            call.fail(*status_of(error, call.method, "test"))
 
     async def call(self, request: Message, **options: Any) -> Any:
         """One RPC: its response. Raises Refused."""
