@@ -332,7 +332,7 @@ class World:
         )
         return namespace_id
 
-    async def register(self, index: int, name: str) -> str:
+    async def register(self, index: int, name: str, *, versioned: bool = True) -> str:
         await self.until(lambda: self.leader(index) is not None)
         settler = self.leader(index)
         assert settler is not None
@@ -341,11 +341,14 @@ class World:
 
         def create() -> None:
             assert node.failover is not None
+            if not versioned:
+                node.meta.create(made, lambda error: None)
+                return
             row = node.failover.creation(made.id, now_ns=made.created)
             node.failover.register(made, [index], row, lambda error: None)
 
         settler.process.call(create)
-        await self.until(lambda: self.record(index, made.id) is not None)
+        await self.until(lambda: bool(self.registered(index, made.id)))
         return made.id
 
     async def edit(self, index: int, namespace_id: str, **fields: Any) -> None:

@@ -199,9 +199,10 @@ class Harness:
         return call
 
     @staticmethod
-    async def _drive(call: FakeCall, work: Coroutine[Any, Any, bytes]) -> None:
+    async def _drive(call: FakeCall, work: Coroutine[Any, Any, bytes | None]) -> None:
         try:
-            call.finish(await work)
+            if (body := await work) is not None:
+                call.finish(body)
         except Exception as error:
             call.fail(*status_of(error, call.method, "test"))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from temporalio.api.enums.v1 import namespace_pb2
+from temporalio.api.enums.v1 import common_pb2, namespace_pb2
 from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
@@ -17,6 +17,7 @@ from replication.failover.commands import Begin, Learn, MetaCommand
 from replication.failover.records import Limits, Switch
 from tests.cluster.frontend.services.conftest import NOW, Harness
 
+KEYWORD = common_pb2.INDEXED_VALUE_TYPE_KEYWORD
 NAMES = {1: "a", 2: "b", 3: "c"}
 
 
@@ -166,7 +167,7 @@ async def test_an_edit_is_one_of_the_register(region: Region) -> None:
     assert record is not None
     assert (record.config.failover_version, record.config.config_version) == (1, 2)
     attributes = operator.AddSearchAttributesRequest(namespace="orders")
-    attributes.search_attributes["Color"] = 2
+    attributes.search_attributes["Color"] = KEYWORD
     await region.harness.call(attributes)
     after = region.meta.record(namespace_id)
     assert after is not None
@@ -178,7 +179,7 @@ async def test_another_regions_namespace_is_not_changed_here(region: Region) -> 
     namespace_id = await region.register("a", "b")
     await region.propose(Learn({namespace_id: 2}))
     attributes = operator.AddSearchAttributesRequest(namespace="orders")
-    attributes.search_attributes["Color"] = 2
+    attributes.search_attributes["Color"] = KEYWORD
     for request in (
         region.update(description="new"),
         attributes,

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.hosting.shards.gates import NotActive
 from cluster.peers import virtual_time
-from history_store.engine.errors import Code
-from replication.failover.gates import GateState
+from history_store.engine.errors import Code, ServiceError
+from replication.failover.gates import Call, GateState, Verdict
 from replication.failover.records import UNDECIDED, Handover, Phase
 from tests.cluster.hosting.two_regions import World
 
@@ -424,5 +424,91 @@ def test_a_name_that_another_has_is_not_taken_from_it(play: Play) -> None:
         told = await world.told(1, "add_region", namespace="orders", to="b")
         assert told.code == Code.UNAVAILABLE
         assert world.registered(2, own)["name"] == "orders"
+
+    play(scene)
+
+
+def test_one_that_was_made_before_there_were_others_gets_a_version(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.register(1, "orders", versioned=False)
+        assert world.record(1, ns) is None
+        assert {gates.admit(ns, Call.MUTATION).verdict for gates in world.gates(1).values()} == {
+            Verdict.ALLOW
+        }
+        told = await world.do(1, "add_region", namespace="orders", to="b")
+        assert (told["version"], told["regions"]) == (1, ["a", "b"])
+        await world.until(lambda: all(world.records_agree(ns)))
+        await begin(world)
+        await followed(world, ns, await decided(world))
+
+    play(scene)
+
+
+def test_an_update_that_makes_another_region_active_waits_for_the_end(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        leader = world.leader(1)
+        assert leader is not None
+        operations = leader.member.administration.operations
+        assert operations is not None
+        await operations.make_active("orders", "b")
+        assert (await decided(world)).committed == (ns,)
+        with pytest.raises(NotActive, match="in region b"):
+            await operations.make_active("orders", "a")
+
+    play(scene)
+
+
+def test_an_update_says_why_another_region_is_not_active(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await world.global_default()
+        world.ferrying = False
+        leader = world.leader(1)
+        assert leader is not None
+        operations = leader.member.administration.operations
+        assert operations is not None
+        with pytest.raises(ServiceError, match="the time is up"):
+            await operations.make_active("orders", "b")
+        assert (await decided(world)).phase is Phase.ABORTED
+
+    play(scene)
+
+
+def test_shards_move_and_die_while_they_are_fenced(play: Play, rng: random.Random) -> None:
+    """Any node of either region, one after the other."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        await begin(world)
+        for _ in range(4):
+            index = rng.choice([1, 2])
+            settler = rng.choice(world.settlers(index))
+            settler.kill()
+            await asyncio.sleep(rng.choice([0.02, 0.2, 1.5]))
+            settler.boot()
+            await asyncio.sleep(rng.choice([0.02, 0.5]))
+        handover = await decided(world)
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_what_is_forced_above_a_handover_is_not_handed_over(play: Play) -> None:
+    """The target is cut off from a source that fences, takes the namespace, and both hear of each other."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        world.ferrying = False
+        await begin(world)
+        await world.until(lambda: world.states(1, ns) == {GateState.FENCED})
+        world.cut = True
+        await world.do(2, "failover", namespace="orders", to="b", mode="forced", request_id="f", yes=True)
+        await world.until(lambda: world.states(2, ns) == {GateState.OPEN})
+        world.cut, world.ferrying = False, True
+        handover = await decided(world)
+        assert not handover.committed
+        await world.until(lambda: world.states(1, ns) == {GateState.INACTIVE})
+        await world.until(lambda: all(world.records_agree(ns)))
+        assert world.states(2, ns) == {GateState.OPEN}
 
     play(scene)
