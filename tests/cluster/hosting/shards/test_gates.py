@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 import pytest
+import pytest_asyncio
 
 from cluster.hosting.shards.gates import Gates, NotActive
 from cluster.hosting.shards.host import ShardHost
 from history_store.engine import keys
 from history_store.engine.errors import Code, Indefinite, ServiceError
+from history_store.engine.run import Transaction
 from replication.failover import commands, records
 from replication.failover.commands import Activate, Deactivate, Fence, ShardCommand, Unfence
 from replication.failover.gates import Answer, Call, GateState, Verdict
 from replication.failover.readiness import ShardLag
-from replication.failover.records import Gate, Marker, Point, Row, Source
-from replication.frames import Entry, Kind
+from replication.failover.records import Gate, Marker, Point, Source
+from replication.frames import Entry, Frame, Kind
 from tests.cluster.hosting.play import Play
 
 NS = "00000000-0000-0000-0000-00000000000a"
@@ -40,9 +42,11 @@ class Outgoing:
     def offered(self) -> Point:
         return Point(self.incarnation, len(self.entries()) + 1)
 
-    def told(self, entries: Sequence[Entry]) -> list[Row]:
+    def seal(self, tx: Transaction, told: Sequence[Entry]) -> tuple[list[Frame], None]:
         first = len(self.entries()) + 1
-        return [(ENTRY + keys.number(n), msgspec.msgpack.encode(e)) for n, e in enumerate(entries, first)]
+        tx.seal()
+        tx.rows.extend((ENTRY + keys.number(n), msgspec.msgpack.encode(e)) for n, e in enumerate(told, first))
+        return [], None
 
     def cursors(self) -> Mapping[Source, Point]:
         return self.read
@@ -83,9 +87,12 @@ class Led:
         return self.gates.admit(namespace_id, call).verdict
 
 
-@pytest.fixture
-def led(play: Play) -> Led:
-    return Led(play)
+@pytest_asyncio.fixture
+async def led() -> AsyncIterator[Led]:
+    play = Play()
+    made = Led(play)
+    yield made
+    await made.play.close()
 
 
 async def test_a_namespace_of_this_region_alone_is_open(led: Led) -> None:
@@ -186,7 +193,7 @@ async def test_a_header_with_a_larger_version_shuts_the_gate_with_its_entry(led:
     seen: list[tuple[str, int]] = []
     led.gates.on_moved.append(moved.extend)
     led.gates.on_seen = lambda name, version: seen.append((name, version))
-    tx = led.host.begin()
+    tx = led.host.begin_beside()
     tx.rows.extend(led.gates.raised(NS, 2))
     assert not moved
     led.host.commit(tx, lambda error: None)
