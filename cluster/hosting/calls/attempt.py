@@ -173,6 +173,8 @@ class Attempt:
             if not self.done:
                 for shard in self._entered.shards:
                     shard.attempts[self] = None
+                if isinstance(self.call, RemoteCall):
+                    self.call.run_id = self._entered.run_id
         elif isinstance(result, bytes):
             self.finish(result)
         else:
@@ -248,7 +250,7 @@ class Attempt:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")
         reached("call tried again")
-        again = Attempt(self._forward, self.call, self._handler, self.until)
+        again = Attempt(self._forward, self.call, self._handler, self._forward.patience(self.deadline))
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)

@@ -28,12 +28,13 @@ from cluster.hosting.calls.remote import (
     ERROR,
     HUNG_UP,
     LOST,
+    MET,
     PART,
     SCATTER,
     RemoteCall,
     RemoteConnection,
 )  # fmt: skip
-from cluster.hosting.calls.run_names import names_no_run
+from cluster.hosting.calls.run_names import name_run, names_no_run
 from cluster.hosting.groups.group import NotLeading
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
@@ -51,6 +52,7 @@ RETRY_S = 0.03  # between tries while a shard has no leader that we know of
 PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
 RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
 NO_GROUP = -1  # of a call that is not for some shard's leader
+MET_S = 1.0  # a call that has waited for so long tells its client's node which run it has met
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 
@@ -71,18 +73,23 @@ class Forward:
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
         self._behind: dict[int, deque[list[Any]]] = {}  # by node: what its queue has no room for
+        self._looks = False  # at calls that wait
 
     def wrap(self, handler: Handler) -> Handler:
         """The handler as the front calls it."""
 
         def handle(call: Call) -> None:
-            now = self.loop.time()
-            until = now + PATIENCE_S
-            if call.deadline is not None:
-                until = min(until, call.deadline - MARGIN_S)
-            Attempt(self, call, handler, until).run()
+            Attempt(self, call, handler, self.patience(call.deadline)).run()
 
         return handle
+
+    def patience(self, deadline: float | None) -> float:
+        """Until when a call that has no leader from now on looks for one.
+
+        It begins anew when a call that a leader had taken loses it: a long poll may be a minute old then.
+        """
+        until = self.loop.time() + PATIENCE_S
+        return until if deadline is None else min(until, deadline - MARGIN_S)
 
     # ---- the node that has the client
 
@@ -144,6 +151,7 @@ class Forward:
                 continue  # another try might change another run: this one's answer is waited for
             self.ended(attempt)
             attempt.again = True
+            attempt.until = self.patience(attempt.deadline)
             self.later(attempt)
 
     def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
@@ -273,10 +281,16 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
-                attempt.again = attempt.again or bool(message[2])
+                if message[2]:  # it had a leader
+                    attempt.again = True
+                    attempt.until = self.patience(attempt.deadline)
                 if message[5] is not None:
                     attempt.request = message[5]
                 self._ask_leader(attempt, node_id, message[3], message[4])
+        elif kind == MET:
+            attempt = self._sent.get(number)
+            if attempt is not None:
+                name_run(attempt.call, message[2])
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:
@@ -307,6 +321,23 @@ class Forward:
             return
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
+        if not self._looks:
+            self._looks = True
+            self.loop.call_later(MET_S, self._tell_met)
+
+    def _tell_met(self) -> None:
+        """Tell of calls that wait which run it is: if this node dies, they go on at the next leader.
+
+        Without that they could not: they would change a run that has taken that one's place.
+        """
+        for call in self.served.values():
+            if call.run_id and call.seen and names_no_run(call):
+                self.tell(call.node_id, [MET, call.number, call.run_id])
+                call.run_id = ""
+            call.seen = True
+        self._looks = bool(self.served)
+        if self._looks:
+            self.loop.call_later(MET_S, self._tell_met)
 
     def scatter(self, call: Call, done: Callable[[list[bytes]], None]) -> None:
         """Ask all other nodes the same; `done` hears what those that could answered. Not for changes that
@@ -405,4 +436,5 @@ class Forward:
                 why = "the shard's leader has gone, and whether it was done is not known"
                 attempt.fail(int(Code.UNAVAILABLE), why)
             else:
+                attempt.until = self.patience(attempt.deadline)
                 self.later(attempt)

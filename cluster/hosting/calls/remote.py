@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # Peer messages between the two: [kind, ...]
 CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER, PART = 10, 11, 12, 13, 14, 15, 16, 17
-KINDS = range(CALL, PART + 1)
+MET = 26  # which run a call has met that named none, and waits for
+KINDS = (CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER, PART, MET)
 
 
 class RemoteConnection(PlainConnection):
@@ -31,7 +32,9 @@ class RemoteConnection(PlainConnection):
 class RemoteCall(PlainCall):
     """A call that came by way of another node (a `contract.Call`)."""
 
-    __slots__ = ("_forward", "connection", "hops", "node_id", "number", "scattered", "slots")
+    __slots__ = (
+        "_forward", "connection", "hops", "node_id", "number", "run_id", "scattered", "seen", "slots",
+    )  # fmt: skip
 
     def __init__(
         self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
@@ -45,6 +48,8 @@ class RemoteCall(PlainCall):
         self.hops = 0  # it may be handed on so often
         self.scattered = False  # every node is asked for what it knows itself
         self.slots: Slots | None = None  # it is asked for these slots' part of the answer, and no more
+        self.run_id = ""  # that it has met and waits for, although it named none
+        self.seen = False  # by who tells the client's node of that
 
     def finish(self, body: bytes) -> None:
         """Send the answer back."""
