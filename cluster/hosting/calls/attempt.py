@@ -214,6 +214,8 @@ class Attempt:
             if not self.done:
                 for shard in self._entered.shards:
                     shard.attempts[self] = None
+                if isinstance(self.call, RemoteCall | ForeignCall):
+                    self.call.run_id = self._entered.run_id
         elif isinstance(result, bytes):
             self.finish(result)
         else:
@@ -299,8 +301,7 @@ class Attempt:
             nobody = Admission(Verdict.PARK, 0, 0)  # the node that has the client finds out who serves it
             self.call.elsewhere(NotActive(self.namespace_id, nobody), in_doubt=True)
             return
-        until = self._forward.patience(self.call) if moved else self.until
-        again = Attempt(self._forward, self.call, self._handler, until)
+        again = Attempt(self._forward, self.call, self._handler, self._forward.patience(self.deadline))
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)
