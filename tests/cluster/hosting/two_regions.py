@@ -22,6 +22,7 @@ from cluster.hosting.shards.gates import Gates, NotActive
 from cluster.hosting.shards.host import ShardHost
 from cluster.hosting.shards.meta import REGISTERED, Namespace
 from cluster.hosting.shards.streams import ShardStreams
+from cluster.membership import Table
 from history_store.engine import keys
 from history_store.engine.errors import Code
 from replication import shipment
@@ -81,9 +82,11 @@ class World:
     def __init__(self, rng: random.Random, machines: str = "xyz") -> None:
         self.rng = rng
         self._cut = False
+        self.near = False  # everybody seems to be close behind
         self.blind = False  # nobody knows how far behind anybody is
         self.bootstrapping: set[str] = set()  # namespaces
         self.ferrying = True
+        self.stalled: set[tuple[int, int]] = set()  # (region, shard) that reads nothing
         a = Settlement(rng, machines, "a", 1)
         self.regions = {1: a, 2: Settlement(rng, machines, "b", 2, a.network)}
         self.loop = a.loop
@@ -93,13 +96,15 @@ class World:
         lag, has_all, store = Streaming.lag, ShardStreams.has_all, Reader._store
 
         def lags(streaming: Streaming, shard: int, source: Source) -> tuple[int, int] | None:
-            return None if self.blind else lag(streaming, shard, source)
+            if self.blind:
+                return None
+            return (0, 0) if self.near else lag(streaming, shard, source)
 
         def has(streams: ShardStreams, namespace_id: str) -> bool:
             return namespace_id not in self.bootstrapping and has_all(streams, namespace_id)
 
         def stores(reader: Reader) -> None:
-            if self.ferrying:
+            if self.ferrying and (3 - reader.source.region, reader.shard) not in self.stalled:
                 store(reader)
 
         Streaming.lag, ShardStreams.has_all, Reader._store = lags, has, stores  # type: ignore[method-assign]
@@ -143,6 +148,11 @@ class World:
             region.end()
 
     # ---- who is where
+
+    def table(self, index: int) -> Table:
+        """As the leader of the meta group has it; an empty one if nobody leads."""
+        leader = self.leader(index)
+        return leader.table if leader is not None else Table()
 
     def settlers(self, index: int) -> list[Settler]:
         return [settler for settler in self.regions[index].running() if hasattr(settler, "member")]

@@ -197,6 +197,21 @@ def test_before_anything_is_fenced_the_target_has_to_be_close_behind(play: Play)
     play(scene)
 
 
+def test_a_target_that_goes_away_is_not_waited_for_in_silence(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await world.global_default()
+        world.blind = True
+        await begin(world)
+        await asyncio.sleep(1.0)
+        world.cut = True
+        await asyncio.sleep(4.0)
+        shown = await world.do(1, "failover_status", namespace="orders")
+        assert "cannot be reached" in shown["handover"]["waits"]
+        assert shown["unreachable"] == ["b"]
+
+    play(scene)
+
+
 def test_a_region_that_is_bootstrapping_is_no_target(play: Play) -> None:
     async def scene(world: World) -> None:
         ns = await world.global_default()
@@ -510,5 +525,103 @@ def test_what_is_forced_above_a_handover_is_not_handed_over(play: Play) -> None:
         await world.until(lambda: world.states(1, ns) == {GateState.INACTIVE})
         await world.until(lambda: all(world.records_agree(ns)))
         assert world.states(2, ns) == {GateState.OPEN}
+
+    play(scene)
+
+
+def test_a_child_that_is_split_off_while_others_are_still_being_fenced(play: Play) -> None:
+    """Its parent's marker stands for it."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        await world.do(1, "split", shard=1)
+        gates = world.gates(1)[4]
+        held: list[Any] = []
+        command, gates.command = gates.command, lambda *told: held.append(told)  # type: ignore[method-assign]
+        await begin(world)
+        await world.until(lambda: world.gates(1)[1].state(ns) is GateState.FENCED)
+        await world.until(lambda: 5 in world.gates(1), 9.0)
+        await asyncio.sleep(1.0)
+        before = world.gates(1)[5].state(ns)
+        gates.command = command  # type: ignore[method-assign]
+        handover = await decided(world)
+        assert handover.committed == (ns,)
+        assert before is GateState.FENCED
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_a_split_behind_the_fence_leaves_out_nobody_who_reads_the_old_shard(play: Play) -> None:
+    """Region b has two shards for what is one in region a; one of them is not there yet when a's is split."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        await world.do(2, "split", shard=1)
+        await world.until(lambda: 5 in world.gates(2))
+        await world.until(lambda: len({record.state for record in world.table(2).shards.values()}) == 1)
+        await asyncio.sleep(1.0)
+        world.stalled.add((2, 5))
+        for shard in world.led(1).values():
+            world.outgoing(shard).write(ns)
+        world.near = True
+        await begin(world)
+        await world.until(lambda: bool((found := world.handover(1)) and found.phase is Phase.DRAINING))
+        await world.do(1, "split", shard=1)
+        await world.until(lambda: len(world.table(1).shards) == 5)
+        await world.until(lambda: len({record.state for record in world.table(1).shards.values()}) == 1, 8.0)
+        handover = world.handover(1)
+        assert handover is not None
+        assert handover.phase is Phase.DRAINING, "the split came too late"
+        handover = await decided(world)
+        assert handover.phase is Phase.ABORTED
+        world.stalled.clear()
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_every_node_knows_who_may_change_a_namespace(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        nodes = [settler.member.node.failover for settler in world.settlers(1)]
+        for failover in nodes:
+            assert failover is not None
+            failover.check_edit(ns)
+        await begin(world)
+        await followed(world, ns, await decided(world))
+        for failover in nodes:
+            assert failover is not None
+            with pytest.raises(NotActive):
+                failover.check_edit(ns)
+
+    play(scene)
+
+
+def test_nobody_is_told_what_a_leader_without_a_majority_thinks(play: Play) -> None:
+    """It proposes the decision, hears that the target has everything, and its own region does not answer."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        world.ferrying = False
+        await begin(world)
+        await world.until(lambda: bool((found := world.handover(1)) and found.phase is Phase.DRAINING))
+        leader = world.leader(1)
+        assert leader is not None
+        others = [settler for settler in world.settlers(1) if settler is not leader]
+        world.regions[1].network.partition([leader.host], [settler.host for settler in others])
+        world.ferrying = True
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            known = [settler.member.node.failover for settler in others]
+            decided_there = any(
+                one is not None and one.committed.handovers[1].phase in (Phase.COMMITTED, Phase.DONE)
+                for one in known
+            )
+            record = world.record(2, ns)
+            assert record is not None
+            assert decided_there or record.version == 1
+        world.regions[1].network.heal_all()
+        await followed(world, ns, await decided(world))
 
     play(scene)
