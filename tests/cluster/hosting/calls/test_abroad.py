@@ -108,6 +108,9 @@ def test_a_shard_has_the_last_word_where_the_node_has_not_heard() -> None:
         request = start("z")
         assert (await answer(world, world.a.begin(request), request)).started
         assert has(world.z, "z")
+        signal = wire.SignalWorkflowExecutionRequest(namespace="default", signal_name="s")
+        signal.workflow_execution.workflow_id = "z"  # of which the standby's copy knows nothing
+        await answer(world, world.a.begin(signal), signal)
 
     play_scene(scene)
 

@@ -149,6 +149,26 @@ def test_a_worker_whose_polls_wait_there_reads_histories_there() -> None:
     play_scene(scene)
 
 
+def test_a_read_that_was_sent_there_is_not_answered_there_once_the_namespace_has_left() -> None:
+    """The other region's leader knows, its other node does not: the call goes back, and waits for news."""
+
+    async def scene(world: Regions) -> None:
+        world.share(2)
+        await answer(world, world.b.begin(start("z")), start("z"))
+        world.a.begin(poll())
+        await world.settle()
+        world.two.gate(101)
+        world.two.views.clear()
+        call = world.a.begin(history("z"))
+        await world.settle(1.0)
+        assert not call.done
+        world.one.hears(101)
+        await world.settle(1.0)
+        assert refusal(call).code == 5, "of its own it has none"
+
+    play_scene(scene)
+
+
 def test_queries_updates_and_queues_are_asked_after_there() -> None:
     async def scene(world: Regions) -> None:
         await behind(world)
