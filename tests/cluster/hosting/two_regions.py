@@ -133,9 +133,10 @@ class World:
         await a.found()
         await b.found()
         await a.do("a/1", "introduce", at=[f"b-1:{PORT}"])
-        await self.until(self._whole)
+        await self.until(self.whole)
 
-    def _whole(self) -> bool:
+    def whole(self) -> bool:
+        """Whether all nodes reach all of the other region."""
         return all(
             len(settler.member.regions.nodes_up(3 - index)) == len(self.settlers(3 - index))
             for index in NAMES

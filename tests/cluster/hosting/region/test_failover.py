@@ -60,7 +60,7 @@ async def decided(world: World, number: int = 1) -> Handover:
         found = world.handover(1, number)
         return found is not None and found.phase not in UNDECIDED
 
-    await world.until(is_decided)
+    await world.until(is_decided, 100.0)  # it may wait a minute for what is not known
     found = world.handover(1, number)
     assert found is not None
     return found
@@ -172,6 +172,7 @@ def test_a_target_that_is_cut_off_gets_nothing_and_the_source_serves_again(play:
         assert all(world.outgoing(shard).write(ns) for shard in world.led(1).values())
         assert world.states(2, ns) == {GateState.INACTIVE}
         world.cut, world.ferrying = False, True
+        await world.until(world.whole)
         await begin(world, "again")
         second = await decided(world, 2)
         assert second.committed == (ns,)
@@ -539,7 +540,7 @@ def test_a_child_that_is_split_off_while_others_are_still_being_fenced(play: Pla
         held: list[Any] = []
         command, gates.command = gates.command, lambda *told: held.append(told)  # type: ignore[method-assign]
         await begin(world)
-        await world.until(lambda: world.gates(1)[1].state(ns) is GateState.FENCED)
+        await world.until(lambda: 1 in (gates := world.gates(1)) and gates[1].state(ns) is GateState.FENCED)
         await world.until(lambda: 5 in world.gates(1), 9.0)
         await asyncio.sleep(1.0)
         before = world.gates(1)[5].state(ns)
