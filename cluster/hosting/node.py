@@ -397,6 +397,11 @@ class Node:
         found = self.meta.by_id.get(namespace_id)
         return version or (found.version if found is not None else 0)
 
+    @property
+    def region(self) -> int:
+        """Index of this region; 0 where there are no others."""
+        return self.failover.region if self.failover is not None else 0
+
     # ---- namespaces that several regions hold
 
     def activated(self, shard: ShardHost, namespaces: Collection[str]) -> None:

@@ -94,7 +94,9 @@ class Poll:
     def name_start(self) -> str:
         """The request id of a start for this poll; among nodes it says which one has the poll."""
         node = self.node
-        return node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id)
+        return (
+            node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id, node.region)
+        )
 
     def wait_on(self) -> None:
         """There was nothing for it after all."""
