@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.hosting.shards.gates import NotActive
+from cluster.hosting.shards.gates import Gates, NotActive
+from cluster.membership import ShardState
 from cluster.peers import virtual_time
 from history_store.engine.errors import Code, ServiceError
 from replication.failover.gates import Call, GateState, Verdict
@@ -417,7 +418,7 @@ def test_a_region_holds_a_namespace_no_more(play: Play) -> None:
         gone = await world.do(2, "remove_region", namespace="orders", to="b")
         assert gone["changed"]
         assert gone["regions"] == ["a"]
-        await world.until(lambda: not world.registered(2, ns))
+        await world.until(lambda: not world.registered(2, ns), 5.0)
         assert world.states(1, ns) == {GateState.OPEN}
         assert not (await world.do(1, "remove_region", namespace="orders", to="b"))["changed"]
         asked = {"namespace": "orders", "to": "b", "mode": "graceful", "request_id": "r"}
@@ -530,24 +531,32 @@ def test_what_is_forced_above_a_handover_is_not_handed_over(play: Play) -> None:
     play(scene)
 
 
-def test_a_child_that_is_split_off_while_others_are_still_being_fenced(play: Play) -> None:
+def test_a_child_that_is_split_off_while_others_are_still_being_fenced(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its parent's marker stands for it."""
+    command = Gates.command
+
+    def all_but_one(gates: Gates, *told: Any) -> None:
+        if gates._shard.group.id != 4:
+            command(gates, *told)
 
     async def scene(world: World) -> None:
         ns = await world.global_default()
-        await world.do(1, "split", shard=1)
-        gates = world.gates(1)[4]
-        held: list[Any] = []
-        command, gates.command = gates.command, lambda *told: held.append(told)  # type: ignore[method-assign]
+        monkeypatch.setattr(Gates, "command", all_but_one)
         await begin(world)
         await world.until(lambda: 1 in (gates := world.gates(1)) and gates[1].state(ns) is GateState.FENCED)
         await world.until(lambda: 5 in world.gates(1), 9.0)
-        await asyncio.sleep(1.0)
-        before = world.gates(1)[5].state(ns)
-        gates.command = command  # type: ignore[method-assign]
+        await world.until(lambda: world.table(1).shards[5].state is ShardState.SERVING, 5.0)
+        await asyncio.sleep(0.5)
+        handover = world.handover(1)
+        assert handover is not None
+        assert handover.phase is Phase.FENCING, "the split came too late"
+        assert world.gates(1)[5].state(ns) is GateState.FENCED
+        monkeypatch.undo()
         handover = await decided(world)
         assert handover.committed == (ns,)
-        assert before is GateState.FENCED
+        assert 5 not in handover.shards
         await followed(world, ns, handover)
 
     play(scene)
