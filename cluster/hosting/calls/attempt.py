@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
 
+MUTATION = Wants.MUTATION  # a member of an enumeration is looked up slowly
+
 # Of what an earlier try did such an error says nothing: the state explains it, as that try may have left it,
 # or there is no room for another.
 IN_DOUBT = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED))
@@ -41,7 +43,7 @@ class Entered:
     __slots__ = ("confirmed", "namespace_id", "run_id", "shards", "stamp", "wants")
 
     def __init__(self) -> None:
-        self.wants = Wants.MUTATION  # of the namespace; its handler knows better
+        self.wants = MUTATION  # of the namespace; its handler knows better
         self.namespace_id = ""
         self.stamp: Callable[[int], None] | None = None  # told which shard answers a read
         self.shards: list[ShardHost] = []

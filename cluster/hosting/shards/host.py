@@ -49,6 +49,9 @@ log = structlog.get_logger("shard")
 
 TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
 
+# Members of an enumeration are looked up slowly, and these are in the way of every call.
+_ALLOW, _MUTATION, _TASK = Verdict.ALLOW, Call.MUTATION, Call.TASK
+
 _task_row = msgspec.msgpack.Decoder(TaskRow).decode
 _action_row = msgspec.msgpack.Decoder(Action).decode
 
@@ -79,7 +82,7 @@ class AllOpen:
         return _ADMITTED
 
 
-_ADMITTED = Admission(Verdict.ALLOW, 0, 0)
+_ADMITTED = Admission(_ALLOW, 0, 0)
 
 
 class Outside(Protocol):
@@ -204,8 +207,8 @@ class ShardHost:
         few runs that are found there are found to be closed.
         """
         state = run.state
-        admission = self.gates.admit(state.namespace_id, Call.TASK)
-        behind = 0 < state.version < admission.version and admission.verdict is Verdict.ALLOW
+        admission = self.gates.admit(state.namespace_id, _TASK)
+        behind = 0 < state.version < admission.version and admission.verdict is _ALLOW
         if not behind or self._open is not None:
             return run
 
@@ -271,12 +274,12 @@ class ShardHost:
 
     def serves(self, namespace_id: str) -> bool:
         """Whether the shard's own doings in the namespace are done here: timers, actions, tasks."""
-        return self.gates.admit(namespace_id, Call.TASK).verdict is Verdict.ALLOW
+        return self.gates.admit(namespace_id, _TASK).verdict is _ALLOW
 
     def begin(self, namespace_id: str) -> Transaction:
         """A transaction at the present time, on runs of that namespace. NotActive if its gate is not open."""
-        admission = self.gates.admit(namespace_id, Call.MUTATION)
-        if admission.verdict is not Verdict.ALLOW:
+        admission = self.gates.admit(namespace_id, _MUTATION)
+        if admission.verdict is not _ALLOW:
             raise NotActive(namespace_id, admission)
         version = admission.version or self.node.version_of(namespace_id)
         return self._begin(namespace_id, version)
