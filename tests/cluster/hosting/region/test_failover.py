@@ -421,6 +421,7 @@ def test_a_region_holds_a_namespace_no_more(play: Play) -> None:
         await world.until(lambda: not world.registered(2, ns), 5.0)
         assert world.states(1, ns) == {GateState.OPEN}
         assert not (await world.do(1, "remove_region", namespace="orders", to="b"))["changed"]
+        await world.until(lambda: world.leader_state(1) == world.leader_state(2))
         asked = {"namespace": "orders", "to": "b", "mode": "graceful", "request_id": "r"}
         assert "does not hold" in await refused(world, 1, "failover", **asked)
         await world.do(1, "add_region", namespace="orders", to="b")
@@ -546,6 +547,7 @@ def test_a_child_that_is_split_off_while_others_are_still_being_fenced(
         monkeypatch.setattr(Gates, "command", all_but_one)
         await begin(world)
         await world.until(lambda: 1 in (gates := world.gates(1)) and gates[1].state(ns) is GateState.FENCED)
+        await world.do(1, "split", shard=1)
         await world.until(lambda: 5 in world.gates(1), 9.0)
         await world.until(lambda: world.table(1).shards[5].state is ShardState.SERVING, 5.0)
         await asyncio.sleep(0.5)
