@@ -637,3 +637,37 @@ def test_nobody_is_told_what_a_leader_without_a_majority_thinks(play: Play) -> N
         await followed(world, ns, await decided(world))
 
     play(scene)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_region_that_comes_back_does_not_serve_what_was_taken_from_it(play: Play, whole: bool) -> None:
+    """Its gates stand open as they were. It hears from the others first, or waits for them in vain."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        old = world.settlers(1)
+        for settler in old:
+            settler.kill()
+        if whole:
+            await world.do(2, "failover", namespace="orders", to="b", mode="forced", request_id="f", yes=True)
+            await world.until(lambda: world.states(2, ns) == {GateState.OPEN})
+        else:
+            for settler in world.settlers(2):
+                settler.kill()
+        for settler in old:
+            settler.boot()
+        wrote_s: float | None = None
+        began_s = world.loop.time()
+        while world.loop.time() < began_s + 12.0:
+            await asyncio.sleep(0.01)
+            if any(world.outgoing(shard).write(ns) for shard in world.led(1).values()):
+                wrote_s = world.loop.time() - began_s
+                break
+        if whole:
+            assert wrote_s is None, "another region serves it"
+            assert world.states(1, ns) == {GateState.INACTIVE}
+        else:
+            assert wrote_s is not None, "a dead region does not stop one that lives"
+            assert wrote_s > 4.5
+
+    play(scene)
