@@ -117,7 +117,7 @@ class Across:
             assert isinstance(shard.gates, Gates)
             opened = [name for name in self.meta.shared if shard.gates.state(name) is GateState.OPEN]
             if opened:
-                self._node.activated(shard, opened)
+                shard.activated(opened)
         for name in self.meta.shared:
             self._node.passage_changed(name)
 
@@ -128,9 +128,9 @@ class Across:
         if shard.retired:
             return
         if closed:
-            self._node.deactivated(shard, closed)
+            shard.deactivated(closed)
         if opened:
-            self._node.activated(shard, opened)
+            shard.activated(opened)
 
     def _passage(self, namespace_id: str) -> GateView | None:
         if namespace_id not in self.meta.shared:

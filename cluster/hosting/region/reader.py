@@ -292,6 +292,7 @@ class Reader:
                 return
             if error is None:
                 self._streaming.acknowledge(self, batch.stream.incarnation, last)
+                self._streaming.states.ask(self._host)
                 if inbox is self._inbox:
                     self._go_on()
             else:
