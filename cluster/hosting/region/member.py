@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     from cluster.hosting.clock import Clock
     from cluster.hosting.config.node_config import RaftSection
     from cluster.hosting.groups.lanes import MakeLane
+    from cluster.hosting.region.streaming import Streaming
     from cluster.peers.contract import Address, Identity, Network
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
+    from replication.log.contract import LogStore
 
 log = structlog.get_logger("region")
 
@@ -87,6 +89,7 @@ class Surroundings(NamedTuple):
     raft: RaftSection
     on_broken: Callable[[BaseException], None]
     virtual: Virtual | None = None  # None: threads, and the process's own clock of its CPU
+    log_store: LogStore | None = None  # the log between regions; None: frames come from their source alone
 
 
 class Member:
@@ -132,6 +135,8 @@ class Member:
         )
         stranger = Asker(around.network, cluster_id="", region="", name=identity.name)
         self.regions = Regions(node, replicas, self.steward, self.peers, stranger, around.rng)
+        self.log_store = around.log_store
+        self.streaming: Streaming | None = None  # streams between regions, of a node that takes part in them
         self.foreign: Foreign | None = None  # who hears what nodes of other regions say
         self.administration = Administration(node, replicas, self.steward, self.regions)
         self._announcer: Announcer | None = None

@@ -65,14 +65,13 @@ class Nodes:
 
     def options(self, region: str, **more: Any) -> Options:
         """How the log of a region connects: `USER` and a certificate, unless `more` says otherwise."""
-        others = [other for other in self.addresses if other != region]
         user, password = USER
         given: dict[str, Any] = {
             "tls": self.authority.client(self._client),
             "user": user,
             "password": password,
         }
-        return Options(region, [self.addresses[region]], others, **(given | more))
+        return Options(region, [self.addresses[region]], **(given | more))
 
     def operator(self, region: str, **more: Any) -> Options:
         """How an operator connects."""
