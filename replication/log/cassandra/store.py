@@ -48,6 +48,7 @@ from cassandra.policies import (
     DCAwareRoundRobinPolicy,
     FallthroughRetryPolicy,
     NoSpeculativeExecutionPolicy,
+    RoundRobinPolicy,
     TokenAwarePolicy,
 )
 from cassandra.protocol import ErrorMessage
@@ -77,6 +78,9 @@ from replication.log.rows import Row, rows_of, slice_of
 LOCAL = "local"
 LEDGER = "ledger"
 SCHEMA = "schema"
+# Nothing is asked through it. It has the driver keep connections to all nodes of all regions: one that was of
+# no interest to any profile is not known to be up, and would be in no plan of a profile that comes later.
+EVERYWHERE = "everywhere"
 
 T = TypeVar("T")
 
@@ -128,6 +132,7 @@ def _cluster(options: Options) -> Any:
         EXEC_PROFILE_DEFAULT: local,  # what prepares statements
         LEDGER: _profile(options, here, options.ledger_timeout_s, quorum),
         SCHEMA: _profile(options, here, options.schema_timeout_s, ConsistencyLevel.EACH_QUORUM),
+        EVERYWHERE: ExecutionProfile(RoundRobinPolicy()),
     }
     return Cluster(
         list(options.contact_points),
@@ -317,7 +322,7 @@ class CassandraLog:
         """Make the profile, and connections there. Without any now: they come when its nodes do."""
         options = self._options
         profile = _profile(options, region, options.request_timeout_s, ConsistencyLevel.LOCAL_QUORUM)
-        with suppress(OperationTimedOut):
+        with suppress(OperationTimedOut):  # it is added before the wait
             self._cluster.add_execution_profile(name, profile, pool_wait_timeout=options.request_timeout_s)
 
     async def check_schema(self) -> None:
