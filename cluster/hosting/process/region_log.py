@@ -104,6 +104,9 @@ async def create(config: NodeConfig, copies: Mapping[str, int], login: tuple[str
     except LogDenied as error:
         do = "name a user who may make keyspaces and tables with --user"
         raise LogNotUsable(f"Cassandra refuses: {error}", do) from None
+    except LogUnavailable as error:
+        do = "see that Cassandra runs in all regions, and that its nodes know each other; then run this again"
+        raise LogNotUsable(f"the tables cannot be made everywhere: {error}", do) from None
     except LogError as error:
         raise explained(config, error) from None
 
@@ -126,10 +129,8 @@ def explained(config: NodeConfig, error: LogError) -> LogNotUsable:
     if isinstance(error, LogUnavailable):
         do = "start Cassandra, or correct cassandra.contact_points, port and tls_ca"
         return LogNotUsable(f"Cassandra at {where} does not answer: {error}", do)
-    if "data centre" in str(error):
-        do = (
-            "name Cassandra's data centres like the regions (cassandra-rackdc.properties), or correct it here"
-        )
-        return LogNotUsable(f"region.name is {config.region.name}, and {error}", do)
+    if "there is no data centre" in str(error):
+        do = "name Cassandra's data centres like the regions (cassandra-rackdc.properties), or correct the region"
+        return LogNotUsable(str(error), do)
     what, _, do = str(error).partition(". ")
     return LogNotUsable(what, do.removesuffix(".") or "correct [cassandra]")

@@ -184,7 +184,7 @@ def test_how_it_connects(config: NodeConfig) -> None:
             "have version 2",
             "run the release that made them",
         ),
-        (LogRefused("there is no data centre a; there are x"), "region.name is a, and there is", "name Cass"),
+        (LogRefused("there is no data centre a; there are x"), "there is no data centre a", "name Cass"),
         (LogRefused("the driver is not installed. Install it."), "is not installed", "Install it"),
     ],
 )
