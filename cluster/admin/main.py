@@ -32,8 +32,8 @@ COMMANDS = {
     ),
     "local": ("cluster.admin.local_commands:local", "Run a local cluster of real node processes."),
     "namespace": (
-        "cluster.admin.namespace_commands:namespace",
-        "Create, show, change and delete namespaces.",
+        "cluster.admin.failover_commands:namespace",
+        "Create, show, change and delete namespaces, and fail them over to other regions.",
     ),
     "node": ("cluster.admin.node_commands:node", "Add, drain, remove and replace the nodes of a region."),
     "region": (

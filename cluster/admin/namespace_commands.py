@@ -30,7 +30,7 @@ PAGE = 200
 
 @click.group(cls=Group)
 def namespace() -> None:
-    """Create, show, change and delete namespaces.
+    """Create, show, change and delete namespaces, and fail them over to other regions.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -14,9 +14,11 @@ from cluster.hosting.groups.damage import data_loss
 from cluster.hosting.groups.group import NotLeading, NotReadable, nobody
 from cluster.hosting.replicas.repair import Damages
 from cluster.hosting.replicas.scrubbing import Scrub
-from cluster.hosting.shards.host import ShardHost
+from cluster.hosting.shards.gates import NotActive
+from cluster.hosting.shards.host import AllOpen, Gates, ShardHost
 from cluster.hosting.shards.meta import RETENTION_DEFAULT, Meta, Settings
 from cluster.hosting.shards.run_cache import NODE_BYTES_MAX, SHARD_BYTES_MIN
+from cluster.hosting.tasks import activation
 from cluster.hosting.tasks.dispatch import ORPHAN_GRACE_S, Holders, Orphans, Poll, ShardTask, task_of_row
 from cluster.hosting.tasks.queries import Queries
 from cluster.matching import Matching, QueueKey
@@ -31,6 +33,8 @@ from history_store.rare import reached
 from history_store.shard import snapshot
 from history_store.storage.contract import StorageError
 from history_store.visibility import attributes as visibility_attributes
+from replication.failover.gates import Verdict
+from replication.failover.parking import GateView, Passage
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,11 +43,13 @@ if TYPE_CHECKING:
     from temporalio.api.common.v1.message_pb2 import SearchAttributes
 
     from cluster.frontend.contract import Connection
+    from cluster.hosting.calls.abroad import Regions
     from cluster.hosting.calls.attempt import Entered
     from cluster.hosting.calls.forward import Forward
     from cluster.hosting.clock import Clock, Identifiers
     from cluster.hosting.groups.group import Group, Send
     from cluster.hosting.groups.lanes import MakeLane
+    from cluster.hosting.shards.failover_meta import FailoverMeta
     from cluster.hosting.tasks.takeover import Takeovers
     from cluster.matching.contract import Task
     from cluster.matching.exchange import Exchange
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("node")
 
+ALLOW = Verdict.ALLOW  # a member of an enumeration is looked up slowly, and this is in the way of every call
 FORGET_QUEUES_S = 60.0
 BACKLOG_HINT_MAX = 10
 
@@ -126,7 +133,16 @@ class Node:
         self.replicas_epoch = 0  # grows whenever a replica comes or goes
         self.meta = Meta(self._open(META_GROUP))
         self.meta.group.on_leader = lambda: self._hear_of_leader(self.meta.group)
+        self.failover: FailoverMeta | None = None  # with other regions
+        self.on_led: list[Callable[[ShardHost], None]] = []  # a shard is led here, and has gates
         self.forward: Forward | None = None  # with other nodes
+        # Of other regions; without them every namespace is this one's alone.
+        self.regions: Regions | None = None
+        self.gates_of: Callable[[ShardHost], Gates] = lambda _: AllOpen()
+        self.passage: Callable[[str], GateView | None] = lambda _: None  # None: of this region alone
+        self.lag_ms: Callable[[str, int], int | None] = lambda *_: (
+            None
+        )  # of a namespace in a shard (0: in all)
         self.exchange: Exchange | None = None
         self.takeovers: Takeovers | None = None
         self.matching = Matching(_Source(self), clock, on_throttled=self._throttled)
@@ -205,6 +221,9 @@ class Node:
     def _lead(self, group: Group) -> None:
         shard = self.led[group.id] = ShardHost(self, group, self.clock, self.loop)
         self.on_shard_led(shard)
+        shard.gates = self.gates_of(shard)
+        for callback in self.on_led:
+            callback(shard)
         self._backlogs.clear()  # it may have tasks of any queue
         if self._started:
             self._take_up(shard)
@@ -283,7 +302,11 @@ class Node:
         return self._rng.choice(nodes)
 
     def shard_of(self, namespace_id: str, workflow_id: str) -> ShardHost:
-        """The shard that owns the workflow id, if it is led here. NotLeading, NotReadable."""
+        """The shard that owns the workflow id, if it is led here. NotLeading, NotReadable, NotActive.
+
+        Whoever asks for a call is about to decide something by what the shard holds, which may be old where
+        another region serves the namespace: so the gate is asked here.
+        """
         slot = slot_of(namespace_id, workflow_id)
         number = self._groups_of_slots[slot]
         shard = self.led.get(number)
@@ -297,13 +320,22 @@ class Node:
         given, leaving = shard.group.given, shard.group.leaving
         if (given is not None and slot in given) or (leaving is not None and slot in leaving):
             raise NotLeading(0, number)  # the shard was split, which our table does not show yet
-        if self.entered is not None and not shard.group.raft.is_alone:
-            self.entered.shards.append(shard)
-            # A quorum's word is enough, once: a lease may be out of reach, where the network is slower than
-            # leases are long, or for the rest of a term in which a hand-over came to nothing.
-            if shard.group.read_index_now() is None and shard.group not in self.entered.confirmed:
-                reached("lease refused")
-                raise NotReadable(shard.group)
+        entered = self.entered
+        if entered is None:
+            return shard
+        entered.namespace_id = namespace_id
+        entered.shards.append(shard)
+        group = shard.group
+        # A quorum's word is enough, once: a lease may be out of reach, where the network is slower than
+        # leases are long, or for the rest of a term in which a hand-over came to nothing.
+        if not group.raft.is_alone and group.read_index_now() is None and group not in entered.confirmed:
+            reached("lease refused")
+            raise NotReadable(group)
+        admission = shard.gates.admit(namespace_id, entered.wants)
+        if admission.verdict is not ALLOW:
+            raise NotActive(namespace_id, admission)
+        if entered.stamp is not None:
+            entered.stamp(number)
         return shard
 
     def leader_of(self, number: int) -> int:
@@ -361,8 +393,33 @@ class Node:
         return len(set(self._groups_of_slots))
 
     def version_of(self, namespace_id: str) -> int:
-        """The failover version that the namespace's events carry now."""
-        return self.meta.by_id[namespace_id].version
+        """The failover version that the namespace's events carry, where no gate says another."""
+        version = self.failover.version_of(namespace_id) if self.failover is not None else 0
+        found = self.meta.by_id.get(namespace_id)
+        return version or (found.version if found is not None else 0)
+
+    @property
+    def region(self) -> int:
+        """Index of this region; 0 where there are no others."""
+        return self.failover.region if self.failover is not None else 0
+
+    # ---- namespaces that several regions hold
+
+    def activated(self, shard: ShardHost, namespaces: Collection[str]) -> None:
+        """A shard serves these namespaces from now on."""
+        activation.activated(self, shard, namespaces)
+
+    def deactivated(self, shard: ShardHost, namespaces: Collection[str]) -> None:
+        """A shard does not serve these namespaces any more."""
+        activation.deactivated(self, shard, namespaces)
+
+    def passage_changed(self, namespace_id: str) -> None:
+        """What `passage` says of a namespace is not what it said."""
+        view = self.passage(namespace_id)
+        if view is not None and view.passage is Passage.FORWARD:
+            activation.try_polls_elsewhere(self, namespace_id)
+        if self.forward is not None:
+            self.forward.parking.look(namespace_id)
 
     # ---- what shards ask of their node
 
@@ -457,6 +514,12 @@ class Node:
         if key in self._backlogs:
             self._backlogs[key] -= 1
 
+    def recount(self, namespaces: Collection[str]) -> None:
+        """What is known of these namespaces' backlogs is not so any more."""
+        self._backlogs = {
+            queue: count for queue, count in self._backlogs.items() if queue.namespace_id not in namespaces
+        }
+
     def backlog(self, queue: QueueKey) -> int:
         """How many tasks wait in a queue: counted once, then kept up to date."""
         known = self._backlogs.get(queue)
@@ -482,6 +545,8 @@ class Node:
         """The server stops: answer every parked poll with nothing."""
         for poll in list(self.polls):
             poll.expire()
+        if self.forward is not None:
+            self.forward.end_polls()
 
     def watch(self, connection: Connection) -> None:
         """See to it that a worker's death is noticed."""

@@ -9,7 +9,7 @@
     x  sequence                                    an action on another run, not yet done
     s  shard                                       which slots were given to another shard (shard/split.py)
     o  what                                        what other regions were told, and have told us (streams.py)
-    f  what                                        which region serves a namespace (replication/failover)
+    f  g  namespace id                             a namespace's gate (replication/failover/records.py)
 
 The slot (two bytes) leads wherever a kind has no order of its own, so that a shard can be split by ranges;
 q, t and x are ordered by what they are read by, and carry the workflow id in their values.
@@ -31,6 +31,7 @@ WAKE = b"t"
 ACTION = b"x"
 SPLIT = b"s"
 STREAM = b"o"
+FAILOVER = b"f"
 
 ITEM_ACTIVITY = b"a"
 ITEM_TIMER = b"t"

@@ -155,7 +155,7 @@ def _rebuild(tx: Transaction, base: Run, finish_id: int, stored: Iterable[bytes]
             "Can only reset workflow to event ID in range "
             f"[WorkflowTaskScheduled +1, WorkflowTaskStarted + 1]: {finish_id}"
         )
-    run.state.version = state.version
+    run.state.version = max(state.version, tx.version)
     run.state.earlier_starts = state.earlier_starts
     # Held in memory too, like the newest events of any run: what follows reads them before they are stored.
     ends = [first for first, _ in kept[1:]] + [run.state.next_event_id]

@@ -143,11 +143,16 @@ def frame(event: bytes) -> bytes:
 class Transaction:
     """One synchronous step: some runs changed together, one Raft entry."""
 
-    __slots__ = ("about", "actions", "env", "now", "rows", "runs", "time", "visibility")
+    __slots__ = (
+        "about", "actions", "env", "namespace_id", "now", "rows", "runs", "time", "version", "visibility",
+    )  # fmt: skip
 
-    def __init__(self, env: Environment, now: int) -> None:
+    def __init__(self, env: Environment, now: int, namespace_id: str = "", version: int = 0) -> None:
+        """`namespace_id`: of all runs in it. `version`: the failover version that what it writes carries."""
         self.env = env
         self.now = now
+        self.namespace_id = namespace_id
+        self.version = version
         self.time = Timestamp(seconds=now // 1_000_000_000, nanos=now % 1_000_000_000)
         self.runs: list[Run] = []
         self.rows: list[tuple[bytes, bytes | None]] = []
@@ -160,8 +165,11 @@ class Transaction:
         if run.tx is not self:
             assert run.tx is None, "a run is in one transaction at a time"
             run.tx = self
-            run.batch_first = run.state.next_event_id
-            task = run.state.task
+            state = run.state
+            run.batch_first = state.next_event_id
+            if state.version < self.version:
+                state.version = self.version
+            task = state.task
             if task is not None and task.kind == WFT_SPECULATIVE:
                 run.speculative = msgspec.structs.replace(task)
             self.runs.append(run)
@@ -354,6 +362,7 @@ class Run:
         started: dict[tuple[bool, int], int] = {}
         for event in first + later:
             event.event_id = self.state.next_event_id
+            event.version = self.state.version  # the run may have come to another region since
             event.task_id = tx.env.next_sequence() & 0x7FFFFFFFFFFFFFFF
             self.state.next_event_id += 1
             self._wire(event, started)

@@ -34,6 +34,7 @@ SCHEDULE_TO_START = workflow_pb2.TIMEOUT_TYPE_SCHEDULE_TO_START
 REASON_SIZE = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_HISTORY_SIZE_TOO_LARGE
 REASON_EVENTS = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_HISTORY_EVENTS
 REASON_UPDATES = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_UPDATES
+HISTORY_SERVICE = "history-service"  # who fails a task that no worker failed
 RETRY_ATTEMPTS_MIN = 3  # from this attempt on, a failing task's time-out grows (Temporal's default)
 
 
@@ -333,6 +334,21 @@ def fail(
         run.flush_buffered()
     elif cause != failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW:
         schedule(tx, run)
+
+
+def fail_over(tx: Transaction, run: Run) -> None:
+    """The run has come to another region while a worker held its task: fail that, and schedule another.
+
+    What waited behind the task is flushed at the new version, so that versions never fall in a history. The
+    next attempt is a first one: a transient task would continue failures that this region has not seen.
+    """
+    task = run.state.task
+    assert task is not None
+    assert task.started_id, "a task that nobody has started fails nobody over"
+    cause = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_FAILOVER_CLOSE_COMMAND
+    fail(tx, run, task, cause, None, HISTORY_SERVICE, reschedule=False)
+    run.state.task_attempt = 1
+    schedule(tx, run)
 
 
 def _unsend_updates(run: Run) -> None:

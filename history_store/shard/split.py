@@ -34,6 +34,9 @@ FIRST_INDEX, FIRST_TERM = 1, 1
 _BY_SLOT = (keys.CURRENT, keys.RUN, keys.ITEM, keys.HISTORY)
 _BY_VALUE = (keys.TASK, keys.WAKE, keys.ACTION)
 
+# Of the shard as a whole: the child begins with them as they are at the entry, and the parent keeps its own.
+_BY_SHARD = (keys.FAILOVER,)
+
 Ranges = tuple[tuple[int, int], ...]
 RowList = list[tuple[bytes, bytes | None]]
 
@@ -159,15 +162,19 @@ class Slots:
         owner = _actor(value) if kind == keys.ACTION else _owner(value)
         return bool(self._in[keys.slot_of(owner.namespace_id, owner.workflow_id)])
 
+    def begin_with(self, key: bytes, value: bytes | None) -> bool:
+        """Whether a child with these slots begins with the row: it belongs to them, or to the whole shard."""
+        return key[:1] in _BY_SHARD or self.have(key, value)
+
 
 def spans(ranges: Ranges) -> list[tuple[bytes, bytes]]:
-    """The ranges of keys that all rows of these slots lie in; others' rows lie there, too."""
+    """The ranges of keys that all rows lie in that a child with these slots begins with, and others'."""
     found = [
         (kind + keys.slot_bytes(first), keys.prefix_end(kind + keys.slot_bytes(last)))
         for kind in _BY_SLOT
         for first, last in ranges
     ]
-    return found + [(kind, keys.prefix_end(kind)) for kind in _BY_VALUE]
+    return found + [(kind, keys.prefix_end(kind)) for kind in (*_BY_VALUE, *_BY_SHARD)]
 
 
 def without(rows: Iterable[tuple[bytes, bytes]], ranges: Ranges) -> Generator[tuple[bytes, bytes]]:
@@ -194,8 +201,8 @@ class Mirror:
             if self.until and index > self.until:
                 break
             latest.update(rows)
-        prefix, have = self._prefix, self.slots.have
-        theirs = [(prefix + key, value) for key, value in latest.items() if have(key, value)]
+        prefix, begins_with = self._prefix, self.slots.begin_with
+        theirs = [(prefix + key, value) for key, value in latest.items() if begins_with(key, value)]
         heritage = latest.get(heritage_key(self.child))
         if heritage is not None:
             theirs += [(prefix + key, value) for key, value in _decode_rows(heritage)]

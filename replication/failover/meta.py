@@ -38,6 +38,7 @@ from replication.failover.commands import (
 from replication.failover.ledger import Ledger, digest_of
 from replication.failover.records import (
     FORMAT,
+    HANDOVER,
     NAMESPACES_MAX,
     UNDECIDED,
     Gate,
@@ -86,9 +87,18 @@ class MetaState:
         self.handovers: dict[int, Handover] = {}
         self.reports: dict[tuple[str, int], Report] = {}
         self._rows: list[Row] = []
+        self.take(rows)
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Follow the rows of a committed entry that another node made; others' are passed over by the caller.
+
+        Raises FormatError.
+        """
         for key, value in rows:
             if value is not None:
                 self._take(decode(key, value))
+            elif key[:2] == HANDOVER:
+                self.handovers.pop(int.from_bytes(key[2:], "big"), None)
 
     # ---- reading
 

@@ -109,7 +109,7 @@ STRUCTS: tuple[type[msgspec.Struct], ...] = (
     record.ExecutionRecord, record.DeleteRecord, meta.Namespace, meta.Settings, generations.Staged,
     split.Split, split.Copy, split.Parting,
 )  # fmt: skip
-RECORDS = (records.RegionRecord, records.NodeRecord, records.ShardRecord)
+RECORDS = (records.RegionRecord, records.NodeRecord, records.RemoteRecord, records.ShardRecord)
 # What is made by functions rather than by filling a type.
 OTHERS = (
     Entry, HardState, image.Image, snapshot.Chunk, snapshot.Totals, snapshot.Progress, messages.Message,
@@ -166,6 +166,8 @@ def _of_record(kind: type[records.Record]) -> Sample:
 
 
 def _id(value: Any) -> dict[str, int]:
+    if isinstance(value, records.RemoteRecord):
+        return {"index": 2}
     return {"id": 2} if hasattr(value, "id") else {}
 
 
@@ -223,7 +225,7 @@ def _images() -> Iterator[Sample]:
 
 
 def _peers() -> Iterator[Sample]:
-    mine = contract.Identity("cluster", "region", 2, "a/2", "incarnation", "disk")
+    mine = contract.Identity("cluster", "region", 2, "a/2", "incarnation", "disk", 4)
     for name, message, read in (
         ("hello", handshake.hello(mine, (1, 1), 3), handshake.read_hello),
         ("welcome", handshake.welcome(1, mine), handshake.read_welcome),

@@ -46,7 +46,7 @@ def _each(
             change(tx, run, activity)
         return answer()
 
-    services.transact(call, shard, apply)
+    services.transact(call, shard, namespace.id, apply)
 
 
 @rpc(wire.PauseActivityRequest)

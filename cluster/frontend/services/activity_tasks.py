@@ -66,7 +66,7 @@ def _end(
         how(tx, tx.open(run), activity)
         return b""
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, run.state.namespace_id, change)
 
 
 # ---- completed
@@ -212,7 +212,7 @@ def _beat(
             activities.fail(tx, tx.open(run), activity, failure, request.identity)
             return bytes(response_type(cancel_requested=True).SerializeToString())
 
-        services.transact(call, shard, give_up)
+        services.transact(call, shard, run.state.namespace_id, give_up)
         return
 
     def change(tx: Transaction) -> bytes:
@@ -224,4 +224,4 @@ def _beat(
         )
         return bytes(response.SerializeToString())
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, run.state.namespace_id, change)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from temporalio.api.errordetails.v1.message_pb2 import NotFoundFailure
 
+from cluster.frontend.services.passing import enter, wants_of
 from cluster.frontend.status import status_details, status_of
 from cluster.frontend.validate import CHECKS
 from cluster.hosting.tasks.tokens import TaskToken, task_token
 from history_store.engine.errors import Code, ServiceError, invalid
 from history_store.engine.inputs import not_running
+from replication.failover.gates import Call as Wants
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Handler
@@ -139,6 +141,8 @@ class Services:
         limits = self.limits
         resolve = self.meta.get if _namespaced(name, request_type) else None
         name_it = _IDS.get(request_type.DESCRIPTOR.name) or _id_of(request_type)
+        wants = wants_of(name.rpartition("/")[2])
+        plain = wants is Wants.MUTATION  # the calls that come most often
         by_token = "task_token" in request_type.DESCRIPTOR.fields_by_name  # which names its namespace itself
 
         def handle(call: Call) -> bytes | Coroutine[Any, Any, bytes] | None:
@@ -146,12 +150,15 @@ class Services:
                 request = parse(call.request)
             except DecodeError:
                 raise invalid(f"the request is not a {request_type.DESCRIPTOR.full_name}") from None
+            namespace = None
             if resolve is not None and (not by_token or request.namespace):  # type: ignore[attr-defined]
-                resolve(request.namespace)  # type: ignore[attr-defined]
+                namespace = resolve(request.namespace)  # type: ignore[attr-defined]
             if check is not None:
                 check(request, limits)
             if name_it is not None and self.node.forward is not None and name_it(request, self.node.new_id):
                 call.request = request.SerializeToString()  # so that a second attempt is the same request
+            if namespace is not None and (not plain or self.node.passage(namespace.id) is not None):
+                enter(self.node, call, request, namespace.id, wants)
             try:
                 return method(self, call, request)
             except ServiceError as error:
@@ -212,14 +219,18 @@ class Services:
     # ---- transactions
 
     def transact(
-        self, call: Call, shard: ShardHost, change: Callable[[Transaction], bytes | Callable[[], bytes]]
+        self,
+        call: Call,
+        shard: ShardHost,
+        namespace_id: str,
+        change: Callable[[Transaction], bytes | Callable[[], bytes]],
     ) -> None:
         """Run `change` in a transaction; answer with what it returned when that is committed.
 
         What `change` raises undoes it. If it changed nothing, nothing is proposed, but the answer still waits
         for what was proposed before: it may tell of it.
         """
-        tx = shard.begin()
+        tx = shard.begin(namespace_id)
         try:
             body = change(tx)
         except BaseException:

@@ -183,7 +183,7 @@ class _Sweep:
         if run is None:
             return
         self._deleted += 1
-        tx = shard.begin()
+        tx = shard.begin(self._id)
         try:
             tx.open(run)
             if run.running:
@@ -202,7 +202,7 @@ class _Sweep:
             if not rows:
                 return
             self._deleted += len(rows)
-            tx = shard.begin()
+            tx = shard.begin(self._id)
             tx.rows.extend((key, None) for key, _ in rows)
             shard.commit(tx, nobody)
             yield

@@ -9,6 +9,7 @@ from temporalio.api.history.v1.message_pb2 import History
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, fail, rpc, workflow_not_found
+from cluster.frontend.services.passing import require_upto
 from cluster.frontend.status import status_of
 from cluster.hosting.tasks.answers import varint
 from cluster.hosting.tasks.tokens import HistoryToken, encode, history_token
@@ -37,7 +38,13 @@ def get_history(services: Services, call: Call, request: wire.GetWorkflowExecuti
     run_id = token.run_id if token is not None else execution.run_id
     if token is not None and execution.run_id and execution.run_id != token.run_id:
         raise invalid("Invalid NextPageToken.")
-    shard, run = services.run(namespace.id, execution.workflow_id, run_id)
+    shard, found = services.node.run_of(namespace.id, execution.workflow_id, run_id)
+    if token is not None:
+        have = found.state.next_event_id if found is not None else 0
+        require_upto(services.node, shard, namespace.id, have, token.end_id)
+    if found is None:
+        raise workflow_not_found(execution.workflow_id)
+    run = found
     if request.history_event_filter_type == CLOSE_EVENT:
         reader: Reader = CloseReader(services, call, shard, run, request)
     else:

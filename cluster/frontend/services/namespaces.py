@@ -1,8 +1,7 @@
 """Namespaces: register, describe, list, update, deprecate.
 
 What is advertised is what the SDKs go by: a capability is set only where it is there, and limits are those
-that are enforced. There is one cluster, "active", as in Temporal's dev server; global namespaces come with
-regions.
+that are enforced. What regions have to do with a namespace is in global_namespaces.py.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import msgspec
 from temporalio.api.enums.v1 import namespace_pb2
 from temporalio.api.errordetails.v1.message_pb2 import NamespaceAlreadyExistsFailure
 from temporalio.api.namespace.v1 import message_pb2 as shown
-from temporalio.api.replication.v1.message_pb2 import NamespaceReplicationConfig
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
+from cluster.frontend.services import global_namespaces
 from cluster.frontend.services.base import Services, answering, rpc
 from cluster.hosting.groups.group import nobody
 from cluster.hosting.shards.meta import DELETED, DEPRECATED, REGISTERED, Namespace, not_found
@@ -23,23 +22,27 @@ from history_store.engine.durations import from_ns, to_ns
 from history_store.engine.errors import Code, ServiceError, invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from cluster.frontend.contract import Call
 
-CLUSTER_NAME = "active"
-NORMAL = namespace_pb2.REPLICATION_STATE_NORMAL
 ARCHIVAL_DISABLED = namespace_pb2.ARCHIVAL_STATE_DISABLED
 PAGE_DEFAULT = 100
 PAGE_MAX = 1_000  # a description takes about 300 bytes
 
-Description = wire.DescribeNamespaceResponse | wire.UpdateNamespaceResponse
-
 
 @rpc(wire.RegisterNamespaceRequest)
-def register(services: Services, call: Call, request: wire.RegisterNamespaceRequest) -> None:
+def register(
+    services: Services, call: Call, request: wire.RegisterNamespaceRequest
+) -> Coroutine[Any, Any, bytes] | None:
     """RegisterNamespace."""
-    if request.is_global_namespace:
+    alone = services.node.failover is None
+    if request.is_global_namespace and alone:
         raise invalid("Cannot register global namespace when not enabled")
-    _check_clusters(request.active_cluster_name, [cluster.cluster_name for cluster in request.clusters])
+    clusters = [cluster.cluster_name for cluster in request.clusters]
+    active, is_global = request.active_cluster_name, request.is_global_namespace
+    global_namespaces.check_clusters(services, active, clusters, is_global=is_global)
     if request.namespace in services.meta.by_name:
         raise ServiceError(
             Code.ALREADY_EXISTS,
@@ -56,7 +59,10 @@ def register(services: Services, call: Call, request: wire.RegisterNamespaceRequ
         owner_email=request.owner_email,
         data=dict(request.data),
     )
+    if not alone:
+        return global_namespaces.register(services, request, made)
     services.meta.create(made, answering(call, b""))
+    return None
 
 
 @rpc(wire.DescribeNamespaceRequest)
@@ -87,7 +93,9 @@ def list_namespaces(services: Services, call: Call, request: wire.ListNamespaces
 
 
 @rpc(wire.UpdateNamespaceRequest)
-def update_namespace(services: Services, call: Call, request: wire.UpdateNamespaceRequest) -> None:
+def update_namespace(
+    services: Services, call: Call, request: wire.UpdateNamespaceRequest
+) -> Coroutine[Any, Any, bytes] | None:
     """UpdateNamespace: what is set changes, data is merged."""
     old = services.meta.get(request.namespace)
     if request.promote_namespace:
@@ -98,14 +106,30 @@ def update_namespace(services: Services, call: Call, request: wire.UpdateNamespa
     if request.delete_bad_binary:
         raise invalid(f"Bad binary checksum {request.delete_bad_binary} doesn't exists.")
     replication = request.replication_config
-    _check_clusters(replication.active_cluster_name, [c.cluster_name for c in replication.clusters])
+    clusters = [cluster.cluster_name for cluster in replication.clusters]
+    global_namespaces.check_clusters(services, replication.active_cluster_name, clusters, is_global=True)
+    if global_namespaces.concerns_regions(services, request):
+        return _update_regions(services, request, old)
+    body = _update(services, request, old)
+    services.meta.group.when_committed(answering(call, body))
+    return None
+
+
+async def _update_regions(services: Services, request: wire.UpdateNamespaceRequest, old: Namespace) -> bytes:
+    await global_namespaces.update(services, request, old)
+    body = _update(services, request, services.meta.get(request.namespace))
+    await global_namespaces.committed(services)
+    return body
+
+
+def _update(services: Services, request: wire.UpdateNamespaceRequest, old: Namespace) -> bytes:
     new = _updated(old, request)
     if new != old:
         new.config_version += 1
-        services.meta.put(new, nobody)  # the answer waits for the commit by itself
+        global_namespaces.put(services, new, nobody)  # the answer waits for the commit by itself
     response = wire.UpdateNamespaceResponse()
     _describe(services, new, response)
-    services.meta.group.when_committed(answering(call, response.SerializeToString()))
+    return response.SerializeToString()
 
 
 @rpc(wire.DeprecateNamespaceRequest)
@@ -113,7 +137,7 @@ def deprecate(services: Services, call: Call, request: wire.DeprecateNamespaceRe
     """DeprecateNamespace: runs go on, none may be started."""
     old = services.meta.get(request.namespace)
     changed = msgspec.structs.replace(old, state=DEPRECATED, config_version=old.config_version + 1)
-    services.meta.put(changed, answering(call, b""))
+    global_namespaces.put(services, changed, answering(call, b""))
 
 
 def find(services: Services, name: str, namespace_id: str) -> Namespace:
@@ -138,8 +162,7 @@ def description(services: Services, namespace: Namespace) -> wire.DescribeNamesp
     return response
 
 
-def _describe(services: Services, namespace: Namespace, response: Description) -> None:
-    response.failover_version = namespace.version
+def _describe(services: Services, namespace: Namespace, response: global_namespaces.Description) -> None:
     info = response.namespace_info
     info.id = namespace.id
     info.name = namespace.name
@@ -155,10 +178,7 @@ def _describe(services: Services, namespace: Namespace, response: Description) -
     response.config.history_archival_state = ARCHIVAL_DISABLED
     response.config.visibility_archival_state = ARCHIVAL_DISABLED
     response.config.bad_binaries.SetInParent()
-    replication: NamespaceReplicationConfig = response.replication_config
-    replication.active_cluster_name = CLUSTER_NAME
-    replication.clusters.add(cluster_name=CLUSTER_NAME)
-    replication.state = NORMAL
+    global_namespaces.describe(services, namespace, response)
 
 
 CAPABILITIES = shown.NamespaceInfo.Capabilities(
@@ -194,14 +214,6 @@ def _next_state(old: int, new: int) -> int:
     if (old, new) != (REGISTERED, DEPRECATED):
         raise invalid("Invalid namespace state update.")
     return new
-
-
-def _check_clusters(active: str, clusters: list[str]) -> None:
-    for name in (active, *clusters):
-        if name not in ("", CLUSTER_NAME):
-            raise invalid(f"Invalid cluster name: {name}")
-    if len(clusters) > 1:
-        raise invalid("Invalid local namespace clusters")
 
 
 def _page_token(token: bytes) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from temporalio.api.operatorservice.v1 import request_response_pb2 as wire
 
+from cluster.frontend.services import global_namespaces
 from cluster.frontend.services.base import OPERATOR_SERVICE, Services, answering, rpc
 from cluster.frontend.services.deletion import Deletions
-from cluster.frontend.services.namespaces import CLUSTER_NAME
+from cluster.frontend.services.global_namespaces import CLUSTER_NAME
 from cluster.hosting.shards.meta import DELETED, Namespace, not_found
 from history_store.engine.durations import to_ns
 from history_store.engine.errors import Code, ServiceError, invalid
@@ -62,7 +63,7 @@ def _put_attributes(services: Services, call: Call, old: Namespace, found: dict[
         services.meta.group.when_committed(answering(call, b""))
         return
     new = msgspec.structs.replace(old, search_attributes=found, config_version=old.config_version + 1)
-    services.meta.put(new, answering(call, b""))
+    global_namespaces.put(services, new, answering(call, b""))
 
 
 @rpc(wire.ListSearchAttributesRequest, OPERATOR_SERVICE)
@@ -84,6 +85,7 @@ def delete_namespace(services: Services, call: Call, request: wire.DeleteNamespa
     old = meta.by_name.get(name_or_id) if request.namespace else meta.by_id.get(name_or_id)
     if old is None or old.state == DELETED:
         raise not_found(name_or_id)
+    global_namespaces.check_delete(services, old)
     name = _deleted_name(services, old)
     keep = to_ns(request.namespace_delete_delay)
     gone = msgspec.structs.replace(

@@ -54,6 +54,6 @@ def reset_workflow(services: Services, call: Call, request: wire.ResetWorkflowEx
         )
         return wire.ResetWorkflowExecutionResponse(run_id=run.state.run_id).SerializeToString()
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)
     if current is not None:
         services.node.queries.settle(current)

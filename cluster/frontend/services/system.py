@@ -10,7 +10,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.health import Health, Serving
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services, rpc
-from cluster.frontend.services.namespaces import CLUSTER_NAME
+from cluster.frontend.services.global_namespaces import CLUSTER_NAME
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call

@@ -181,4 +181,4 @@ def reset_sticky(services: Services, call: Call, request: wire.ResetStickyTaskQu
             run.state.sticky_timeout = 0
         return b""
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)

@@ -163,7 +163,7 @@ def submit(
     if update is None:
         if not run.running:
             raise not_running()
-        tx = shard.begin()
+        tx = shard.begin(namespace.id)
         try:
             update = updates.admit(tx, tx.open(run), request.request)
         except BaseException:
@@ -212,15 +212,15 @@ def speculate(services: Services, shard: ShardHost, tx: Any, run: Run) -> None:
 
 def expire_speculative(shard: ShardHost, run: Run, stamp: int) -> None:
     """No worker took the speculative task in time: a normal one follows, which outlives this leader."""
-    if shard.retired:
-        return  # the next leader knows nothing of the task
+    if shard.retired or not shard.serves(run.state.namespace_id):
+        return  # the next leader knows nothing of the task, nor does another region
     found = shard.find(run.state.namespace_id, run.state.workflow_id, run.state.run_id)
     if found is None or not found.running:
         return
     task = found.state.task
     if task is None or task.stamp != stamp or task.started_id:
         return
-    tx = shard.begin()
+    tx = shard.begin(found.state.namespace_id)
     tx.open(found)
     workflow_task.time_out(tx, found)
     try:
@@ -320,7 +320,7 @@ class MultiOperation:
     def _start(self, shard: ShardHost, now: Any) -> None:
         services = self.services
         run_id = services.node.new_id()
-        tx = shard.begin()
+        tx = shard.begin(self.namespace.id)
         try:
             services.node.validate_search_attributes(self.namespace.id, self.start.search_attributes)
             if now is not None:

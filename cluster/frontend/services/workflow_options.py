@@ -36,4 +36,4 @@ def update_options(
         response.update_time.CopyFrom(tx.time)
         return response.SerializeToString()
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)

@@ -69,7 +69,7 @@ def complete(services: Services, call: Call, request: wire.RespondWorkflowTaskCo
     _held(run, token)
     check_sequence(request.commands)
     services.node.queries.answered(run, request.query_results)  # they count whatever becomes of the commands
-    tx = shard.begin()
+    tx = shard.begin(token.namespace_id)
     try:
         tx.open(run)
         done = commands.complete_task(tx, run, request, EAGER_ACTIVITIES_MAX)
@@ -215,7 +215,7 @@ def _fail_bad_command(
     if task is None or (task.attempt > ATTEMPTS_REPORTED and not unhandled and not bad.terminate):
         shard.group.when_committed(lambda error: fail(call, error or refusal))
         return
-    tx = shard.begin()
+    tx = shard.begin(token.namespace_id)
     tx.open(run)
     failure = Failure(message=bad.text, source="Server")
     failure.server_failure_info.non_retryable = True
@@ -263,7 +263,7 @@ def failed(services: Services, call: Call, request: wire.RespondWorkflowTaskFail
         return b""
 
     services.node.holders.done(run.state.run_id)
-    services.transact(call, shard, change)
+    services.transact(call, shard, run.state.namespace_id, change)
 
 
 # ---- queries

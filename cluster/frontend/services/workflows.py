@@ -65,7 +65,7 @@ def start_or_join(
     require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
     run_id = services.node.new_id()
-    tx = shard.begin()
+    tx = shard.begin(namespace.id)
     try:
         if now is not None:
             make_room(shard, tx, namespace, request, now, run_id)
@@ -153,7 +153,7 @@ def create(
         request_id,
         request.links,
         request.user_metadata if request.HasField("user_metadata") else None,
-        version=namespace.version,
+        version=tx.version,
         bypass_matching=attributes.eager_execution_accepted,
         schedule=schedule,
     )
@@ -243,7 +243,7 @@ def _joined(
         )
         return response.SerializeToString()
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)
     return True
 
 
@@ -333,7 +333,7 @@ def signal_workflow(services: Services, call: Call, request: wire.SignalWorkflow
             link=_signal_link(namespace, run, request.request_id)
         ).SerializeToString()
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)
 
 
 def _signal_link(namespace: Namespace, run: Run, request_id: str) -> Link:
@@ -395,7 +395,7 @@ def signal_with_start(
                 signal_run(tx, found, request)
             return _signaled(namespace, found, request.request_id, same)
 
-        services.transact(call, shard, signal)
+        services.transact(call, shard, namespace.id, signal)
         return
     require_registered(namespace)
     services.node.validate_search_attributes(namespace.id, request.search_attributes)
@@ -419,7 +419,7 @@ def signal_with_start(
         workflow_task.ensure(tx, run)
         return _signaled(namespace, run, request.request_id, True)
 
-    services.transact(call, shard, begin)
+    services.transact(call, shard, namespace.id, begin)
 
 
 def _signaled(namespace: Namespace, run: Run, request_id: str, started: bool) -> bytes:
@@ -466,7 +466,7 @@ def request_cancel(
             )
         return b""
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)
 
 
 @rpc(wire.TerminateWorkflowExecutionRequest)
@@ -483,7 +483,7 @@ def terminate(services: Services, call: Call, request: wire.TerminateWorkflowExe
         close.terminate(tx, tx.open(run), request.reason, details, request.identity, request.links)
         return b""
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)
     services.node.queries.settle(run)
 
 
@@ -503,4 +503,4 @@ def delete(services: Services, call: Call, request: wire.DeleteWorkflowExecution
         shard.delete_rows(tx, run)
         return b""
 
-    services.transact(call, shard, change)
+    services.transact(call, shard, namespace.id, change)

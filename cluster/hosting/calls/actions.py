@@ -48,8 +48,12 @@ class Actions:
         self.deeds = Deeds(node)
 
     def do(self, shard: ShardHost, key: bytes, action: Action) -> None:
-        """Do it now; if that cannot be (a full disk, a shard without a leader), again later."""
-        if shard.retired:
+        """Do it now; if that cannot be (a full disk, a shard without a leader), again later.
+
+        What a namespace asks that another region serves, that region asks: the row stays, until it is deleted
+        there, or the namespace comes here (`ShardHost.activated`).
+        """
+        if shard.retired or not shard.serves(action.namespace_id):
             return
         if shard.group.raft.is_alone or shard.group.readable:
             self._begin(shard, key, action)
@@ -117,7 +121,7 @@ class Actions:
         change: Callable[[Transaction], None] | None = None,
     ) -> None:
         """Record the outcome and take the action's row away, in one transaction."""
-        tx = shard.begin()
+        tx = shard.begin(action.namespace_id)
         try:
             if change is not None:
                 change(tx)

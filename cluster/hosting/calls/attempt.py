@@ -13,18 +13,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.frontend.status import status_of
-from cluster.hosting.calls.remote import RemoteCall
+from cluster.hosting.calls.remote import ForeignCall, RemoteCall
 from cluster.hosting.calls.run_names import READING, name_run
 from cluster.hosting.groups.group import NotLeading, NotReadable
+from cluster.hosting.shards.gates import NotActive
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
+from replication.failover.gates import Admission, Verdict
+from replication.failover.gates import Call as Wants
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Connection, Handler
+    from cluster.hosting.calls.abroad import Route
     from cluster.hosting.calls.forward import Forward
     from cluster.hosting.groups.group import Group
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
+
+MUTATION = Wants.MUTATION  # a member of an enumeration is looked up slowly
 
 # Of what an earlier try did such an error says nothing: the state explains it, as that try may have left it,
 # or there is no room for another.
@@ -34,9 +40,12 @@ IN_DOUBT = frozenset((Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDIT
 class Entered:
     """What a call meets while it is handled."""
 
-    __slots__ = ("confirmed", "run_id", "shards")
+    __slots__ = ("confirmed", "namespace_id", "run_id", "shards", "stamp", "wants")
 
     def __init__(self) -> None:
+        self.wants = MUTATION  # of the namespace; its handler knows better
+        self.namespace_id = ""
+        self.stamp: Callable[[int], None] | None = None  # told which shard answers a read
         self.shards: list[ShardHost] = []
         self.confirmed: list[Group] = []  # led here by the word of a quorum that was asked since it came
         self.run_id = ""  # the run that was meant, where the call named none
@@ -59,7 +68,11 @@ class Attempt:
         "group",
         "on_cancel",
         "on_message",
+        "parked",
+        "parked_until",
+        "released",
         "remote",
+        "route",
         "tries",
         "until",
     )
@@ -80,6 +93,10 @@ class Attempt:
         self.remote: tuple[int, int] | None = None  # (node, number) of a call that was sent on
         self.group = 0  # whose leader it was sent to
         self.tries = 0  # to find a leader, in vain
+        self.route: Route | None = None  # to another region, when it was sent to one
+        self.parked = 0  # the number by which it has been parked here, if it has
+        self.parked_until = 0  # however often it is refused: nanoseconds of the loop's time
+        self.released = False  # it was parked, and its turn has come
         self.until = until
 
     # ---- contract.Call
@@ -142,6 +159,28 @@ class Attempt:
         """Unary calls only come here."""
         raise NotImplementedError(f"{self.method} is no stream")
 
+    # ---- what it is about
+
+    @property
+    def namespace_id(self) -> str:
+        """The namespace of the shard that it met last; "" before."""
+        return self._entered.namespace_id
+
+    @property
+    def is_poll(self) -> bool:
+        """Whether a worker waits for a task."""
+        return self._entered.wants is Wants.POLL
+
+    @property
+    def is_workers(self) -> bool:
+        """Whether it came on a connection whose polls wait in another region."""
+        return self._forward.abroad.works_there(self.connection)
+
+    def unless_delivered(self, undone: Callable[[], None]) -> None:
+        """If the answer turns out to have come to nobody, undo what was done for it."""
+        if isinstance(self.call, ForeignCall):
+            self.call.undone = undone
+
     # ---- its life
 
     def run(self) -> None:
@@ -154,6 +193,10 @@ class Attempt:
         except NotLeading as error:
             self._leave()
             self._forward.elsewhere(self, error)
+            return
+        except NotActive as error:
+            self._leave()
+            self._forward.abroad.not_active(self, error)
             return
         except NotReadable as error:
             self._leave()
@@ -173,6 +216,8 @@ class Attempt:
             if not self.done:
                 for shard in self._entered.shards:
                     shard.attempts[self] = None
+                if isinstance(self.call, RemoteCall | ForeignCall):
+                    self.call.run_id = self._entered.run_id
         elif isinstance(result, bytes):
             self.finish(result)
         else:
@@ -185,6 +230,9 @@ class Attempt:
         except (NotLeading, NotReadable) as error:
             if not self.done:
                 self._forward.elsewhere(self, error if isinstance(error, NotLeading) else NotLeading(0))
+        except NotActive as error:
+            if not self.done:
+                self._forward.abroad.not_active(self, error)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail_with(error)
         else:
@@ -235,8 +283,11 @@ class Attempt:
         if told is not None:
             told()
 
-    def lost(self) -> None:
-        """The shard has another leader: whether this try did anything is not known. Try again there."""
+    def lost(self, *, moved: bool = False) -> None:
+        """The shard has another leader: whether this try did anything is not known. Try again there.
+
+        `moved`: another region serves the namespace. What waits for long is to find it all the same.
+        """
         if self.done:
             return
         self.done = True
@@ -248,7 +299,11 @@ class Attempt:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")
         reached("call tried again")
-        again = Attempt(self._forward, self.call, self._handler, self.until)
+        if moved and isinstance(self.call, RemoteCall):
+            nobody = Admission(Verdict.PARK, 0, 0)  # the node that has the client finds out who serves it
+            self.call.elsewhere(NotActive(self.namespace_id, nobody), in_doubt=True)
+            return
+        again = Attempt(self._forward, self.call, self._handler, self._forward.patience(self.deadline))
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)

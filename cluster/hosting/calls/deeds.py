@@ -336,6 +336,8 @@ class Deeds:
         if not deed.known and self.node.forward is not None:
             return None  # it may have been registered elsewhere a moment ago: an attempt finds out
         shard = self.node.shard_of(deed.namespace_id, deed.workflow_id)
+        if not shard.serves(deed.namespace_id):
+            return None  # a call finds the region that serves it
         group = shard.group
         return shard if group.raft.is_alone or group.readable else None
 
@@ -461,7 +463,7 @@ class Doer:
         ours = _started_before(target, deed, now) if now is not None else ""
         if ours:
             return Done(ours)
-        tx = target.begin()
+        tx = target.begin(deed.namespace_id)
         try:
             if now is not None:
                 _make_room(target, tx, deed, now)
@@ -472,7 +474,7 @@ class Doer:
                 deed.started,
                 deed.request_id,
                 user_metadata=deed.user_metadata,
-                version=namespace.version,
+                version=tx.version,
             )
             if now is not None:
                 child.state.earlier_starts = now.passed_on()

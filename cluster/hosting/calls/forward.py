@@ -18,22 +18,32 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from temporalio.api.errordetails.v1.message_pb2 import NamespaceNotFoundFailure
 
+from cluster.hosting.calls.abroad import Abroad
 from cluster.hosting.calls.attempt import Attempt
 from cluster.hosting.calls.barrier import Barrier
 from cluster.hosting.calls.gathering import Gathering
+from cluster.hosting.calls.parked import Parking
 from cluster.hosting.calls.remote import (
     ANSWER,
     CALL,
     CANCEL,
+    CONSISTENCY,
+    ELSEWHERE,
     ERROR,
+    FOREIGN,
     HUNG_UP,
     LOST,
+    MATTERING,
+    MET,
     PART,
     SCATTER,
+    STRONG,
+    UNDELIVERED,
+    ForeignCall,
     RemoteCall,
     RemoteConnection,
 )  # fmt: skip
-from cluster.hosting.calls.run_names import names_no_run
+from cluster.hosting.calls.run_names import name_run, names_no_run
 from cluster.hosting.groups.group import NotLeading
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
@@ -51,6 +61,11 @@ RETRY_S = 0.03  # between tries while a shard has no leader that we know of
 PATIENCE_S = 4.0  # what a call gets to find one: an SDK's own next try has to fit in its ten seconds
 RELAY_TRIES = 10  # after so many in vain another node is asked to hand the call on; then they count anew
 NO_GROUP = -1  # of a call that is not for some shard's leader
+NO_LEADER = (
+    "the shard that is to answer has no leader at present (are a majority of its nodes up? "
+    "see `holdfast cluster health`); whether an earlier try took effect is not known"
+)
+MET_S = 1.0  # a call that has waited for so long tells its client's node which run it has met
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 
@@ -60,9 +75,11 @@ class Forward:
     def __init__(self, node: Node, send: Callable[[int, list[Any]], bool]) -> None:
         self.node = node
         self.loop = node.loop
-        self.send = send
+        self._send_here = send
+        self.abroad = Abroad(self)
+        self.parking = Parking(self)
         self.handlers: Mapping[str, Handler] = {}  # those of the node, not wrapped
-        self.served: dict[tuple[int, int], RemoteCall] = {}
+        self.served: dict[tuple[int, int], RemoteCall | ForeignCall] = {}
         self.forwarded = 0
         self._numbers = 0
         self._leaders: dict[int, int] = {}  # by group, who led it last as far as is known here
@@ -71,18 +88,27 @@ class Forward:
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
         self._behind: dict[int, deque[list[Any]]] = {}  # by node: what its queue has no room for
+        self._looks = False  # at calls that wait
 
     def wrap(self, handler: Handler) -> Handler:
         """The handler as the front calls it."""
 
         def handle(call: Call) -> None:
-            now = self.loop.time()
-            until = now + PATIENCE_S
-            if call.deadline is not None:
-                until = min(until, call.deadline - MARGIN_S)
-            Attempt(self, call, handler, until).run()
+            Attempt(self, call, handler, self.patience(call.deadline)).run()
 
         return handle
+
+    def patience(self, deadline: float | None) -> float:
+        """Until when a call that has no leader from now on looks for one.
+
+        It begins anew when a call that a leader had taken loses it: a long poll may be a minute old then.
+        """
+        until = self.loop.time() + PATIENCE_S
+        return until if deadline is None else min(until, deadline - MARGIN_S)
+
+    def send(self, to: int, message: list[Any]) -> bool:
+        """To a node of this region, or to the address of another's. False: it does not leave."""
+        return self._send_here(to, message) if to < FOREIGN else self.abroad.send(to, message)
 
     # ---- the node that has the client
 
@@ -112,7 +138,16 @@ class Forward:
         others = self.node.peers()
         return bool(others) and self._pass_on(call, self.node.choose(others), NO_GROUP)
 
-    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0) -> bool:
+    def send_abroad(self, attempt: Attempt, address: int) -> bool:
+        """Give the call to a node of another region. False: it cannot be reached."""
+        route = attempt.route
+        assert route is not None, "that says where it goes, and why"
+        if not self._pass_on(attempt, address, NO_GROUP, version=route.version):
+            return False
+        self.abroad.met(attempt, address)
+        return True
+
+    def _pass_on(self, attempt: Attempt, to: int, group: int, *, hops: int = 0, version: int = 0) -> bool:
         """Give the call to another node. False: it cannot be reached."""
         self._numbers += 1
         number = self._numbers
@@ -121,7 +156,12 @@ class Forward:
         connection = attempt.connection
         message = [CALL, number, attempt.method, attempt.request, left_ms, self.number_of(connection),
                    connection.peer]  # fmt: skip
-        if hops:
+        metadata = {key: attempt.metadata[key] for key in MATTERING if key in attempt.metadata}
+        if version:
+            message += (hops, {**metadata, CONSISTENCY: STRONG}, version)
+        elif metadata:
+            message += (hops, metadata)
+        elif hops:
             message.append(hops)
         if not self.send(to, message):
             return False
@@ -144,7 +184,14 @@ class Forward:
                 continue  # another try might change another run: this one's answer is waited for
             self.ended(attempt)
             attempt.again = True
+            attempt.until = self.patience(attempt.deadline)
             self.later(attempt)
+
+    def end_polls(self) -> None:
+        """The node stops: answer polls that wait in another region, or for one, with nothing."""
+        for attempt in [*self._sent.values(), *self.parking.waiting()]:
+            if attempt.is_poll:
+                attempt.finish(b"")
 
     def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
         """A namespace that is not known here may have been registered at another node a moment ago.
@@ -179,19 +226,16 @@ class Forward:
         if number is not None:
             for peer in self.node.peers():
                 self.tell(peer, [HUNG_UP, number])
+            self.abroad.hung_up(number)
 
-    def later(self, attempt: Attempt) -> None:
+    def later(self, attempt: Attempt, why: str = NO_LEADER) -> None:
         """Nobody leads, as far as we know: try again soon, for as long as the client waits."""
         call = attempt.call
         if isinstance(call, RemoteCall):
             call.lost(in_doubt=attempt.again)
             return
         if self.loop.time() >= attempt.until:
-            attempt.fail(
-                int(Code.UNAVAILABLE),
-                "the shard that is to answer has no leader at present (are a majority of its nodes up? "
-                "see `holdfast cluster health`); whether an earlier try took effect is not known",
-            )
+            attempt.fail(int(Code.UNAVAILABLE), why)
             return
         self.loop.call_later(RETRY_S, self._again, attempt)
 
@@ -215,6 +259,8 @@ class Forward:
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over: if another node works on it, that is in vain."""
+        if attempt.parked:
+            self.parking.ended(attempt)
         if attempt.remote is not None:
             node_id, number = attempt.remote
             attempt.remote = None
@@ -231,9 +277,12 @@ class Forward:
         behind = self._behind.get(node_id)
         if behind is not None:
             behind.append(message)
-        elif not self.send(node_id, message) and node_id in self.node.peers():
+        elif not self.send(node_id, message) and self._reaches(node_id):
             behind = self._behind[node_id] = deque((message,))
             self.loop.call_later(RETRY_S, self._tell_rest, node_id, behind)
+
+    def _reaches(self, address: int) -> bool:
+        return address in self.node.peers() if address < FOREIGN else self.abroad.reaches(address)
 
     def _tell_rest(self, node_id: int, behind: deque[list[Any]]) -> None:
         if self._behind.get(node_id) is not behind:
@@ -252,11 +301,15 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
+                if len(message) > 3:
+                    attempt.set_metadata(initial=[(key, value) for key, value in message[3]])
                 attempt.finish(message[2])
+            elif node_id >= FOREIGN:
+                self.tell(node_id, [UNDELIVERED, number])
             elif number in self._asked:
                 self._asked.pop(number).heard(node_id, message[2])
         elif kind == CALL:
-            self._serve(node_id, message)
+            (self._serve if node_id < FOREIGN else self._serve_foreign)(node_id, message)
         elif kind == SCATTER:
             self._tell(node_id, message)
         elif kind == PART:
@@ -273,14 +326,24 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
-                attempt.again = attempt.again or bool(message[2])
+                if message[2]:  # it had a leader
+                    attempt.again = True
+                    attempt.until = self.patience(attempt.deadline)
                 if message[5] is not None:
                     attempt.request = message[5]
                 self._ask_leader(attempt, node_id, message[3], message[4])
+        elif kind == MET:
+            attempt = self._sent.get(number)
+            if attempt is not None:
+                name_run(attempt.call, message[2])
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:
                 call.cancel()
+        elif kind == ELSEWHERE:
+            self._refused(node_id, message)
+        elif kind == UNDELIVERED:
+            self.abroad.undelivered(node_id, number)
         elif kind == HUNG_UP:
             connection = self._remote.pop((node_id, number), None)
             if connection is not None:
@@ -295,18 +358,67 @@ class Forward:
         return found
 
     def _serve(self, node_id: int, message: list[Any]) -> None:
-        _, number, method, request, left_ms, connection, peer, *hops = message
+        _, number, method, request, left_ms, connection, peer, *more = message
         deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
         call = RemoteCall(
-            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer)
-        )
-        call.hops = hops[0] if hops else 0
+            self, node_id, number, method, request, deadline, self.connection_of(node_id, connection, peer),
+            more[1] if len(more) > 1 else None,
+        )  # fmt: skip
+        call.hops = more[0] if more else 0
         handler = self.handlers.get(method)
         if handler is None:
             call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release that this node runs")
             return
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
+        if not self._looks:
+            self._looks = True
+            self.loop.call_later(MET_S, self._tell_met)
+
+    def _tell_met(self) -> None:
+        """Tell of calls that wait which run it is: if this node dies, they go on at the next leader.
+
+        Without that they could not: they would change a run that has taken that one's place.
+        """
+        for call in self.served.values():
+            if call.run_id and call.seen and names_no_run(call):
+                self.tell(call.node_id, [MET, call.number, call.run_id])
+                call.run_id = ""
+            call.seen = True
+        self._looks = bool(self.served)
+        if self._looks:
+            self.loop.call_later(MET_S, self._tell_met)
+
+    def _serve_foreign(self, address: int, message: list[Any]) -> None:
+        """A node of another region asks: look for the leader, as for a client of this node's."""
+        _, number, method, request, left_ms, connection, peer, _, metadata, version = message
+        deadline = None if left_ms < 0 else self.loop.time() + left_ms / 1000
+        call = ForeignCall(
+            self, address, number, method, request, deadline, self.connection_of(address, connection, peer),
+            metadata, version,
+        )  # fmt: skip
+        handler = self.handlers.get(method) if self.abroad.may_ask(method) else None
+        if handler is None:
+            call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release of the active region")
+            return
+        self.served[address, number] = call
+        Attempt(self, call, handler, self.patience(call.deadline)).run()
+
+    def _refused(self, node_id: int, message: list[Any]) -> None:
+        """Where the call was sent, its namespace is not served."""
+        _, number, in_doubt, request, *fields = message
+        attempt = self._sent.pop(number, None)
+        if attempt is None:
+            return
+        attempt.remote = None
+        attempt.again = attempt.again or in_doubt
+        if request is not None:
+            attempt.request = request
+        error = self.abroad.refusal(fields)
+        if node_id < FOREIGN:
+            self.abroad.not_active(attempt, error)
+        else:
+            self.abroad.sent_back(attempt, error)
 
     def scatter(self, call: Call, done: Callable[[list[bytes]], None]) -> None:
         """Ask all other nodes the same; `done` hears what those that could answered. Not for changes that
@@ -402,7 +514,10 @@ class Forward:
             if names_no_run(attempt.call):
                 reached("call lost with the leader's node")
                 # It may have changed a run that only the dead knew: another try might change the next one.
-                why = "the shard's leader has gone, and whether it was done is not known"
-                attempt.fail(int(Code.UNAVAILABLE), why)
-            else:
+                who = "the shard's leader" if node_id < FOREIGN else "the way to the active region"
+                attempt.fail(int(Code.UNAVAILABLE), f"{who} has gone, and whether it was done is not known")
+            elif node_id < FOREIGN:
+                attempt.until = self.patience(attempt.deadline)
                 self.later(attempt)
+            else:
+                self.abroad.way_lost(attempt)

@@ -562,4 +562,5 @@ def _cassandra(here: Path, given: dict[str, Any] | None) -> CassandraSection | N
     if given is None:
         return None
     paths = {key: str(here / given[key]) for key in CASSANDRA_FILES if key in given}
-    return CassandraSection(**{"contact_points": (), **given, **paths})
+    values: dict[str, Any] = {"contact_points": (), **given, **paths}
+    return CassandraSection(**values)

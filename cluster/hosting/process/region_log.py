@@ -5,6 +5,7 @@ Cassandra's driver is an extra and costs memory, so it is imported when there is
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ def options_of(
     """
     cassandra = config.cassandra
     assert cassandra is not None, "the log is on Cassandra"
+    # The driver tells of each of its tries to connect again, twice a second. What matters is told by us.
+    logging.getLogger("cassandra").setLevel(logging.CRITICAL)
     try:
         from replication.log.cassandra.store import Options
     except ImportError as error:
@@ -130,7 +133,7 @@ def explained(config: NodeConfig, error: LogError) -> LogNotUsable:
         do = "start Cassandra, or correct cassandra.contact_points, port and tls_ca"
         return LogNotUsable(f"Cassandra at {where} does not answer: {error}", do)
     if "there is no data centre" in str(error):
-        do = "name Cassandra's data centres like the regions (cassandra-rackdc.properties), or correct the region"
+        do = "name data centres like the regions (in cassandra-rackdc.properties), or correct the region"
         return LogNotUsable(str(error), do)
     what, _, do = str(error).partition(". ")
     return LogNotUsable(what, do.removesuffix(".") or "correct [cassandra]")

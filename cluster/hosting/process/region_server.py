@@ -297,8 +297,7 @@ class RegionServer(Server):
         return [LogCollector(self._log, self._exporting)]
 
     def _exporting(self) -> Mapping[int, Exporting]:
-        streaming = self.member.streaming
-        return streaming.exporting() if streaming is not None else {}
+        return self.member.across.streaming.exporting()
 
     async def _become_ready(self) -> None:
         listen = self.config.listen

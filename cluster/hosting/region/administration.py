@@ -57,6 +57,7 @@ from history_store.shard import image
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call, Handler
     from cluster.hosting.node import Node
+    from cluster.hosting.region.failover_operations import Operations
     from cluster.hosting.region.regions import Regions
     from cluster.hosting.region.steward import Steward
     from cluster.hosting.replicas.replicas import Replicas
@@ -87,6 +88,14 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     here: bool = False
     namespace: str = ""
     workflow: str = ""  # id
+    mode: str = ""  # of a failover
+    request_id: str = ""
+    operator: str = ""
+    reason: str = ""
+    yes: bool = False  # to what may be lost
+    allow_dirty: bool = False
+    max_wait_ms: int = -1
+    handed_on: bool = False  # by another region
     record: NodeRecord | None = None  # of a node that speaks of itself
     at: tuple[str, ...] = ()  # addresses
     region: str = ""  # name
@@ -129,6 +138,7 @@ class Administration:
         self._steward = steward
         self._watch = Watch()
         self._own_watch = Watch()  # for what this node knows by itself
+        self.operations: Operations | None = None  # with other regions
         self.splits: Mapping[int, str] = {}  # coming shard -> what its split waits for
         self.heard: dict[str, NodeRecord] = {}  # what nodes said of themselves before there was a table
         steward.on_decided = self._keep_watch
@@ -514,6 +524,15 @@ class Administration:
             found.append(Problem("refuses", what, me, "make room on its disk, or mend it"))
         return found
 
+    # ---- with other regions
+
+    async def operate(self, request: Request) -> Answer:
+        """Failover, and which regions hold a namespace (failover_operations.py)."""
+        await self._lead()
+        if self.operations is None:
+            raise failed_precondition("this region has no others: nothing can be failed over")
+        return await self.operations.do(request)
+
     # ---- what nodes ask
 
     async def join(self, request: Request) -> Answer:
@@ -596,6 +615,11 @@ VERBS: dict[str, Verb] = {
     "shards": Administration.shards,
     "health": Administration.health,
     "locate": Administration.locate,
+    "failover": Administration.operate,
+    "failover_status": Administration.operate,
+    "failover_abort": Administration.operate,
+    "add_region": Administration.operate,
+    "remove_region": Administration.operate,
 }
 INTERNAL_VERBS: dict[str, Verb] = {
     "join": Administration.join,

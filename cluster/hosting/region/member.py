@@ -20,10 +20,12 @@ from cluster.hosting.calls.remote import KINDS as CALLS
 from cluster.hosting.clock import Identifiers
 from cluster.hosting.config.addresses import join_address, split_address
 from cluster.hosting.node import Membership, Node
+from cluster.hosting.region.across import Across
 from cluster.hosting.region.administration import INTERNAL_METHOD, Administration
+from cluster.hosting.region.failover_words import KINDS as FAILOVER
 from cluster.hosting.region.joining import Announcer, Asker, Doorkeeper, NotAdmitted
 from cluster.hosting.region.regions import KINDS as REGIONS
-from cluster.hosting.region.regions import Foreign, Regions
+from cluster.hosting.region.regions import Regions
 from cluster.hosting.region.split_steps import SPLIT_NEVER, SPLIT_NOW, SPLITS, SplitSteps
 from cluster.hosting.region.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.replicas.departures import ASK_MEMBER, NO_MEMBER, Departures
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from cluster.hosting.clock import Clock
     from cluster.hosting.config.node_config import RaftSection
     from cluster.hosting.groups.lanes import MakeLane
-    from cluster.hosting.region.streaming import Streaming
     from cluster.peers.contract import Address, Identity, Network
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
@@ -89,7 +90,7 @@ class Surroundings(NamedTuple):
     raft: RaftSection
     on_broken: Callable[[BaseException], None]
     virtual: Virtual | None = None  # None: threads, and the process's own clock of its CPU
-    log_store: LogStore | None = None  # the log between regions; None: frames come from their source alone
+    log_store: LogStore | None = None  # the log between regions; None: frames come from their source
 
 
 class Member:
@@ -135,9 +136,6 @@ class Member:
         )
         stranger = Asker(around.network, cluster_id="", region="", name=identity.name)
         self.regions = Regions(node, replicas, self.steward, self.peers, stranger, around.rng)
-        self.log_store = around.log_store
-        self.streaming: Streaming | None = None  # streams between regions, of a node that takes part in them
-        self.foreign: Foreign | None = None  # who hears what nodes of other regions say
         self.administration = Administration(node, replicas, self.steward, self.regions)
         self._announcer: Announcer | None = None
         if record is not None:
@@ -161,6 +159,11 @@ class Member:
         self.administration.splits = self.splits.waits
         node.meta.group.on_lead = self._meta_leads
         node.meta.group.on_image = self._meta_replaced
+        self.across = Across(
+            node, self.regions, replicas, self.steward, self.send, around.rng, around.log_store
+        )
+        self.administration.operations = self.across.operations
+        splitting.heritage = self.across.streaming.heritage
         replicas.take(node)
         if node.meta.group.leading:  # alone, it leads from the first moment
             self._meta_leads()
@@ -197,6 +200,7 @@ class Member:
         self.splits.start()
         self.departures.start()
         self.regions.start()
+        self.across.start()
         self._look_ready()
         if self._announcer is not None:
             self._announcer.start()
@@ -216,6 +220,7 @@ class Member:
         if self._announcer is not None:
             self._announcer.close()
         self.steward.close()
+        self.across.close()
         self.splits.close()
         self.departures.close()
         self.regions.close()
@@ -244,6 +249,7 @@ class Member:
             return
         present = self.replicas.table.present()
         addresses = {node.id: split_address(node.peers_address) for node in present}
+        self.across.table_changed()
         self.peers.identity = replace(self.peers.identity, index=self.regions.own)
         self.peers.set_peers(
             addresses | self.regions.addresses(),
@@ -377,6 +383,8 @@ class Member:
             self.node.damages.received(node_id, message)
         elif kind in IMAGES:
             self.snapshots.received(node_id, message)
+        elif kind in FAILOVER:
+            self.across.failover.asking.received(node_id, message)
         elif STATUS <= kind <= CHOSEN:
             self.steward.received(node_id, message)
 
@@ -386,8 +394,8 @@ class Member:
         try:
             if message[0] in REGIONS:
                 self.regions.received(index, node_id, message)
-            elif self.foreign is not None:
-                self.foreign.message(index, node_id, message)
+            else:
+                self.across.message(index, node_id, message)
         except Exception:  # as of a peer's: one message must not cost the connection
             log.exception(
                 "a message of another region could not be handled",
@@ -402,8 +410,7 @@ class Member:
         if index:
             log.info("node of another region is up", region=index, node=number, incarnation=incarnation)
             self.regions.up(index, number)
-            if self.foreign is not None:
-                self.foreign.up(index, number)
+            self.across.up(index, number)
             return
         log.info("peer is up", node=node_id, incarnation=incarnation)
         self.replicas.up(node_id)
@@ -416,8 +423,7 @@ class Member:
         index, number = home(node_id)
         if index:
             log.warning("node of another region is down", region=index, node=number)
-            if self.foreign is not None:
-                self.foreign.down(index, number)
+            self.across.down(index, number)
             return
         log.warning("peer is down", node=node_id)
         for part in (self.tasks, self.forward, self.replicas, self.snapshots):

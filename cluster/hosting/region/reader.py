@@ -41,6 +41,7 @@ log = structlog.get_logger("streams")
 BATCH_BYTES_MAX = 1 << 20  # of one Raft entry: applied without a long pause
 UNDER_WAY_MAX = 4  # batches that are proposed and not committed
 RETRY_S = 0.2  # after what could not be stored, and for a namespace that is not known yet
+TICK_S = 0.001  # the inbox counts milliseconds
 ANSWER_S = 3.0  # a question that is not answered by then is lost
 
 
@@ -56,7 +57,6 @@ class Reader:
         self._host = host
         self._loop: asyncio.AbstractEventLoop = streaming.loop
         self._inbox: Inbox | None = None
-        self._begun: Cursor | None = None  # where a stream begins of which nothing is applied
         self._halted: Halted | None = None  # before it began
         self._asks: dict[int, Ask | None] = {}  # by number; None: which stream it is
         self._batches: deque[Batch] = deque()  # taken from the inbox, and not proposed
@@ -78,7 +78,7 @@ class Reader:
     def cursor(self) -> Cursor | None:
         """How far it is applied."""
         streams = self._host.streams
-        return (streams.cursor(self.source) if streams is not None else None) or self._begun
+        return streams.cursor(self.source) if streams is not None else None
 
     def start(self) -> None:
         """Begin, if that has not happened."""
@@ -164,20 +164,21 @@ class Reader:
 
     def _begin(self, answer: Pulled) -> None:
         """Which stream it is, of which nothing was read yet."""
-        parted = answer.parted
+        streams, parted = self._host.streams, answer.parted
+        assert streams is not None
         if parted is not None and answer.oldest <= parted.seq + 1:
-            streams = self._host.streams
-            before = streams.cursor(Source(self.source.region, parted.parent.shard)) if streams else None
+            before = streams.cursor(Source(self.source.region, parted.parent.shard))
             if before is None or before.stream != parted.parent or before.seq < parted.seq:
                 self._in(RETRY_S)  # what the parent told before comes first
                 return
-            self._begun = cursors.parted(answer.stream, parted.seq, parted.digest, parted.hlc)
+            begun = cursors.parted(answer.stream, parted.seq, parted.digest, parted.hlc)
         elif answer.oldest > 1:
             why = f"{answer.stream}: what is before {answer.oldest} is gone"
             self._halted = Halted(Reason.BELOW_OLDEST, why)
             return
         else:
-            self._begun = cursors.begin(answer.stream)
+            begun = cursors.begin(answer.stream)
+        streams.read_from(self.source, begun)
         self._anew()
         if self._inbox is not None and answer.frames:
             ask = Ask(Place.PULL, self._inbox.want, 0, "", last=False)
@@ -193,7 +194,7 @@ class Reader:
         self._store()
         due = inbox.timer()
         if due is not None:
-            self._in(max(0.0, due / 1000 - self._loop.time()))
+            self._in(max(TICK_S, due / 1000 - self._loop.time()))
 
     def _in(self, pause_s: float) -> None:
         if self._timer is not None:
@@ -281,9 +282,8 @@ class Reader:
         )
 
     def _propose(self, inbox: Inbox, batch: Batch) -> None:
-        streams, begun = self._host.streams, self.cursor
+        streams = self._host.streams
         assert streams is not None
-        assert begun is not None
         last = batch.frames[-1].frame.last_seq
 
         def committed(error: ServiceError | None) -> None:
@@ -300,7 +300,7 @@ class Reader:
         slots = self._streaming.node.ranges.get(self.shard, ())
         try:
             self._under_way += 1
-            streams.apply(self.source, begun, batch, slots, committed)
+            streams.apply(self.source, batch, slots, committed)
         except ServiceError as error:
             self._under_way -= 1
             self._failed_to_store(inbox, error)

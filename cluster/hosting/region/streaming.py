@@ -193,6 +193,11 @@ class Streaming:
         """Whether other regions hold the namespace, too."""
         return self.namespaces.is_told(namespace_id)
 
+    def lag(self, shard: int, source: Source) -> tuple[int, int] | None:
+        """Entries and milliseconds by which a reader is behind."""
+        reader = self._readers.get(shard, {}).get(source)
+        return reader.lag() if reader is not None else None
+
     def new_incarnation(self) -> int:
         """A number by chance."""
         return self.rng.randrange(1, NUMBER_MAX)

@@ -3,25 +3,32 @@
 A transaction is one synchronous step: read, engine, propose. Nothing can come between, so there are no locks.
 Later transactions build on earlier ones that are not committed yet, since the log keeps their order; callers
 are answered at the commit (`Group.when_committed`).
+
+A transaction is begun for a namespace, and `begin` asks that one's gate: there is no other way to a
+transaction, so nothing is proposed for a namespace that another region serves. A caller that would decide
+by what it reads asks before (`Node.shard_of`), and the shard's own doings look first (`serves`): their rows
+stay where they are, dormant, until the gate opens (`activated`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
 
 from cluster.hosting.groups.group import NotLeading, nobody
+from cluster.hosting.shards.gates import NotActive
 from cluster.hosting.shards.run_cache import RunCache
-from history_store.engine import close, deadlines, keys
+from cluster.hosting.shards.wakes import Wakes, wake_row
+from history_store.engine import close, keys, workflow_task
 from history_store.engine.errors import ServiceError
 from history_store.engine.run import Run, TaskSpec, Transaction
 from history_store.engine.state import WFT_SPECULATIVE, Action, CurrentRun, TaskRow, WakeRow
+from history_store.rare import reached
 from history_store.shard import image, runs
-from history_store.storage.contract import StorageError
+from replication.failover.gates import Admission, Call, Verdict
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,27 +48,56 @@ if TYPE_CHECKING:
 log = structlog.get_logger("shard")
 
 TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
-WAKES_MAX = 10_000  # wake rows held in memory; later ones stay on disk until their time comes near
-WAKE_WINDOW_NS = 600_000_000_000
-RETRY_S = 1.0  # after a write was refused (a full disk)
-FIRES_AT_ONCE = 64  # runs woken in one turn of the loop, so that a burst of timers starves nobody
+
+# Members of an enumeration are looked up slowly, and these are in the way of every call.
+_ALLOW, _MUTATION, _TASK = Verdict.ALLOW, Call.MUTATION, Call.TASK
 
 _task_row = msgspec.msgpack.Decoder(TaskRow).decode
-_wake_row = msgspec.msgpack.Decoder(WakeRow).decode
 _action_row = msgspec.msgpack.Decoder(Action).decode
 
 
 class Attempt(Protocol):
     """One try of a call that has met the shard (calls/attempt.py)."""
 
-    def lost(self) -> None:
-        """The shard has another leader."""
+    @property
+    def namespace_id(self) -> str:
+        """What it is about."""
+
+    def lost(self, *, moved: bool = False) -> None:
+        """The shard has another leader, or the namespace is served by another region."""
+
+
+class Gates(Protocol):
+    """Who may do something of a namespace in this shard now."""
+
+    def admit(self, namespace_id: str, call: Call) -> Admission:
+        """As of the newest entry that was proposed."""
+
+
+class AllOpen:
+    """The gates of a shard without other regions."""
+
+    def admit(self, namespace_id: str, call: Call) -> Admission:  # noqa: ARG002 - as `Gates` has it
+        """Yes."""
+        return _ADMITTED
+
+
+_ADMITTED = Admission(_ALLOW, 0, 0)
 
 
 class Outside(Protocol):
     """What a shard needs of its node."""
 
     limits: EngineLimits
+
+    def version_of(self, namespace_id: str) -> int:
+        """The failover version of a namespace of which the shard's gates know none."""
+
+    def activated(self, shard: ShardHost, namespaces: Collection[str]) -> None:
+        """The shard serves these namespaces from now on."""
+
+    def deactivated(self, shard: ShardHost, namespaces: Collection[str]) -> None:
+        """It does not any more."""
 
     def run_bytes_max(self) -> int:
         """How many bytes of events and states of runs a shard may hold decoded."""
@@ -114,10 +150,8 @@ class ShardHost:
         self.streams: ShardStreams | None = None  # between regions
         self._foreign: dict[str, int] = {}  # runs that another region changed, and where that is in the log
         self._open: Transaction | None = None  # the latest one begun: there is never a second
-        self._wakes: list[tuple[int, bytes]] = []
-        self._horizon = 0
-        self._wake_timer: asyncio.TimerHandle | None = None
-        self._wake_at = 0
+        self.gates: Gates = AllOpen()
+        self.wakes = Wakes(self)
         # Calls under way here, in order; tried elsewhere if we lose the lead.
         self.attempts: dict[Attempt, None] = {}
         self.retired = False  # another node leads, or will: nothing here is true any more
@@ -162,6 +196,35 @@ class ShardHost:
         """The run (the current one if no run id is given), or None."""
         if self.retired:
             raise NotLeading(self.group.raft.leader, self.group.id)
+        run = self._found(namespace_id, workflow_id, run_id)
+        return run if run is None or not run.task_started else self._taken_over(run)
+
+    def _taken_over(self, run: Run) -> Run:
+        """The run; a workflow task that was started before the namespace came to this region has failed.
+
+        Whoever finds the run does that first, and the sweep after an activation finds all such runs. What was
+        written before there were versions was written here. Inside a transaction another cannot begin: the
+        few runs that are found there are found to be closed.
+        """
+        state = run.state
+        admission = self.gates.admit(state.namespace_id, _TASK)
+        behind = 0 < state.version < admission.version and admission.verdict is _ALLOW
+        if not behind or self._open is not None:
+            return run
+
+        def fail(tx: Transaction) -> Waiter:
+            workflow_task.fail_over(tx, run)
+            return nobody
+
+        try:
+            self.change(run, fail)
+        except ServiceError as error:  # a full disk: what would be written next is refused as well
+            log.info("a task of another region's could not be failed yet", why=error.message)
+            return self.cache.runs.get(state.run_id, run)
+        reached("workflow task failed over")
+        return run
+
+    def _found(self, namespace_id: str, workflow_id: str, run_id: str) -> Run | None:
         if not run_id:
             run = self.cache.open_run(namespace_id, workflow_id)
             if run is not None:  # then it is the current one: no row has to be read
@@ -209,8 +272,23 @@ class ShardHost:
 
     # ---- transactions
 
-    def begin(self) -> Transaction:
-        """A transaction at the present time."""
+    def serves(self, namespace_id: str) -> bool:
+        """Whether the shard's own doings in the namespace are done here: timers, actions, tasks."""
+        return self.gates.admit(namespace_id, _TASK).verdict is _ALLOW
+
+    def begin(self, namespace_id: str) -> Transaction:
+        """A transaction at the present time, on runs of that namespace. NotActive if its gate is not open."""
+        admission = self.gates.admit(namespace_id, _MUTATION)
+        if admission.verdict is not _ALLOW:
+            raise NotActive(namespace_id, admission)
+        version = admission.version or self.node.version_of(namespace_id)
+        return self._begin(namespace_id, version)
+
+    def begin_beside(self) -> Transaction:
+        """A transaction on no run: for rows that belong to no namespace, or come from another region."""
+        return self._begin("", 0)
+
+    def _begin(self, namespace_id: str, version: int) -> Transaction:
         if self.retired:
             raise NotLeading(self.group.raft.leader, self.group.id)
         left = self._open
@@ -218,7 +296,7 @@ class ShardHost:
             # An exception left it half done, or its runs would be shut to every transaction after it.
             log.error("a transaction was left open; it is void", runs=[r.state.run_id for r in left.runs])
             self.abort(left)
-        tx = self._open = Transaction(self, self.clock.now_ns())
+        tx = self._open = Transaction(self, self.clock.now_ns(), namespace_id, version)
         return tx
 
     def abort(self, tx: Transaction) -> None:
@@ -230,7 +308,7 @@ class ShardHost:
 
     def change(self, run: Run, how: Callable[[Transaction], Waiter], *, patient: bool = False) -> None:
         """One transaction on one run: what `how` raises makes it void. It returns who hears of the commit."""
-        tx = self.begin()
+        tx = self.begin(run.state.namespace_id)
         try:
             tx.open(run)
             waiter = how(tx)
@@ -261,6 +339,7 @@ class ShardHost:
         sealed: tuple[list[Frame], Tip | None] = ([], None)
         try:
             for run in tx.runs:
+                assert run.state.namespace_id == tx.namespace_id, "its gate was asked, and no other"
                 if run.running:
                     close.enforce_history_limits(tx, run)
             if streams is None:
@@ -292,9 +371,9 @@ class ShardHost:
                     trim(run)
                 self.cache.keep(run)
                 wake = run.state.wake
-                if wake and wake != run.noted and wake <= self._horizon:
+                if wake and wake != run.noted and wake <= self.wakes.horizon:
                     run.noted = wake
-                    self._note(wake, run.raw)
+                    self.wakes.note(wake, run.raw)
             offers.extend(run.offers)
             for kind, queue in run.withdrawn:
                 self.node.withdrawn(run.state.namespace_id, kind, queue)
@@ -353,124 +432,55 @@ class ShardHost:
 
     # ---- what was left waiting when the node stopped
 
-    def recover(self) -> None:
-        """Take up timers and actions again; tasks are fetched by matching when polls ask for them."""
-        self._refill_wakes()
+    def recover(self, namespaces: Collection[str] | None = None) -> None:
+        """Take up timers and actions again; tasks are fetched by matching when polls ask for them.
+
+        `namespaces`: whose actions (None: all).
+        """
+        self.wakes.refill()
         found = self.rows.scan(keys.ACTION, bytes((keys.ACTION[0] + 1,)))
-        for key, value in list(found):
-            self.node.acted(self, key, _action_row(value))
+        for key, action in [(key, _action_row(value)) for key, value in found]:
+            if namespaces is None or action.namespace_id in namespaces:
+                self.node.acted(self, key, action)
+
+    def activated(self, namespaces: Collection[str]) -> None:
+        """The gates of these namespaces are open, and that is committed: what was dormant comes to life."""
+        if not self.retired:
+            self.recover(namespaces)
+            self.node.activated(self, namespaces)
+
+    def deactivated(self, namespaces: Collection[str]) -> None:
+        """Another region serves these namespaces, and that is committed, as is all that was done here before.
+
+        What only memory holds of their runs is forgotten. Calls that wait for something are tried there.
+        """
+        if self.retired:
+            return
+        self.node.deactivated(self, namespaces)
+        for attempt in [one for one in self.attempts if one.namespace_id in namespaces]:
+            attempt.lost(moved=True)
+        for run in [run for run in self.cache.runs.values() if run.state.namespace_id in namespaces]:
+            self.cache.drop(run)
 
     def wakes_until(self, due: int) -> Iterator[WakeRow]:
         """The runs that want to be looked at up to `due`, as of now."""
-        return iter(
-            [_wake_row(value) for _, value in self.rows.scan(keys.WAKE, keys.WAKE + keys.number(due))]
-        )
+        return iter([wake_row(value) for _, value in self.rows.scan(keys.WAKE, keys.WAKE + keys.number(due))])
 
     def fetch_tasks(self, queue: QueueKey, limit: int) -> list[tuple[bytes, TaskRow]]:
-        """The first waiting tasks of a queue, in order."""
+        """The first waiting tasks of a queue, in order; none while its namespace is not served here."""
+        if not self.serves(queue.namespace_id):
+            return []
         prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
         return [
             (key, _task_row(value)) for key, value in self.rows.scan(prefix, keys.prefix_end(prefix), limit)
         ]
 
     def count_tasks(self, queue: QueueKey) -> int:
-        """How many tasks wait in a queue."""
+        """How many tasks wait in a queue for workers of this region."""
+        if not self.serves(queue.namespace_id):
+            return 0
         prefix = keys.task_queue(keys.raw_id(queue.namespace_id), queue.kind, queue.name)
         return sum(1 for _ in self.rows.scan(prefix, keys.prefix_end(prefix)))
-
-    # ---- time
-
-    def _note(self, due: int, raw: bytes) -> None:
-        heappush(self._wakes, (due, raw))
-        if len(self._wakes) > 4 * WAKES_MAX:
-            self._refill_wakes()
-        elif self._wake_at == 0 or due < self._wake_at:
-            self._arm()
-
-    def _arm(self) -> None:
-        due = self._wakes[0][0] if self._wakes else self._horizon
-        due = min(due, self._horizon)
-        if self._wake_timer is not None:
-            if due == self._wake_at:
-                return
-            self._wake_timer.cancel()
-        self._wake_at = due
-        delay = max(0, due - self.clock.now_ns()) / 1e9
-        self._wake_timer = self.loop.call_later(delay, self._fire)
-
-    def _refill_wakes(self) -> None:
-        """Read the wake rows of the near future."""
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-            self._wake_timer = None
-        horizon = self.clock.now_ns() + WAKE_WINDOW_NS
-        found = list(self.rows.scan(keys.WAKE, keys.WAKE + keys.number(horizon), WAKES_MAX))
-        if len(found) == WAKES_MAX:
-            horizon = int.from_bytes(found[-1][0][1:9], "big")
-        self._wakes = [(int.from_bytes(key[1:9], "big"), key[9:]) for key, _ in found]
-        self._horizon = horizon
-        self._arm()
-
-    def _fire(self) -> None:
-        if self.retired:
-            return
-        try:
-            self._fire_due()
-        except StorageError as error:
-            # A clock that cannot read what is due would stop in silence: the node stops instead.
-            self.group.committer.stop_for(error)
-        except ServiceError:
-            if not self.group.damage:  # else another leads in a moment, or nobody
-                raise
-
-    def _fire_due(self) -> None:
-        self._wake_timer = None
-        self._wake_at = 0
-        now = self.clock.now_ns()
-        fired = 0
-        wakes = self._wakes
-        while wakes and wakes[0][0] <= now and fired < FIRES_AT_ONCE:
-            due, raw = heappop(wakes)
-            value = self.rows.get(keys.wake(due, raw))
-            if value is None:
-                continue
-            fired += 1
-            try:
-                self._wake(due, raw, _wake_row(value))
-            except ServiceError as error:
-                log.warning("runs could not be woken; trying again", error=error.message)
-                heappush(wakes, (due, raw))  # an earlier wake may re-arm the clock before the retry
-                self._wake_at = now + int(RETRY_S * 1e9)
-                if self._wake_timer is not None:
-                    self._wake_timer.cancel()
-                self._wake_timer = self.loop.call_later(RETRY_S, self._fire)
-                return
-            except StorageError:
-                raise
-            except Exception:  # one run that cannot be woken must not stop the clock of all others
-                log.exception("a run could not be woken; it is left alone for a while", run=raw.hex())
-        if now >= self._horizon and not (wakes and wakes[0][0] <= now):
-            self._refill_wakes()
-        else:
-            self._arm()
-
-    def _wake(self, due: int, raw: bytes, row: WakeRow) -> None:
-        run = self.find(row.namespace_id, row.workflow_id, row.run_id)
-        tx = self.begin()
-        if run is None:
-            tx.rows.append((keys.wake(due, raw), None))
-        else:
-            try:
-                tx.open(run)
-                if run.state.wake != due:
-                    tx.rows.append((keys.wake(due, raw), None))
-                deadlines.fire(tx, run)
-                if run.deleted:
-                    self.delete_rows(tx, run)
-            except BaseException:
-                self.abort(tx)
-                raise
-        self.commit(tx, nobody)
 
     def delete_rows(self, tx: Transaction, run: Run) -> None:
         """Everything of the run but its core row, which the seal takes."""
@@ -486,16 +496,14 @@ class ShardHost:
 
     def close(self) -> None:
         """Stop the clockwork."""
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-            self._wake_timer = None
+        self.wakes.close()
 
     def retire(self) -> None:
         """This node leads the shard no more: drop all that was speculative, or only the leader's to know."""
         self.retired = True
         self.close()
         self.cache.clear()
-        self._wakes.clear()
+        self.wakes.heap.clear()
 
 
 def tell(settled: Iterable[tuple[Run, list[tuple[Update, int]]]]) -> None:

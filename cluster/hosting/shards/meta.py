@@ -7,8 +7,8 @@ its office (`lost`): what it proposed last may never be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from temporalio.api.enums.v1 import namespace_pb2
@@ -19,7 +19,7 @@ from history_store.engine.errors import Code, ServiceError
 from history_store.shard import image
 
 if TYPE_CHECKING:
-    from cluster.hosting.groups.group import Group, Waiter
+    from cluster.hosting.groups.group import Group, RowList, Waiter
 
 NAMESPACE = b"n"
 SETTING = b"s"
@@ -28,6 +28,8 @@ RETENTION_DEFAULT = 3 * DAY
 REGISTERED = namespace_pb2.NAMESPACE_STATE_REGISTERED
 DEPRECATED = namespace_pb2.NAMESPACE_STATE_DEPRECATED
 DELETED = namespace_pb2.NAMESPACE_STATE_DELETED
+
+Row = tuple[bytes, bytes | None]
 
 
 class Namespace(msgspec.Struct, array_like=True):
@@ -72,6 +74,19 @@ def namespace_row(namespace: Namespace) -> tuple[bytes, bytes | None]:
     return NAMESPACE + keys.raw_id(namespace.id), _pack(namespace)
 
 
+class Part(Protocol):
+    """Something else that lives in the meta group's rows, and follows them as the registry does."""
+
+    def load(self) -> None:
+        """All rows may be others."""
+
+    def lost(self) -> None:
+        """What was proposed and not committed may never be."""
+
+    def applied(self, rows: RowList, ours: bool) -> None:
+        """These rows are committed."""
+
+
 class Meta:
     """The registry."""
 
@@ -81,6 +96,7 @@ class Meta:
         self.by_name: dict[str, Namespace] = {}
         self.settings: Settings | None = None
         self.on_change: list[Callable[[], None]] = []
+        self.parts: list[Part] = []
         self._rows: dict[bytes, bytes] = {}  # as committed
         self.load()
         group.on_rows = self.applied
@@ -90,10 +106,17 @@ class Meta:
         self._rows.clear()
         for kind in (NAMESPACE, SETTING):
             self._rows.update(self.group.rows.scan(kind, bytes((kind[0] + 1,))))
-        self.lost()
+        for part in self.parts:
+            part.load()
+        self._read()
 
     def lost(self) -> None:
         """Forget what was proposed and not committed."""
+        for part in self.parts:
+            part.lost()
+        self._read()
+
+    def _read(self) -> None:
         self.by_id.clear()
         self.by_name.clear()
         for key, value in self._rows.items():
@@ -107,6 +130,8 @@ class Meta:
     def applied(self, rows: list[tuple[bytes, bytes | None]], ours: bool) -> None:
         """These rows are committed; `ours`: this node proposed them, and holds them already."""
         changed = False
+        for part in self.parts:
+            part.applied(rows, ours)
         for key, value in rows:
             if key[:1] not in (NAMESPACE, SETTING):
                 continue
@@ -155,17 +180,17 @@ class Meta:
         self.settings = settings
         self._propose([(SETTING, _pack(settings))], waiter)
 
-    def create(self, namespace: Namespace, waiter: Waiter) -> None:
-        """Register. ALREADY_EXISTS if the name is taken."""
+    def create(self, namespace: Namespace, waiter: Waiter, also: Sequence[Row] = ()) -> None:
+        """Register. ALREADY_EXISTS if the name is taken. `also`: rows of a part, of the same entry."""
         if namespace.name in self.by_name:
             raise ServiceError(
                 Code.ALREADY_EXISTS, "Namespace already exists.", NamespaceAlreadyExistsFailure()
             )
-        self.put(namespace, waiter)
+        self.put(namespace, waiter, also)
 
-    def put(self, namespace: Namespace, waiter: Waiter) -> None:
-        """Write a namespace, new or changed."""
-        self._propose([namespace_row(namespace)], waiter)
+    def put(self, namespace: Namespace, waiter: Waiter, also: Sequence[Row] = ()) -> None:
+        """Write a namespace, new or changed. `also`: rows of a part, of the same entry."""
+        self._propose([namespace_row(namespace), *also], waiter)
         old = self.by_id.get(namespace.id)
         if old is not None and (old.name != namespace.name or namespace.state == DELETED):
             self.by_name.pop(old.name, None)
@@ -173,12 +198,16 @@ class Meta:
         for callback in self.on_change:
             callback()
 
-    def forget(self, namespace_id: str, waiter: Waiter) -> None:
-        """Drop the last of a deleted namespace."""
-        self._propose([(NAMESPACE + keys.raw_id(namespace_id), None)], waiter)
+    def forget(self, namespace_id: str, waiter: Waiter, also: Sequence[Row] = ()) -> None:
+        """Drop the last of a namespace that is deleted, or held here no more."""
+        self._propose([(NAMESPACE + keys.raw_id(namespace_id), None), *also], waiter)
         gone = self.by_id.pop(namespace_id, None)
         if gone is not None and self.by_name.get(gone.name) is gone:
             del self.by_name[gone.name]
+
+    def write(self, rows: RowList, waiter: Waiter) -> None:
+        """Write rows of a part."""
+        self._propose(rows, waiter)
 
     def _propose(self, rows: list[tuple[bytes, bytes | None]], waiter: Waiter) -> None:
         self.group.propose(image.encode(rows, []), rows, [])

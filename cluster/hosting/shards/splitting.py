@@ -550,7 +550,7 @@ class _CopyJob:
     def _fill(self, batch: Round) -> bool:
         copy = self.copy
         source, target = snapshot.prefix(copy.source), snapshot.prefix(copy.target)
-        have = self.mirror.slots.have
+        have = self.mirror.slots.begin_with
         found: RowList = []
         span, after, rows, size = copy.span, copy.after, 0, 0
         while span < len(self._spans) and rows < COPIED_ROWS and size < COPIED_BYTES:

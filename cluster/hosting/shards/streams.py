@@ -3,8 +3,8 @@
     o t                       the tip: where the outgoing stream ends (replication/outbox.py)
     o f  first number         a frame of it that is kept
     o c  region  shard        a cursor: how far another region's stream is applied (replication/log/cursor.py)
+    o n  region  shard        the newest fence in that stream, as long as it has not ended
     o p  region  shard  seq   an entry that does not fit what is here; its workflow id waits
-         (and ordinal)
 
 Theory of operation. Whatever a transaction has to tell goes into its own Raft entry as rows, numbered by the
 leader from the tip. What another region tells is stored with the cursor behind it, again in one entry. So
@@ -25,10 +25,14 @@ import msgspec
 import structlog
 
 from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.gates import Gates
 from history_store.engine import keys
+from history_store.engine.errors import ServiceError
 from history_store.engine.state import RunState
 from replication import outbox, shipment
-from replication.failover.records import GATE, Point, Source
+from replication.failover import commands
+from replication.failover.readiness import ShardLag
+from replication.failover.records import Point, Source
 from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
 from replication.log import cursor as cursors
 from replication.shipment import Change, Stamp
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
     from history_store.visibility.sql import Slots
+    from replication.failover.commands import Fence
     from replication.log.cursor import Batch, Cursor, Opened
     from replication.outbox import Tip
 
@@ -48,6 +53,7 @@ _state = msgspec.msgpack.Decoder(RunState).decode
 TIP = keys.STREAM + b"t"
 FRAME = keys.STREAM + b"f"
 CURSOR = keys.STREAM + b"c"
+FENCED = keys.STREAM + b"n"
 PARKED = keys.STREAM + b"p"
 
 Workflow = tuple[str, str]  # namespace id, workflow id
@@ -62,6 +68,9 @@ class Abroad(Protocol):
 
     def is_told(self, namespace_id: str) -> bool:
         """Whether other regions hold the namespace, too."""
+
+    def lag(self, shard: int, source: Source) -> tuple[int, int] | None:
+        """Entries and milliseconds by which a reader is behind; None: it is not known."""
 
     def new_incarnation(self) -> int:
         """A number from 1 to NUMBER_MAX, by chance."""
@@ -87,7 +96,9 @@ class ShardStreams:
         self.abroad = abroad
         self.tip: Tip | None = None
         self.committed = 0  # numbers up to here may be told
-        self.cursors: dict[Source, Cursor] = {}
+        self.applied: dict[Source, Cursor] = {}
+        self._begun: dict[Source, Cursor] = {}  # where streams begin of which nothing is applied yet
+        self._fences: dict[Source, Fence] = {}  # of each stream the newest one, until it ends
         self.parked: dict[Workflow, int] = {}  # how many entries of each wait
         self.acks: outbox.Acks | None = None
         self._load()
@@ -100,7 +111,11 @@ class ShardStreams:
             assert self.tip is not None
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
-            self.cursors[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+            self.applied[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+        for key, value in rows.scan(FENCED, keys.prefix_end(FENCED)):
+            fence = commands.decode_shard(value)
+            assert isinstance(fence, commands.Fence), "nothing else is kept there"
+            self._fences[_source(key[len(FENCED) :])] = fence
         given = self.host.group.given
         for parked in self.parked_entries():
             if given is None or _slot_of(parked.entry) not in given:
@@ -122,11 +137,29 @@ class ShardStreams:
         tip = self._tip()
         return Point(tip.stream.incarnation, tip.seq + 1)
 
-    def points(self) -> dict[Source, Point]:
-        """How far each stream is applied."""
+    def cursors(self) -> dict[Source, Point]:
+        """How far each stream is applied that is read."""
         return {
-            source: Point(cursor.stream.incarnation, cursor.seq) for source, cursor in self.cursors.items()
+            source: Point(cursor.stream.incarnation, cursor.seq)
+            for source, cursor in {**self._begun, **self.applied}.items()
         }
+
+    def fences(self) -> dict[Source, Fence | None]:
+        """Of each stream that is read here the newest fence that was applied; None: there is none now."""
+        return {source: self._fences.get(source) for source in {**self._begun, **self.applied}}
+
+    def lag(self, source: Source) -> ShardLag:
+        """What is not here yet of a stream."""
+        behind = self.abroad.lag(self.shard, source)
+        parked = len(self.parked)
+        if behind is None:
+            return ShardLag(None, None, parked)
+        entries, lag_ms = behind
+        return ShardLag(lag_ms * 1_000_000, entries, parked)
+
+    def has_all(self, namespace_id: str) -> bool:  # noqa: ARG002 - none comes to a region later than its runs
+        """Whether the runs that the namespace had before it was told of here have all come."""
+        return True
 
     def _tip(self) -> Tip:
         if self.tip is None:
@@ -218,7 +251,7 @@ class ShardStreams:
     def begin(self, waiter: Waiter) -> None:
         """Have a stream, so that others may ask for it."""
         if self.host.rows.get(TIP) is None:
-            tx = self.host.begin()
+            tx = self.host.begin_beside()
             tx.rows.append((TIP, outbox.encode_tip(self._tip())))
             self.host.commit(tx, waiter)
         else:
@@ -258,7 +291,7 @@ class ShardStreams:
         gone, trimmed = outbox.trim(marked, self.kept(tip.trimmed + 1), acknowledged, now_ms)
         if trimmed == tip:
             return
-        tx = self.host.begin()
+        tx = self.host.begin_beside()
         tx.rows.extend((FRAME + outbox.row_key(first), None) for first in gone)
         tx.rows.append((TIP, outbox.encode_tip(trimmed)))
         self.host.commit(tx, nobody)
@@ -272,8 +305,7 @@ class ShardStreams:
 
     def heritage(self, child: int, slots: Slots) -> RowList:
         """What the other half of this shard begins with, where a split is proposed now."""
-        rows = [*self.host.rows.scan(CURSOR, keys.prefix_end(CURSOR))]
-        rows += [*self.host.rows.scan(GATE, keys.prefix_end(GATE))]
+        rows = [row for kind in (CURSOR, FENCED) for row in self.host.rows.scan(kind, keys.prefix_end(kind))]
         rows += [
             (parked.key, encode_entry(parked.entry))
             for parked in self.parked_entries()
@@ -288,29 +320,47 @@ class ShardStreams:
     # ---- taking
 
     def cursor(self, source: Source) -> Cursor | None:
-        """How far a stream is applied; None: nothing of it ever was."""
-        return self.cursors.get(source)
+        """How far a stream is applied, or where it begins; None: that is not known yet."""
+        return self.applied.get(source) or self._begun.get(source)
 
-    def apply(self, source: Source, begun: Cursor, batch: Batch, slots: Slots, waiter: Waiter) -> None:
+    def read_from(self, source: Source, cursor: Cursor) -> None:
+        """A stream begins here, of which nothing is applied yet."""
+        self._begun[source] = cursor
+
+    def apply(self, source: Source, batch: Batch, slots: Slots, waiter: Waiter) -> None:
         """Store what a batch says, and where it ends, in one entry. Raises what a proposal does.
 
-        `begun`: the cursor to go on from where there is none yet. `slots`: those that this shard has.
+        `slots`: those that this shard has.
         """
-        before = self.cursors.get(source, begun)
+        before = self.cursor(source)
+        assert before is not None, "nothing is applied of a stream that did not begin"
         after, taken = cursors.advance(before, batch)
         if not taken:
             waiter(None)
             return
-        tx = self.host.begin()
+        tx = self.host.begin_beside()
         applying = _Applying(self, source, slots, tx)
         for opened in taken:
             applying.take(opened)
         tx.rows.append((cursor_key(source), cursors.encode_cursor(after)))
         changed, parked = applying.changed, applying.parked
-        self.host.commit_foreign(tx, changed, waiter)
-        self.cursors[source] = after
+        try:
+            self.host.commit_foreign(tx, changed, waiter)
+        except ServiceError:
+            if isinstance(self.host.gates, Gates):
+                self.host.gates.load()
+            raise
+        self.applied[source] = after
+        if applying.fenced:
+            self._fenced(source, applying.fence)
         for workflow in parked:
             self.parked[workflow] = self.parked.get(workflow, 0) + 1
+
+    def _fenced(self, source: Source, fence: Fence | None) -> None:
+        if fence is None:
+            self._fences.pop(source, None)
+        else:
+            self._fences[source] = fence
 
     # ---- what does not fit
 
@@ -338,6 +388,8 @@ class _Applying:
         self._pointers: dict[Workflow, str] = {}
         self.changed: dict[str, Workflow] = {}  # run ids
         self.parked: list[Workflow] = []
+        self.fenced = False  # or unfenced
+        self.fence: Fence | None = None
 
     def take(self, opened: Opened) -> None:
         """All entries of a frame."""
@@ -346,6 +398,23 @@ class _Applying:
             if shipped and _within(_slot_of(entry), self._slots):
                 self._shipment(entry, opened.frame.first_seq + ordinal)
 
+            elif entry.kind in (Kind.FENCE, Kind.UNFENCE):
+                self._gate(entry)
+
+    def _gate(self, entry: Entry) -> None:
+        """The source hands a namespace over, or it came to nothing."""
+        command = commands.decode_shard(entry.payload)
+        before = self.fence if self.fenced else self._streams.fences().get(self._source)
+        if isinstance(command, commands.Fence):
+            after: Fence | None = command
+        elif isinstance(command, commands.Unfence) and before is not None and before.number == command.number:
+            after = None
+        else:
+            return  # the end of an older one
+        self.fenced, self.fence = True, after
+        key = FENCED + _packed(self._source)
+        self._tx.rows.append((key, entry.payload if after is not None else None))
+
     def _shipment(self, entry: Entry, seq: int) -> None:
         workflow = entry.namespace_id, entry.workflow_id
         waits = workflow in self._streams.parked or workflow in self.parked
@@ -353,6 +422,9 @@ class _Applying:
         fits = shipment.fit(
             sent, lambda run_id: self._stamp(workflow, run_id), lambda: self._pointer(workflow)
         )
+        gates = self._host.gates
+        if isinstance(gates, Gates):
+            self._tx.rows.extend(gates.raised(entry.namespace_id, entry.namespace_version))
         if waits or not fits.fits:
             log.warning("an entry does not fit what is here", workflow=entry.workflow_id, why=fits.why)
             self._tx.rows.append((parked_key(self._source, seq), encode_entry(entry)))

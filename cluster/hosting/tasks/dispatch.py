@@ -8,12 +8,14 @@ closes takes its worker with it: what that worker held is handed to another with
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from temporalio.api.workflowservice.v1.request_response_pb2 import PollActivityTaskQueueRequest
 
 from cluster.hosting.groups.group import NotLeading, nobody
+from cluster.hosting.shards.gates import NotActive
 from cluster.hosting.tasks import answers
 from cluster.hosting.tasks.starts import named_for
 from cluster.matching.contract import NotNow, QueueKey
@@ -23,9 +25,11 @@ from history_store.engine.errors import ServiceError
 from history_store.engine.state import WFT_SPECULATIVE
 from history_store.engine.workflow_task import STICKY_KIND
 from history_store.rare import reached
+from replication.failover.gates import Verdict
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from cluster.frontend.contract import Call, Connection
     from cluster.hosting.groups.group import Waiter
@@ -90,12 +94,26 @@ class Poll:
     def name_start(self) -> str:
         """The request id of a start for this poll; among nodes it says which one has the poll."""
         node = self.node
-        return node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id)
+        return (
+            node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id, node.region)
+        )
 
     def wait_on(self) -> None:
         """There was nothing for it after all."""
         sticky = self.request.task_queue.kind == STICKY_KIND
         self.node.matching.poll(self.queue, self, sticky)
+
+    def move(self) -> None:
+        """It waits in vain here: the call is tried again, and finds where it has to wait."""
+        self._stop_waiting()
+        call: Any = self.call  # an attempt: a node that knows of other regions has no other calls
+        call.lost(moved=True)
+
+    def unless_delivered(self, undone: Callable[[], None]) -> None:
+        """If the answer turns out to have come to nobody, undo what was done for it."""
+        if self.node.regions is not None:
+            call: Any = self.call  # an attempt, as above
+            call.unless_delivered(undone)
 
     def gone(self) -> None:
         """The client cancelled or its deadline came."""
@@ -196,7 +214,7 @@ class ShardTask:
     def _void(self) -> bool:
         """Nothing to start: a row that is left of it goes."""
         if self.durable and self.shard.rows.get(self.key) is not None:
-            tx = self.shard.begin()
+            tx = self.shard.begin(self.queue.namespace_id)
             tx.rows.append((self.key, None))
             self.shard.commit(tx, nobody)
         return False
@@ -209,7 +227,7 @@ class ShardTask:
         sticky = task.sticky
         delivery = Delivery(shard, run, WORKFLOW, task.stamp, poller)
 
-        tx = shard.begin()
+        tx = shard.begin(self.queue.namespace_id)
         try:
             tx.open(run)
             workflow_task.start(tx, run, poller.name_start(), poller.identity)
@@ -246,12 +264,12 @@ class ShardTask:
     def reroute(self) -> None:
         """The sticky worker is gone: the task goes to the normal queue."""
         shard = self.shard
-        if shard.retired:
-            return  # the next leader finds out
+        if shard.retired or not shard.serves(self.queue.namespace_id):
+            return  # the next leader, or another region, finds out
         run = self._run()
         if run is None or not run.running or self.queue.kind != WORKFLOW:
             return
-        tx = shard.begin()
+        tx = shard.begin(self.queue.namespace_id)
         tx.open(run)
         if not workflow_task.reroute(tx, run, self.stamp):
             run.committed()
@@ -293,14 +311,19 @@ class Delivery:
                 poll.wait_on()
             return
         if poll.open and self._handed_over():
+            if isinstance(poll, Poll):
+                poll.unless_delivered(self._undoing())
             poll.answer(self.body)
             if self.kind == WORKFLOW:
                 poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)
             return
+        self._undoing()()
+
+    def _undoing(self) -> Callable[[], None]:
+        """What gives the task back. It is kept for a while: names, and nothing that is large."""
         state = self.run.state
-        give_back(
-            self.shard, state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref
-        )
+        named = (state.namespace_id, state.workflow_id, state.run_id)
+        return partial(give_back, self.shard, *named, self.kind, self.stamp, self.ref)
 
     def _handed_over(self) -> bool:
         """Note that our client gets it. False: a later leader of the shard was told that it does not."""
@@ -329,11 +352,13 @@ def give_back(
         activity = run.activities.get(ref)
         if activity is None or activity.stamp != stamp or not activity.started_id:
             return
-        tx = shard.begin()
+        tx = shard.begin(namespace_id)
         tx.open(run)
         activities.unstart(run, activity)
         shard.commit(tx, nobody)
     except ServiceError as error:  # a full disk; some activities have no time-out of an attempt
+        if isinstance(error, NotActive) and error.verdict is Verdict.FORWARD:
+            return  # the region that serves it now fails the task, or waits for its time-out
         log.warning("a task that nobody took waits", error=error.message)
         again = (shard, namespace_id, workflow_id, run_id, kind, stamp, ref)
         shard.loop.call_later(GIVE_BACK_RETRY_S, give_back, *again)
@@ -419,6 +444,8 @@ def release(shard: ShardHost, run: Run, stamp: int) -> None:
     task = run.state.task
     if not run.running or task is None or task.stamp != stamp or not task.started_id:
         return
+    if not shard.serves(run.state.namespace_id):
+        return  # the region that serves it fails the task
 
     def end(tx: Transaction) -> Waiter:
         workflow_task.time_out(tx, run)
@@ -461,6 +488,8 @@ class Orphans:
             return  # they are the next leader's
         rows = list(itertools.islice(self._rows, ORPHANS_AT_ONCE))
         for row in rows:
+            if not shard.serves(row.namespace_id):
+                continue
             run = shard.find(row.namespace_id, row.workflow_id, row.run_id)
             task = run.state.task if run is not None else None
             if run is not None and task is not None and 0 < task.started_time < self._before:

@@ -29,6 +29,8 @@ def stopped(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--regions", "a,a"), "two regions are called a"),
+        (("--regions", "a,b", "--nodes", "17"), "a local cluster has at most 32 nodes"),
         (("--regions", "cassandra", "--log", "cassandra"), "is in the way of the log's own directory"),
         (("--nodes", "0"), "a local region has from 1 to 32"),
         (("--port-base", "80"), "3 nodes need the ports 80 to 102"),

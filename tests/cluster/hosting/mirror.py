@@ -32,6 +32,10 @@ class Region:
         """All are."""
         return bool(namespace_id)
 
+    def lag(self, shard: int, source: Source) -> tuple[int, int] | None:
+        """Nobody reads."""
+        return None
+
     def new_incarnation(self) -> int:
         """The next one."""
         self.incarnations += 1
@@ -67,7 +71,8 @@ def feed(host: ShardHost, source: Source, stream: Stream, frames: Sequence[Frame
     opened = tuple(Opened(frame, open_frame(stream, frame)) for frame in frames)
     failed: list[ServiceError | None] = []
     slots = host.node.ranges.get(host.group.id, ())  # type: ignore[attr-defined]
-    host.streams.apply(source, cursors.begin(stream), Batch(stream, opened), slots, failed.append)
+    host.streams.read_from(source, cursors.begin(stream))
+    host.streams.apply(source, Batch(stream, opened), slots, failed.append)
     assert failed in ([], [None]), failed
 
 

@@ -149,13 +149,14 @@ class Play(Harness):
         end = self.clock.now + int(seconds * 1e9)
         await self.settle()
         while True:
-            due = min((shard._wakes[0][0] for shard in self.node.shards if shard._wakes), default=end + 1)
-            due = min(due, *(shard._horizon for shard in self.node.shards))
+            heaps = [shard.wakes.heap for shard in self.node.shards]
+            due = min((heap[0][0] for heap in heaps if heap), default=end + 1)
+            due = min(due, *(shard.wakes.horizon for shard in self.node.shards))
             if due > end:
                 break
             self.clock.now = max(self.clock.now, due)
             for shard in self.node.shards:
-                shard._fire()
+                shard.wakes.fire()
             await self.settle()
         self.clock.now = end
         await self.settle()

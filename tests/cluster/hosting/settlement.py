@@ -99,7 +99,10 @@ class Settler:
             around,
             self.record(),
         )
-        self.member.foreign = world.foreign(self)
+        foreign = world.foreign(self)
+        if foreign is not None:
+            for name in ("message", "up", "down"):
+                setattr(self.member.across, name, getattr(foreign, name))
         self.member.node.start()
         try:
             await self.member.start(self.host, PORT, {}, self.peers)
@@ -211,7 +214,7 @@ class Settlement:
                     return
                 await asyncio.sleep(0.05)
 
-    async def told(self, at: str, do: str, /, **fields: Any) -> Told:
+    async def told(self, at: str, /, do: str, **fields: Any) -> Told:
         """What a node answers to an operator."""
         settler = self[at]
         request = msgspec.json.encode({"do": do, **fields})
@@ -226,7 +229,7 @@ class Settlement:
         settler.process.call(ask)
         return await future
 
-    async def do(self, at: str, do: str, /, **fields: Any) -> Any:
+    async def do(self, at: str, /, do: str, **fields: Any) -> Any:
         told = await self.told(at, do, **fields)
         assert told.code == Code.OK, told
         return msgspec.json.decode(told.body)
@@ -239,8 +242,10 @@ class Settlement:
                 return told.code == Code.OK and bool(msgspec.json.decode(told.body)["ok"])
         return False
 
-    async def nodes(self, at: str = "a/3") -> dict[str, Any]:
-        return {one["name"]: one for one in (await self.do(at, "nodes", all=True))["nodes"]}
+    async def nodes(self, at: str = "") -> dict[str, Any]:
+        return {
+            one["name"]: one for one in (await self.do(at or f"{self.region}/3", "nodes", all=True))["nodes"]
+        }
 
-    async def problems(self, at: str = "a/3") -> list[str]:
-        return [one["what"] for one in (await self.do(at, "health"))["problems"]]
+    async def problems(self, at: str = "") -> list[str]:
+        return [one["what"] for one in (await self.do(at or f"{self.region}/3", "health"))["problems"]]

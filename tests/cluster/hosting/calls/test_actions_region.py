@@ -136,8 +136,8 @@ class Region:
             for member in self.members.values():
                 member.tick()
                 for shard in member.node.shards:
-                    if shard._wakes and shard._wakes[0][0] <= self.clock.now:
-                        shard._fire()
+                    if shard.wakes.heap and shard.wakes.heap[0][0] <= self.clock.now:
+                        shard.wakes.fire()
             for _ in range(12):
                 await asyncio.sleep(0)
             await asyncio.sleep(0.001)

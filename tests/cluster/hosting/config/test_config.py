@@ -60,7 +60,7 @@ def test_the_least_of_a_file_has_all_defaults(tmp_path: Path) -> None:
     assert config.given == {"node.name", "node.data_dir", "region.name", "region.nodes"}
     assert config.node.machine == socket.gethostname()
     assert config.node.data_dir == str(tmp_path / "data")
-    assert (config.region.shards, config.region.replicas) == (8, 3)
+    assert (config.region.index, config.region.shards, config.region.replicas) == (1, 8, 3)
     assert config.advertise.grpc == "127.0.0.1:7233"
     assert config.advertise.peers == "127.0.0.1:7301"
     assert [(one.name, one.host, one.port) for one in config.members][2] == ("a/3", "127.0.0.1", 7321)
@@ -136,6 +136,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"region": {"nodes": None, "join": ["h:1"], "shards": 4}},
         "region.shards = 4: it belongs to the mak",
     ),
+    (
+        "joined index",
+        {"region": {"nodes": None, "join": ["h:1"], "index": 2}},
+        "region.index = 2: it belongs to the mak",
+    ),
+    ("no index", {"region": {"index": 0}}, "region.index = 0: it has to be"),
+    ("large index", {"region": {"index": 100}}, "region.index = 100: it has to be"),
     ("seed", {"region": {"nodes": None, "join": ["h:0"]}}, "with a port from 1 to 65535"),
     ("own name", {"node": {"name": "a/4"}}, "this node, a/4, is not in it. Add it"),
     ("twice", {"region": {"nodes": [*NODES, "a/1=h:1"]}}, "the name a/1 is there more than once"),
@@ -341,6 +348,7 @@ class TestAgreement:
         ({"region": {"cluster_name": "x"}}, 'region.cluster_name is "holdfast" in'),
         ({"region": {"nodes": NODES[::-1]}}, "region.nodes is"),
         ({"region": {"shards": 16}}, "region.shards is 8 in"),
+        ({"region": {"index": 2}}, "region.index is 1 in"),
         ({"raft": {"tick_ms": 60}}, "raft.tick_ms is 50 in"),
         ({"node": {"data_dir": "data1"}}, "a directory belongs to one node"),
         ({"listen": {"grpc": 7300}}, "listen.grpc of"),

@@ -146,11 +146,11 @@ async def test_a_full_disk_in_the_middle_of_everything(rng: random.Random) -> No
     await play.settle()
     play.clock.advance(6)
     for shard in play.node.shards:
-        shard._fire()
+        shard.wakes.fire()
     disk.full = None
     await until_it_writes(play)
     for shard in play.node.shards:
-        shard._refill_wakes()
+        shard.wakes.refill()
     await play.advance(30)
     await play.advance(30)
     assert "TimerFired" in await play.table("w")

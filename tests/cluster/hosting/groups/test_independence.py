@@ -156,10 +156,10 @@ async def test_a_timer_that_was_refused_is_not_put_off_by_an_earlier_one() -> No
     await play.settle()
     assert other.done
     play.clock.advance(6)
-    shard._fire()  # refused: the disk is full
+    shard.wakes.fire()  # refused: the disk is full
     disk.full = None
     await until_it_writes(play)
-    shard._note(play.clock.now + 1_000_000, b"\0" * 16)  # some other run's, sooner than the retry
+    shard.wakes.note(play.clock.now + 1_000_000, b"\0" * 16)  # some other run's, sooner than the retry
     async with asyncio.timeout(60):
         while "TimerFired" not in await play.table("w"):
             await asyncio.sleep(0.01)
@@ -170,10 +170,10 @@ async def test_a_timer_that_was_refused_is_not_put_off_by_an_earlier_one() -> No
 async def test_the_clock_is_told_of_a_wake_once(play: Play) -> None:
     await play.first(timer("t", 500))
     shard = play.node.shard_of(play.services.namespace("default").id, "w")
-    before = len(shard._wakes)
+    before = len(shard.wakes.heap)
     for number in range(20):
         await play.signal("w", request_id=f"s{number}")
-    assert len(shard._wakes) == before
+    assert len(shard.wakes.heap) == before
 
 
 async def test_a_long_poll_survives_a_transaction_that_is_void_while_another_commits(play: Play) -> None:
@@ -188,11 +188,11 @@ async def test_a_long_poll_survives_a_transaction_that_is_void_while_another_com
     assert not call.done
     run = run_of(play)
     shard = play.node.shard_of(run.state.namespace_id, "w")
-    tx = shard.begin()
+    tx = shard.begin(run.state.namespace_id)
     tx.open(run)
     workflow_task.start(tx, run, "r", "worker")
     shard.commit(tx, lambda _: None)
-    void = shard.begin()
+    void = shard.begin(run.state.namespace_id)
     void.open(run)
     shard.abort(void)
     fresh = run_of(play)
@@ -253,7 +253,7 @@ async def test_a_query_on_a_full_disk_takes_no_poll_with_it() -> None:
     disk.full = StorageFull("no space left")
     shard = play.node.shard_of(play.services.namespace("default").id, "w")
     run = run_of(play)
-    tx = shard.begin()
+    tx = shard.begin(run.state.namespace_id)
     tx.open(run).state.signal_count += 1
     shard.commit(tx, lambda _: None)
     await play.settle()

@@ -118,7 +118,7 @@ async def test_a_later_start_serves_without_it_and_takes_it_when_it_comes(
     cassandra.why = LogDenied("bad credentials")
     server = await started(config)
     assert server.member.ready.done()
-    log = server.member.log_store
+    log = server.member.across.streaming.store
     assert log is not None
     with pytest.raises(LogUnavailable, match="bad credentials"):
         await log.check_schema()
@@ -184,7 +184,7 @@ def test_how_it_connects(config: NodeConfig) -> None:
             "have version 2",
             "run the release that made them",
         ),
-        (LogRefused("there is no data centre a; there are x"), "there is no data centre a", "name Cass"),
+        (LogRefused("there is no data centre a; there are x"), "there is no data centre a", "name data"),
         (LogRefused("the driver is not installed. Install it."), "is not installed", "Install it"),
     ],
 )

@@ -475,7 +475,8 @@ async def leads_nothing(world: Settlement, name: str) -> bool:
 )
 def test_what_cannot_be_is_refused_with_what_to_do(play: Play, request_: dict[str, Any], why: str) -> None:
     async def scene(world: Settlement) -> None:
-        told = await world.told("a/2", **request_)
+        fields = {key: value for key, value in request_.items() if key != "do"}
+        told = await world.told("a/2", request_["do"], **fields)
         assert told.code == Code.FAILED_PRECONDITION
         assert why in told.message
 

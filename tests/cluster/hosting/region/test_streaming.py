@@ -13,7 +13,11 @@ import pytest_asyncio
 
 from cluster.hosting.region import reader as readers
 from cluster.hosting.region.streaming import BELL, PULLED, Streaming
+from cluster.hosting.shards.streams import ShardStreams
 from history_store.storage.memory import MemoryStorage
+from replication.failover.commands import Fence, Unfence, encode
+from replication.failover.records import Marker, Point, Source
+from replication.frames import Entry, Kind
 from replication.log.contract import LogStore
 from replication.log.memory import MemoryWorld
 from tests.cluster.hosting.play import Play, activity, done, timer
@@ -217,14 +221,16 @@ async def test_a_new_leader_reads_on_where_the_old_one_stood(pair: Pair) -> None
     pair.start()
     await work(pair.a, "w")
     await pair.same()
-    before = {host.group.id: host.streams.points() for host in pair.b.node.shards if host.streams is not None}
+    hosts = pair.b.node.shards
+    before = {host.group.id: host.streams.cursors() for host in hosts if host.streams is not None}
     taken: list[int] = []
-    for host in pair.b.node.shards:
+    for host in hosts:
         pair.ends[1].lost(host)
         pair.ends[1].led(host)
         assert host.streams is not None
-        assert host.streams.points() == before[host.group.id]
-        taken += [point.seq for point in host.streams.points().values()]
+        applied = {source: point for source, point in before[host.group.id].items() if point.seq}
+        assert host.streams.cursors() == applied
+        taken += [point.seq for point in host.streams.cursors().values()]
     assert any(taken)
     await work(pair.a, "v")
     await pair.same()
@@ -331,3 +337,45 @@ async def test_a_new_leader_writes_what_the_old_one_did_not(logged: Logged) -> N
     for link in logged.links:
         link.drop = lambda message: message[0] in (BELL, PULLED)
     await logged.same()
+
+
+def marked(number: int, kind: Kind) -> Entry:
+    """An entry that fences, or ends a fence."""
+    marker = Marker(Point(1, number))
+    fence = Fence(number, 2, {"n": 1}, marker) if kind is Kind.FENCE else Unfence(number, {"n": 1})
+    return Entry(kind, payload=encode(fence))
+
+
+def number_of(fence: Fence | None) -> int:
+    return fence.number if fence is not None else 0
+
+
+async def test_the_newest_fence_of_a_stream_is_known_where_it_is_read(pair: Pair) -> None:
+    pair.start()
+    await work(pair.a, "w")
+    await pair.same()
+    host = next(
+        host for host in pair.a.node.shards if host.streams is not None and host.streams.tip is not None
+    )
+    source = Source(1, host.group.id)
+
+    async def told(*entries: Entry) -> set[int]:
+        host.commit(host.begin_beside(), lambda error: None, told=entries)
+        assert host.streams is not None
+        assert host.streams.tip is not None
+        for _ in range(500):
+            await asyncio.sleep(0.002)
+            theirs = [other.streams for other in pair.b.node.shards if other.streams is not None]
+            readers = [one for one in theirs if source in one.applied]
+            if all(one.applied[source].seq == host.streams.tip.seq for one in readers):
+                break
+        found = {number_of(one.fences()[source]) for one in readers}
+        again = [ShardStreams(one.host, one.abroad).fences().get(source) for one in readers]
+        assert again == [one.fences().get(source) for one in readers], "the rows say the same"
+        return found
+
+    assert await told(marked(1, Kind.FENCE)) == {1}
+    assert await told(marked(1, Kind.UNFENCE)) == {0}
+    assert await told(marked(2, Kind.FENCE), marked(3, Kind.FENCE)) == {3}
+    assert await told(marked(2, Kind.UNFENCE)) == {3}, "that was another one"
+    assert await told(marked(3, Kind.UNFENCE), marked(4, Kind.FENCE)) == {4}
