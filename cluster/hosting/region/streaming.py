@@ -22,7 +22,7 @@ Invariant: only what is committed leaves a node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -181,6 +181,10 @@ class Streaming:
         """What the other half of a shard begins with, besides its slots."""
         host = self.node.led.get(shard)
         return host.streams.heritage(child, ranges) if host is not None and host.streams is not None else []
+
+    def exporting(self) -> Mapping[int, Exporting]:
+        """Who writes the log, by shard that is led here."""
+        return self._exporters
 
     # ---- streams.Abroad
 
