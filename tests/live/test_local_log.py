@@ -154,7 +154,7 @@ def holdfast(cluster: LocalCluster, *words: str) -> dict[str, Any]:
     done = subprocess.run(
         [*HOLDFAST, *words, "--address", address, "--json"], capture_output=True, text=True, check=False
     )
-    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -184,8 +184,9 @@ async def exported(log: LogStore) -> int:
 
 @pytest.mark.tool("cassandra")
 async def test_what_is_told_is_in_the_log_and_an_outage_of_it_costs_nothing(real: LocalCluster) -> None:
-    holdfast(real, "namespace", "add-region", "default", "b")
-    client = await Client.connect(real.endpoints()[0])
+    holdfast(real, "namespace", "create", "orders")
+    holdfast(real, "namespace", "add-region", "orders", "b")
+    client = await Client.connect(real.endpoints()[0], namespace="orders")
     log = await open_log(load(Plan.read(real.directory).nodes[1].config(real.directory)))
     count = 0
 

@@ -561,6 +561,6 @@ def _config(file: Path, values: dict[str, dict[str, Any]]) -> NodeConfig:
 def _cassandra(here: Path, given: dict[str, Any] | None) -> CassandraSection | None:
     if given is None:
         return None
-    paths = {key: str(here / given[key]) for key in CASSANDRA_FILES if key in given}
+    paths: dict[str, Any] = {key: str(here / given[key]) for key in CASSANDRA_FILES if key in given}
     values: dict[str, Any] = {"contact_points": (), **given, **paths}
     return CassandraSection(**values)

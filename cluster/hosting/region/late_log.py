@@ -101,10 +101,7 @@ class LateLog:
             log.exception("the log between regions cannot be opened")
             self._not_open(LogUnavailable(repr(error)))
             return
-        if self._closed:
-            await store.close()
-            return
-        self._store = store
+        self._store = store  # `close` waits for this, and closes it
         if self._failure is not None:
             log.info("the log between regions is there", tries=self._tries)
         self._failure = None
