@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.hosting.calls.remote import KINDS_ABROAD
 from cluster.hosting.region.caution import TRUTHS, Caution
+from cluster.hosting.region.copying import KINDS as COPIES
+from cluster.hosting.region.copying import Copying
 from cluster.hosting.region.failover import Failover
 from cluster.hosting.region.failover_answers import Answers
 from cluster.hosting.region.failover_operations import Operations
@@ -55,6 +57,7 @@ class Across:
         self._regions = regions
         self.meta = node.failover = FailoverMeta(node.meta, regions.own, regions.name_of, regions.index_of)
         self.streaming = Streaming(node, regions, self, node.loop, rng, store)
+        self.copying = self.streaming.copying = Copying(self.streaming, self)
         self.failover = Failover(node, self.meta, replicas, steward, send, regions)
         self.operations = Operations(self.failover)
         self.meta.elsewhere = self.operations
@@ -96,6 +99,21 @@ class Across:
         """Whether this region holds it; None: it has not heard of it."""
         record = self.meta.committed.namespaces.get(namespace_id)
         return self.meta.region in record.config.regions if record is not None else None
+
+    # ---- copying.Shares
+
+    def copied_from(self, namespace_id: str) -> int:
+        """The region that has all of a namespace; 0: it is this one, or this one does not hold it."""
+        active = self.meta.active_region(namespace_id)
+        return active if active != self.meta.region and self.is_held(namespace_id) else 0
+
+    def shared(self) -> list[str]:
+        """Ids of the namespaces that this region shares with others."""
+        return sorted(self.meta.shared)
+
+    def is_held_by(self, namespace_id: str, region: int) -> bool:
+        """Whether a region is to have a namespace."""
+        return region in self.meta.regions_of(namespace_id)
 
     # ---- gates
 
@@ -166,6 +184,8 @@ class Across:
         kind = message[0]
         if kind in STREAMS:
             self.streaming.message(region, node, message)
+        elif kind in COPIES:
+            self.copying.message(region, node, message)
         elif kind == TRUTHS:
             self.caution.heard(region, message)
         elif kind in FAILOVER:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from cluster.hosting.groups.group import RowList
     from cluster.hosting.node import Node
+    from cluster.hosting.region.copying import Copying
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
     from replication.log.contract import LogStore
@@ -128,10 +129,12 @@ class Streaming:
         self.rng = rng
         self.store = store
         self.states = States(self)
+        self.copying: Copying | None = None  # of namespaces that are new here
         self._subscribers: dict[int, dict[Subscriber, _Standing]] = {}  # by our shard
         self._readers: dict[int, dict[Source, Reader]] = {}  # by our shard
         self._exporters: dict[int, Exporting] = {}  # by our shard
         self._listed_at: dict[tuple[int, int], float] = {}  # (our shard, region)
+        self._slots: dict[Source, Slots] = {}  # of shards of other regions, as they said last
         self._asked: dict[int, tuple[Reader, int]] = {}  # by number: who asked, and which node
         self._numbers = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -164,6 +167,8 @@ class Streaming:
     def lost(self, host: ShardHost) -> None:
         """It is not any more."""
         self._stop(host.group.id)
+        if self.copying is not None:
+            self.copying.lost(host)
 
     def _stop(self, shard: int) -> None:
         self._subscribers.pop(shard, None)
@@ -245,6 +250,8 @@ class Streaming:
                 self._beat(host)
                 if host.streams is not None:
                     host.streams.conflicts.turn()
+                    if self.copying is not None:
+                        self.copying.turn(host)
                     self.states.ask(host)
             except ServiceError as error:  # the lead moves, or the disk is full
                 log.info("a stream waits", shard=host.group.id, why=error.message)
@@ -339,14 +346,17 @@ class Streaming:
         host, readers = self.node.led.get(shard), self._readers.get(shard)
         if host is None or readers is None:
             return
-        for theirs, _, leader in found:
+        for theirs, slots, leader in found:
             source = Source(region, theirs)
+            self._slots[source] = tuple((first, last) for first, last in slots)
             reader = readers.get(source)
             if reader is None:
                 reader = readers[source] = Reader(self, host, source)
             if leader:
                 reader.leader = leader
             reader.start()
+        if self.copying is not None:
+            self.copying.turn(host)
 
     def _pull(self, region: int, node: int, message: list[Any]) -> None:
         _, number, shard, want, reader, ranges = message
@@ -426,6 +436,12 @@ class Streaming:
         if reader.leader:
             message = [APPLIED, reader.source.shard, incarnation, seq, reader.shard]
             self.links.send(reader.source.region, reader.leader, message)
+
+    def is_covered(self, shard: int, sources: Sequence[Source]) -> bool:
+        """Whether these shards of another region have all slots of one of ours, as far as is known."""
+        ours = self.node.ranges.get(shard, ())
+        theirs = joined(self._slots.get(source, ()) for source in sources)
+        return within({0: theirs}, ours).get(0, ()) == tuple(ours)
 
     # ---- for people, and for those who decide
 

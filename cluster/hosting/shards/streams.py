@@ -3,6 +3,7 @@
     o t                       the tip: where the outgoing stream ends (replication/outbox.py)
     o f  first number         a frame of it that is kept
     o c  region  shard        a cursor: how far another region's stream is applied (replication/log/cursor.py)
+    o a  namespace            all runs have come that it had before it was shared (region/copying.py)
     o n  region  shard        the newest fence in that stream, as long as it has not ended
     o p, b, g, i              where regions wrote to one workflow id at once (conflicts.py)
 
@@ -18,7 +19,7 @@ Invariant: the tip and the cursors in memory are those of the rows, proposals in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -54,6 +55,7 @@ TIP = keys.STREAM + b"t"
 FRAME = keys.STREAM + b"f"
 CURSOR = keys.STREAM + b"c"
 FENCED = keys.STREAM + b"n"
+COMPLETE = keys.STREAM + b"a"
 
 
 class Abroad(Protocol):
@@ -87,6 +89,7 @@ class ShardStreams:
         self.applied: dict[Source, Cursor] = {}
         self._begun: dict[Source, Cursor] = {}  # where streams begin of which nothing is applied yet
         self._fences: dict[Source, Fence] = {}  # of each stream the newest one, until it ends
+        self._complete: set[str] = set()
         self.conflicts = ShardConflicts(host)
         self.acks: outbox.Acks | None = None
         self._load()
@@ -100,6 +103,8 @@ class ShardStreams:
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
             self.applied[unpacked(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+        marks = rows.scan(COMPLETE, keys.prefix_end(COMPLETE))
+        self._complete = {key[len(COMPLETE) :].decode() for key, _ in marks}
         for key, value in rows.scan(FENCED, keys.prefix_end(FENCED)):
             fence = commands.decode_shard(value)
             assert isinstance(fence, commands.Fence), "nothing else is kept there"
@@ -146,9 +151,27 @@ class ShardStreams:
         entries, lag_ms = behind
         return ShardLag(lag_ms * 1_000_000, entries, parked)
 
-    def has_all(self, namespace_id: str) -> bool:  # noqa: ARG002 - none comes to a region later than its runs
-        """Whether the runs that the namespace had before it was told of here have all come."""
-        return True
+    def has_all(self, namespace_id: str) -> bool:
+        """Whether the runs are here that a namespace had before it was shared."""
+        gates = self.host.gates
+        gate = gates.gate(namespace_id) if isinstance(gates, Gates) else None
+        return (gate is not None and gate.activated > 0) or namespace_id in self._complete
+
+    def complete(self, namespace_id: str) -> None:
+        """All of them have come. Raises what a proposal does."""
+        tx = self.host.begin_beside()
+        tx.rows.append((COMPLETE + namespace_id.encode(), b""))
+        self.host.commit(tx, nobody)
+        self._complete.add(namespace_id)
+
+    def leave_out(self, is_held: Callable[[str], bool | None]) -> None:
+        """What this region holds no more is not complete when it comes again. Raises what a proposal does."""
+        gone = [one for one in self._complete if is_held(one) is False]
+        if gone:
+            tx = self.host.begin_beside()
+            tx.rows.extend((COMPLETE + one.encode(), None) for one in gone)
+            self.host.commit(tx, nobody)
+            self._complete.difference_update(gone)
 
     def _tip(self) -> Tip:
         if self.tip is None:
@@ -298,7 +321,9 @@ class ShardStreams:
     def heritage(self, child: int, slots: Slots) -> RowList:
         """What the other half of this shard begins with, where a split is proposed now."""
         rows: RowList = [
-            row for kind in (CURSOR, FENCED) for row in self.host.rows.scan(kind, keys.prefix_end(kind))
+            row
+            for kind in (CURSOR, FENCED, COMPLETE)
+            for row in self.host.rows.scan(kind, keys.prefix_end(kind))
         ]
         rows += self.conflicts.heritage(slots)
         if self.tip is not None:

@@ -42,14 +42,19 @@ Run = Callable[..., Result]
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, by its full name."""
+
+    def within(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
+            yield name, command
+            return
+        for below, one in command.commands.items():
+            yield from within(f"{name} {below}", one)
+
     context = click.Context(program)
     for name in COMMANDS:
         command = program.get_command(context, name)
         assert command is not None
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {below}", command.commands[below]) for below in command.commands)
-        else:
-            yield name, command
+        yield from within(name, command)
 
 
 @pytest.mark.parametrize("command", [pytest.param(command, id=name) for name, command in commands()])

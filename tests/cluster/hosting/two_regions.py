@@ -255,6 +255,11 @@ class World:
 
     # ---- namespaces
 
+    def has_all(self, index: int, namespace_id: str) -> bool:
+        """Whether all shards of a region have what the namespace had before."""
+        shards = self.led(index).values()
+        return all(s.streams is not None and s.streams.has_all(namespace_id) for s in shards)
+
     async def global_default(self) -> str:
         """Region 1's namespace `orders`, held by both; its id."""
         namespace_id = await self.register(1, "orders")
@@ -264,6 +269,7 @@ class World:
         await self.until(
             lambda: all(g.version(namespace_id) for g in self.gates(2).values()) and bool(self.gates(2))
         )
+        await self.until(lambda: self.has_all(2, namespace_id))
         return namespace_id
 
     async def register(self, index: int, name: str, *, versioned: bool = True) -> str:

@@ -99,7 +99,7 @@ class Chances:
     async def signal(self, place: Place, workflow_id: str) -> None:
         self.count += 1
         name = f"s{self.count}"
-        await place.play.signal(workflow_id, name, name if self.rng.random() < 0.5 else "")
+        await place.play.signal(workflow_id, name, name)  # as every SDK does (see decision 0019)
         self.client.signals[name] = workflow_id
 
     async def cancel(self, place: Place, workflow_id: str) -> None:

@@ -424,8 +424,10 @@ def test_a_region_holds_a_namespace_no_more(play: Play) -> None:
         await world.until(lambda: world.leader_state(1) == world.leader_state(2))
         asked = {"namespace": "orders", "to": "b", "mode": "graceful", "request_id": "r"}
         assert "does not hold" in await refused(world, 1, "failover", **asked)
+        await world.until(lambda: not world.has_all(2, ns))
         await world.do(1, "add_region", namespace="orders", to="b")
         await world.until(lambda: bool(world.registered(2, ns)))
+        await world.until(lambda: world.has_all(2, ns))
         await begin(world)
         await followed(world, ns, await decided(world))
 
@@ -456,6 +458,7 @@ def test_one_that_was_made_before_there_were_others_gets_a_version(play: Play) -
         told = await world.do(1, "add_region", namespace="orders", to="b")
         assert (told["version"], told["regions"]) == (1, ["a", "b"])
         await world.until(lambda: all(world.records_agree(ns)))
+        await world.until(lambda: world.has_all(2, ns))
         await begin(world)
         await followed(world, ns, await decided(world))
 
