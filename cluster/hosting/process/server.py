@@ -33,6 +33,7 @@ from cluster.hosting.node import Node
 from cluster.hosting.process import logs
 from cluster.hosting.region.alone import Alone
 from cluster.hosting.shards.meta import REGISTERED, Namespace
+from cluster.membership import META_GROUP
 from history_store.storage.contract import StorageError
 from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
@@ -131,12 +132,25 @@ class Server:
             await self._become_ready()
             await self._listen()
             self.services.part(Deletions).resume()
-            announce(self.health, True)
+            announce(self.health, not self._is_lost())
+            self.node.damages.on_found = self._damaged
         except BaseException:
             if hasattr(self, "node"):
                 self.node.committer.abandon()
             storage.close()
             raise
+
+    def _is_lost(self) -> bool:
+        """Whether nobody serves any shard that is here. In a region others do, and calls go there."""
+        if self.node.damages.images is not None:
+            return False
+        groups = self.node.committer.groups
+        return all(groups[number].damage for number in groups if number != META_GROUP)
+
+    def _damaged(self) -> None:
+        """While one shard is served, so is the server: clients of that one are not to be sent away."""
+        if self._is_lost():
+            announce(self.health, False)
 
     def _open_storage(self) -> Storage:
         return MemoryStorage() if self.options.db_path is None else SqliteStorage(self.options.db_path)
