@@ -77,7 +77,7 @@ def _recover(connection: sqlite3.Connection, database: Path, path: Path, state: 
     if not path.exists():
         raise StorageDamaged(
             f"{path} is missing: {database} was not closed, and the rounds that were acknowledged last are "
-            "in that file (it can be put back)"
+            "in that file. Put it back, if it is still somewhere"
         )
     found = journal.records(path, state.epoch, state.floor, state.place)
     closed = ended(state)
