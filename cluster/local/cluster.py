@@ -44,6 +44,7 @@ from cluster.local.plan import (
     node_toml,
     planned,
     ports_from,
+    replicas_of,
     topology,
 )
 from cluster.local.ports import free_ports
@@ -91,6 +92,7 @@ class LocalCluster:
         *,
         regions: Sequence[str] | None = None,
         nodes: int | None = None,
+        replicas: int | None = None,
         log: str = "embedded",
         port_base: int | None = None,
         settings: Settings | None = None,
@@ -101,7 +103,8 @@ class LocalCluster:
         """Describe the cluster; `up`, or entering the context, starts it.
 
         Without `directory`, a temporary one that `down` removes. None is the default (region a, three nodes,
-        free ports) for a new cluster, and whatever there is for one that exists. `settings` are sections of
+        three replicas where there are so many nodes, free ports) for a new cluster, and whatever there is
+        for one that exists. `settings` are sections of
         node.toml for all nodes: {"raft": {"tick_ms": 20}}. `environment` is added to theirs. What a cluster
         has been made with it keeps: another shape is refused; `settings`, `environment` and `program` are
         not looked at again.
@@ -110,6 +113,7 @@ class LocalCluster:
         self.directory = Path(directory or tempfile.mkdtemp(prefix="holdfast-local-")).absolute()
         self._regions = None if regions is None else tuple(regions)
         self._nodes = nodes
+        self._replicas = replicas
         self._log = log
         self._port_base = port_base
         self._settings = settings or {}
@@ -127,7 +131,7 @@ class LocalCluster:
         if a node does not come up; what this call started is then stopped again, and its files stay.
         """
         tell = report or (lambda _: None)
-        checked(self._region_names(), self._node_count(), self._log)
+        checked(self._region_names(), self._node_count(), self._log, self._replicas)
         self._make_directory()
         with locked(self.directory / COMMAND_LOCK, COMMAND_LOCK_MAX_S, self._busy()):
             plan = self._plan(tell)
@@ -296,12 +300,14 @@ class LocalCluster:
             ports = ports_from(self._port_base, count)
         else:
             ports = free_ports(3 * count, random.Random(secrets.randbits(64)))
-        plan = planned(self._region_names()[0], count, ports, self._program, self._environment)
+        plan = planned(
+            self._region_names()[0], count, ports, self._program, self._environment, self._replicas or 0
+        )
         (here / ".gitignore").write_text("*\n")
         for region in plan.regions:
             for node in region.nodes:
                 node.config(here).parent.mkdir(parents=True, exist_ok=True)
-                node.config(here).write_text(node_toml(region, node, self._settings))
+                node.config(here).write_text(node_toml(region, node, self._settings, plan.replicas))
         replace(here / CLUSTER_FILE, msgspec.json.format(msgspec.json.encode(plan)))
         tell(f"a new cluster in {here}: {len(plan.nodes)} nodes")
         return plan
@@ -319,6 +325,7 @@ class LocalCluster:
         for what, asked, there in (
             ("regions", None if self._regions is None else ",".join(self._regions), ",".join(names)),
             ("nodes", self._nodes, len(plan.regions[0].nodes)),
+            ("replicas", self._replicas, plan.replicas or replicas_of(len(plan.regions[0].nodes))),
             ("port-base", self._port_base, base),
         ):
             if asked not in (None, there):

@@ -24,6 +24,7 @@ import msgspec
 
 FORMAT: Final = 1
 HOST: Final = "127.0.0.1"
+REPLICAS: Final = (1, 3, 5)  # an even number survives no more than the odd one below
 NODES_MAX: Final = 32  # processes on one machine; three are 100 MB
 PORTS_PER_NODE: Final = 10  # with --port-base: node n has base + 10 (n - 1), and the two ports after it
 REGION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -80,6 +81,7 @@ class Plan(msgspec.Struct, frozen=True):
     program: tuple[str, ...] = PROGRAM  # a node is started with this and the path of its node.toml
     environment: dict[str, str] = {}  # what the nodes' environment has besides the supervisor's
     format: int = FORMAT
+    replicas: int = 0  # of each shard; 0: what follows from the number of nodes
 
     @property
     def nodes(self) -> tuple[NodePlan, ...]:
@@ -115,7 +117,7 @@ class Plan(msgspec.Struct, frozen=True):
         return plan
 
 
-def checked(regions: Sequence[str], nodes: int, log: str) -> None:
+def checked(regions: Sequence[str], nodes: int, log: str, replicas: int | None = None) -> None:
     """Refuse what this release does not have, and what never works. LocalError."""
     for name in regions:
         if not REGION_NAME.fullmatch(name):
@@ -140,6 +142,12 @@ def checked(regions: Sequence[str], nodes: int, log: str) -> None:
             "three survive the loss of one",
             usage=True,
         )
+    if replicas is not None and (replicas not in REPLICAS or replicas > nodes):
+        raise LocalError(
+            f"--replicas {replicas}: a shard has 1, 3 or 5 of them, each on a node of its own",
+            f"give as many --nodes, or fewer replicas; {nodes} nodes have {replicas_of(nodes)} by themselves",
+            usage=True,
+        )
 
 
 def ports_from(base: int, nodes: int) -> list[int]:
@@ -155,14 +163,24 @@ def ports_from(base: int, nodes: int) -> list[int]:
 
 
 def planned(
-    region: str, nodes: int, ports: Sequence[int], program: Sequence[str], environment: Mapping[str, str]
+    region: str,
+    nodes: int,
+    ports: Sequence[int],
+    program: Sequence[str],
+    environment: Mapping[str, str],
+    replicas: int = 0,
 ) -> Plan:
     """A cluster of one region; three ports for each node."""
     assert len(ports) == 3 * nodes
     made = tuple(
         NodePlan(f"{region}/{index + 1}", *ports[3 * index : 3 * index + 3]) for index in range(nodes)
     )
-    return Plan((RegionPlan(region, made),), tuple(program), dict(environment))
+    return Plan(
+        (RegionPlan(region, made),),
+        tuple(program),
+        dict(environment),
+        replicas=replicas or replicas_of(nodes),
+    )
 
 
 def replicas_of(nodes: int) -> int:
@@ -170,7 +188,7 @@ def replicas_of(nodes: int) -> int:
     return 3 if nodes >= 3 else 1
 
 
-def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
+def node_toml(region: RegionPlan, node: NodePlan, settings: Settings, replicas: int = 0) -> str:
     """The node's configuration; `settings` come on top of what follows from the plan."""
     number = node.name.partition("/")[2]
     tables: dict[str, dict[str, Any]] = {
@@ -178,7 +196,7 @@ def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
         "region": {
             "name": region.name,
             "nodes": [f"{one.name}={HOST}:{one.peers}" for one in region.nodes],
-            "replicas": replicas_of(len(region.nodes)),
+            "replicas": replicas or replicas_of(len(region.nodes)),
         },
         "listen": {"host": HOST, "grpc": node.grpc, "peers": node.peers, "metrics": node.metrics},
         "log": {"level": "info", "format": "text"},
