@@ -8,7 +8,6 @@ import gc
 import random
 import secrets
 import signal
-import ssl
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -20,6 +19,7 @@ import uvloop
 from cluster.frontend.health import Health
 from cluster.frontend.http2.front import Http2Front
 from cluster.frontend.http2.limits import Limits
+from cluster.frontend.http2.tls import server_context
 from cluster.frontend.reflection import Reflection
 from cluster.frontend.services import everything
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
@@ -258,9 +258,4 @@ def _tls(options: ServerOptions) -> Any:
         from cluster.frontend.grpcio_front import credentials
 
         return credentials(options.tls_cert, options.tls_key, options.tls_ca)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.tls_cert, options.tls_key)
-    if options.tls_ca is not None:
-        context.load_verify_locations(options.tls_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return server_context(options.tls_cert, options.tls_key, options.tls_ca)
