@@ -32,15 +32,16 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     """Check node.toml files, each by itself and all against each other.
 
     Of several files: whether they describe one region (name, first members, timing), and whether
-    names, addresses, directories and ports of one host are taken only once. Starts and changes
-    nothing; free ports and valid certificates are for the start to find out. Exit 1 if something
-    is wrong.
+    names, addresses, directories and ports of one host are taken only once. Certificates are
+    tried out in memory: whether nodes with these files would let each other in. Starts and
+    changes nothing; free ports are for the start to find out. Exit 1 if something is wrong.
 
     \b
     Examples:
       holdfast config check node.toml
       holdfast config check a1.toml a2.toml a3.toml --json
     """
+    from cluster.admin import certificates
     from cluster.hosting.config.agreement import disagreements
     from cluster.hosting.config.node_config import ConfigError, load
 
@@ -53,14 +54,15 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
             results.append({"file": str(file), "node": None, "problems": error.problems})
             continue
         configs.append(loaded)
-        results.append({"file": str(file), "node": loaded.node.name, "problems": []})
-    between = disagreements(configs) if len(configs) > 1 else []
+        problems = certificates.of_one(loaded)
+        results.append({"file": str(file), "node": loaded.node.name, "problems": problems})
+    between = [*disagreements(configs), *certificates.of_several(configs)] if len(configs) > 1 else []
     failed = bool(between) or any(result["problems"] for result in results)
     if as_json:
         print_json({"ok": not failed, "files": results, "problems": between})
     else:
         for result in results:
-            if result["node"] is not None:
+            if not result["problems"]:
                 click.echo(f"{result['file']}: node {result['node']}: ok")
             for problem in result["problems"]:
                 click.echo(f"{result['file']}: {problem}")

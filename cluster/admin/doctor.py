@@ -158,6 +158,17 @@ def check_peer(name: str, host: str, port: int) -> Result:
     return Result("peer", Verdict.OK, f"{name} answers at {host}:{port}")
 
 
+def check_certificates(config: NodeConfig) -> Result:
+    """Two nodes with these certificates would let each other in, and clients could be served."""
+    from cluster.admin import certificates
+
+    problems = certificates.of_one(config)
+    if problems:
+        found, _, do = problems[0].partition(". ")
+        return Result("certificates", Verdict.FAIL, found, do)
+    return Result("certificates", Verdict.OK, "a handshake with them comes about")
+
+
 def check_clock(database: Path | None) -> Result:
     """The clock was set, and does not stand before what the data file has seen."""
     now = time.time_ns() // 1_000_000_000
@@ -237,6 +248,8 @@ def examine_node(config: NodeConfig) -> list[Result]:
     others = [(one.name, one.host, one.port) for one in config.members if one.name != config.node.name]
     for name, host, port in others or [("a node to join", *seed) for seed in config.seeds]:
         network.append(partial(check_peer, name, host, port))
+    if config.tls.peers is not None or config.tls.grpc is not None:
+        network.append(partial(check_certificates, config))
     # The start makes the directory, if it is not there.
     directory = next(one for one in (data, *data.parents) if one.is_dir())
     return _examine(directory, data / DATA_FILE, network, replacing(config.node.name, str(data)))

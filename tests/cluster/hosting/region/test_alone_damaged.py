@@ -47,6 +47,10 @@ async def filled(path: Path) -> None:
     await server.stop(graceful=True)
 
 
+def serving(server: Server) -> Serving:
+    return server.health._states[""]
+
+
 def counted(server: Server) -> str:
     lines = MetricsServer(server.node).text().decode().splitlines()
     return next(line for line in lines if line.startswith("holdfast_damaged_rows_total"))
@@ -74,18 +78,18 @@ async def test_damaged_shards_are_told_and_the_server_serves_while_one_is_whole(
     assert shown[1] == ("damaged", None)
     assert shown[2] == shown[0] == ("serving", "this server")
     assert ask(server, "nodes")["nodes"][0]["leads"] == 2
-    assert server.health._states[""] == Serving.SERVING, "clients of the other shard are not to go away"
+    assert serving(server) == Serving.SERVING, "clients of the other shard are not to go away"
     assert counted(server).endswith(" 1.0")
 
     await read(server, 2)
     (problem,) = ask(server, "health")["problems"]
     assert problem["what"].startswith("rows of shards 1, 2 are damaged")
-    assert server.health._states[""] == Serving.NOT_SERVING
+    assert serving(server) == Serving.NOT_SERVING
     await server.stop(graceful=True)
 
     server = await running(path)
     assert not ask(server, "health")["ok"], "it was noted on the disk"
-    assert server.health._states[""] == Serving.NOT_SERVING
+    assert serving(server) == Serving.NOT_SERVING
     await server.stop(graceful=True)
 
 
