@@ -34,7 +34,7 @@ def health(connection: Connection, as_json: bool) -> None:
 
     Checks the gRPC health service, GetSystemInfo and the namespace given; and asks the region for
     nodes that are down or drained, shards without leader or majority, replicas that are missing or
-    behind, and disks that take no writes. Says which versions the nodes of a region run.
+    behind, disks that take no writes, and damage. Says which versions the nodes of a region run.
 
     \b
     Example:
@@ -56,9 +56,13 @@ Found = tuple[list[dict[str, Any]], dict[str, Any]]  # problems; and of a region
 
 def _runs(versions: dict[str, list[str]] | None = None, formats: int = 0) -> list[str]:
     """Which versions there are, in lines."""
-    lines = [f"version {version}: {', '.join(names)}" for version, names in (versions or {}).items()]
-    if len(lines) > 1:
+    told = dict(versions or {})
+    unheard = told.pop("", [])  # it has never been there: the region is being made
+    lines = [f"version {version}: {', '.join(names)}" for version, names in told.items()]
+    if len(told) > 1:
         lines.append(f"an upgrade is under way; what the nodes write has format {formats}")
+    if unheard:
+        lines.append(f"not heard from yet: {', '.join(unheard)}")
     return lines
 
 

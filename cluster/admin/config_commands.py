@@ -34,10 +34,10 @@ def check(files: tuple[Path, ...], offline: bool, as_json: bool) -> None:
     """Check node.toml files, each by itself and all against each other.
 
     Of several files: whether they describe one region (name, first members, timing), and whether
-    names, addresses, directories and ports of one host are taken only once. Where the log between
-    regions is on Cassandra, it is connected to, and its tables are looked at. Starts and changes
-    nothing; free ports and valid certificates are for the start to find out. Exit 1 if something
-    is wrong.
+    names, addresses, directories and ports of one host are taken only once. Certificates are
+    tried out in memory: whether nodes with these files would let each other in. Where the log
+    between regions is on Cassandra, it is connected to, and its tables are looked at. Starts and
+    changes nothing; free ports are for the start to find out. Exit 1 if something is wrong.
 
     \b
     Examples:
@@ -45,6 +45,7 @@ def check(files: tuple[Path, ...], offline: bool, as_json: bool) -> None:
       holdfast config check node.toml --offline
       holdfast config check a1.toml a2.toml a3.toml --json
     """
+    from cluster.admin import certificates
     from cluster.hosting.config.agreement import disagreements
     from cluster.hosting.config.node_config import ConfigError, load
 
@@ -57,9 +58,9 @@ def check(files: tuple[Path, ...], offline: bool, as_json: bool) -> None:
             results.append({"file": str(file), "node": None, "problems": error.problems})
             continue
         configs.append(loaded)
-        found = [] if offline else log_problems(loaded)
-        results.append({"file": str(file), "node": loaded.node.name, "problems": found})
-    between = disagreements(configs) if len(configs) > 1 else []
+        problems = [*certificates.of_one(loaded), *([] if offline else log_problems(loaded))]
+        results.append({"file": str(file), "node": loaded.node.name, "problems": problems})
+    between = [*disagreements(configs), *certificates.of_several(configs)] if len(configs) > 1 else []
     failed = bool(between) or any(result["problems"] for result in results)
     if as_json:
         print_json({"ok": not failed, "files": results, "problems": between})

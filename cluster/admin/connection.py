@@ -21,7 +21,7 @@ import click
 
 from cluster.admin.addresses import DO_DEFAULT, DO_LOCAL, Target, of_the_region, parsed
 from cluster.admin.output import Exit, F, Failure
-from cluster.admin.unary import HUNG_UP
+from cluster.admin.unary import DO_TLS, HUNG_UP, HUNG_UP_TLS, WANTS_ANOTHER, WANTS_CERTIFICATE
 
 if TYPE_CHECKING:
     from temporalio.service import ServiceClient
@@ -202,7 +202,8 @@ _CONNECT_ERRORS = (
     ("ConnectionRefused", "connection refused"),
     ("dns error", "there is no host of this name"),
     ("InvalidCertificate", "its certificate is not one that is trusted here (--tls-ca, --tls-server-name)"),
-    ("CertificateRequired", "it wants a certificate (--tls-cert and --tls-key)"),
+    ("CertificateRequired", WANTS_CERTIFICATE),
+    ("received fatal alert", WANTS_ANOTHER),
     ("tls handshake eof", "it speaks no TLS (leave --tls out)"),
     ("InvalidContentType", "it speaks no TLS (leave --tls out)"),
     ("ConnectionReset", HUNG_UP),
@@ -216,10 +217,12 @@ _CONNECT_ERRORS = (
 )
 
 
-def _why_not(error: Exception) -> str:
+def _why_not(error: Exception, *, tls: bool) -> str:
     """The client library's error without its inner structure."""
     text = str(error)
     told = next((words for mark, words in _CONNECT_ERRORS if mark in text), None)
+    if told is HUNG_UP and tls:
+        return HUNG_UP_TLS
     return told or text.removeprefix("Failed client connect: ")[:CONNECT_ERROR_MAX] or "timed out"
 
 
@@ -242,7 +245,9 @@ async def connect(connection: Connection) -> Server:
     except RPCError as error:
         raise explain(error, address, target.namespace, changes=False) from None
     except (RuntimeError, ValueError, TimeoutError) as error:
-        raise Failure(f"no server answers at {target.named}: {_why_not(error)}", target.do) from None
+        why = _why_not(error, tls=bool(target.tls))
+        do = DO_TLS if why in (WANTS_CERTIFICATE, WANTS_ANOTHER, HUNG_UP_TLS) else target.do
+        raise Failure(f"no server answers at {target.named}: {why}", do) from None
     return Server(client, address, target.namespace)
 
 

@@ -158,6 +158,17 @@ def check_peer(name: str, host: str, port: int) -> Result:
     return Result("peer", Verdict.OK, f"{name} answers at {host}:{port}")
 
 
+def check_certificates(config: NodeConfig) -> Result:
+    """Two nodes with these certificates would let each other in, and clients could be served."""
+    from cluster.admin import certificates
+
+    problems = certificates.of_one(config)
+    if problems:
+        found, _, do = problems[0].partition(". ")
+        return Result("certificates", Verdict.FAIL, found, do)
+    return Result("certificates", Verdict.OK, "a handshake with them comes about")
+
+
 def check_clock(database: Path | None) -> Result:
     """The clock was set, and does not stand before what the data file has seen."""
     now = time.time_ns() // 1_000_000_000
@@ -173,9 +184,9 @@ def check_clock(database: Path | None) -> Result:
     return Result("clock", Verdict.OK, "plausible")
 
 
-def check_database(database: Path) -> Result:
+def check_database(database: Path, if_damaged: str = "see the server's log") -> Result:
     """The data file, if there is one, is ours, whole, and of a version that this program reads."""
-    from history_store.storage.contract import StorageError
+    from history_store.storage.contract import StorageDamaged, StorageError
     from history_store.storage.files import JOURNAL_SUFFIX, inspect
     from history_store.storage.journal import read_epoch
 
@@ -191,6 +202,8 @@ def check_database(database: Path) -> Result:
         left = journal.exists()
         if left:
             read_epoch(journal)
+    except StorageDamaged as error:
+        return Result("database", Verdict.FAIL, str(error), if_damaged)
     except StorageError as error:
         found, _, do = str(error).partition(". ")
         return Result("database", Verdict.FAIL, found, do or "see the server's log")
@@ -214,13 +227,16 @@ def _holder(database: Path) -> str:
 
 def examine(database: Path | None, ip: str, port: int) -> list[Result]:
     """All checks of a single server, in the order in which trouble should be mended."""
+    from cluster.hosting.replicas.repair import RESTORE
+
     directory = database.resolve().parent if database is not None else Path.cwd()
-    return _examine(directory, database, [lambda: check_port(ip, port)])
+    return _examine(directory, database, [lambda: check_port(ip, port)], RESTORE)
 
 
 def examine_node(config: NodeConfig) -> list[Result]:
     """Those of a region's node, as its node.toml has it: its directory, its ports, and the other nodes."""
     from cluster.hosting.process.region_server import DATA_FILE
+    from cluster.hosting.replicas.repair import replacing
 
     data = Path(config.node.data_dir)
     listen = config.listen
@@ -232,12 +248,16 @@ def examine_node(config: NodeConfig) -> list[Result]:
     others = [(one.name, one.host, one.port) for one in config.members if one.name != config.node.name]
     for name, host, port in others or [("a node to join", *seed) for seed in config.seeds]:
         network.append(partial(check_peer, name, host, port))
+    if config.tls.peers is not None or config.tls.grpc is not None:
+        network.append(partial(check_certificates, config))
     # The start makes the directory, if it is not there.
     directory = next(one for one in (data, *data.parents) if one.is_dir())
-    return _examine(directory, data / DATA_FILE, network)
+    return _examine(directory, data / DATA_FILE, network, replacing(config.node.name, str(data)))
 
 
-def _examine(directory: Path, database: Path | None, network: list[Callable[[], Result]]) -> list[Result]:
+def _examine(
+    directory: Path, database: Path | None, network: list[Callable[[], Result]], if_damaged: str
+) -> list[Result]:
     checks: list[Callable[[], Result]] = [
         check_python,
         check_uvloop,
@@ -248,5 +268,5 @@ def _examine(directory: Path, database: Path | None, network: list[Callable[[], 
         lambda: check_clock(database),
     ]
     if database is not None:
-        checks.append(lambda: check_database(database))
+        checks.append(lambda: check_database(database, if_damaged))
     return [check() for check in checks]

@@ -74,6 +74,11 @@ def local() -> None:
 @click.option("--regions", help="Names of the regions, with commas; they know each other.  [default: a]")
 @click.option("--nodes", type=int, help="Nodes of each region.  [default: 3]")
 @click.option(
+    "--replicas",
+    type=int,
+    help="Replicas of each shard: 1, 3 or 5, and no more than nodes.  [default: 3, of fewer nodes 1]",
+)
+@click.option(
     "--log",
     type=click.Choice(["embedded", "cassandra"]),
     help="The log between regions: in the nodes, or on Cassandra, which is run as well.  [default: embedded]",
@@ -90,6 +95,7 @@ def up(
     directory: Path,
     regions: str | None,
     nodes: int | None,
+    replicas: int | None,
     log: str | None,
     port_base: int | None,
     as_json: bool,
@@ -106,14 +112,16 @@ def up(
     \b
     Examples:
       holdfast local up
-      holdfast local up --dir /tmp/five --nodes 5 --port-base 7300 --json
+      holdfast local up --dir /tmp/five --nodes 5 --replicas 5 --port-base 7300 --json
       holdfast local up --regions a,b --nodes 3
       holdfast local up --regions a,b --log cassandra
     """
     from cluster.local import LocalCluster
 
     names = None if regions is None else [name.strip() for name in regions.split(",")]
-    cluster = LocalCluster(directory, regions=names, nodes=nodes, log=log, port_base=port_base)
+    cluster = LocalCluster(
+        directory, regions=names, nodes=nodes, replicas=replicas, log=log, port_base=port_base
+    )
     try:
         result = cluster.up(lambda words: click.echo(words, err=True))
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ import click
 
 from cluster.admin.connection import Connection, explain, resolve
 from cluster.admin.output import Duration, Exit, F, Failure
-from cluster.admin.unary import call, reason
+from cluster.admin.unary import DO_TLS, call, is_refusal, reason
 
 CALL_S = 10.0
 LOOK_S = 0.3  # between looks at a change that is waited for
@@ -53,7 +53,7 @@ class Region:
         except (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError) as error:
             raise self._unreachable(error) from None
         except (OSError, TimeoutError) as error:
-            if changes:
+            if changes and not is_refusal(error):
                 self.address = ""
                 raise Failure(
                     f"{address}: {reason(error)}; it may have happened",
@@ -78,7 +78,8 @@ class Region:
 
     def _unreachable(self, error: BaseException) -> Failure:
         self.address = ""  # another node may answer the next question
-        return Failure(f"no server answers at {self._target.named}: {reason(error)}", self._target.do)
+        do = DO_TLS if is_refusal(error) else self._target.do
+        return Failure(f"no server answers at {self._target.named}: {reason(error)}", do)
 
     async def nodes(self, *, every: bool = False) -> Answer:
         """The nodes: `{"nodes": [...], "complete": bool}`."""

@@ -291,10 +291,13 @@ def run(options: ServerOptions) -> None:
     """Be the server until a signal ends it, then exit with its code."""
     leave_rich_out()
     from cluster.hosting.process.server import serve
-    from history_store.storage.contract import StorageError
+    from cluster.hosting.replicas.repair import RESTORE
+    from history_store.storage.contract import RowCorrupt, StorageDamaged, StorageError
 
     try:
         code = serve(options)
+    except (StorageDamaged, RowCorrupt) as error:
+        raise Failure(str(error), RESTORE) from None
     except StorageError as error:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
         raise Failure(what, do or "see `holdfast doctor --db-filename FILE`") from None

@@ -42,6 +42,8 @@ def list_command(connection: Connection, as_json: bool) -> None:
         state = "ok"
         if one["state"] == "preparing":
             state = f"coming: {one['waits'] or 'its rows are there'}"
+        elif one["state"] == "damaged":
+            state = "damaged: not served"
         elif one["leader"] is None:
             state = "no leader"
         elif not one["settled"]:

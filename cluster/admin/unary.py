@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 RESPONSE_BYTES_MAX = 64 << 20  # a region of a thousand shards is described in half a megabyte
 FIELDS_BYTES_MAX = 64 << 10
 UNKNOWN = 2
+WANTS_CERTIFICATE = "it wants a client's certificate (--tls-cert and --tls-key)"
+WANTS_ANOTHER = "it does not take this client's certificate: another authority signed it, or it is over"
+HUNG_UP_TLS = "it hung up before it answered (does it want a client's certificate? --tls-cert and --tls-key)"
+DO_TLS = (
+    "correct the flags: --tls-ca is the authority of the server's certificate; --tls-cert and --tls-key are "
+    "the client's own, signed by the authority that the server was given for clients"
+)
 HUNG_UP = "it hung up before it answered (is that its gRPC port? does it want --tls?)"
+
+
+_REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")  # in the names of alerts
 
 
 class Status(NamedTuple):
@@ -177,6 +187,12 @@ def _unpadded(flags: int, payload: bytes) -> bytes:
     return payload
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server ended the handshake with an alert about the client's certificate."""
+    words = str(getattr(error, "reason", "")).upper()
+    return isinstance(error, ssl.SSLError) and "ALERT" in words and any(one in words for one in _REFUSALS)
+
+
 def reason(error: BaseException) -> str:
     """Why a call did not come about, in words."""
     if isinstance(error, TimeoutError):
@@ -185,6 +201,8 @@ def reason(error: BaseException) -> str:
         return "connection refused"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not one that is trusted here: {error.verify_message}"
+    if is_refusal(error):
+        return WANTS_CERTIFICATE if "CERTIFICATE_REQUIRED" in str(error).upper() else WANTS_ANOTHER
     if isinstance(error, ssl.SSLError) or (isinstance(error, ConnectionError) and not str(error)):
         return "the TLS handshake failed (leave --tls out if it speaks none)"
     if isinstance(error, socket.gaierror):

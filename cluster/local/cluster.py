@@ -47,6 +47,7 @@ from cluster.local.plan import (
     node_toml,
     planned,
     ports_from,
+    replicas_of,
     topology,
 )
 from cluster.local.ports import free_ports
@@ -96,6 +97,7 @@ class LocalCluster:
         *,
         regions: Sequence[str] | None = None,
         nodes: int | None = None,
+        replicas: int | None = None,
         log: str | None = None,
         port_base: int | None = None,
         settings: Settings | None = None,
@@ -106,15 +108,17 @@ class LocalCluster:
         """Describe the cluster; `up`, or entering the context, starts it. `nodes`: of each region.
 
         `log`: the one between regions, embedded or cassandra. Without `directory`, a temporary one that
-        `down` removes. None is the default (region a, three nodes, an embedded log, free ports) for a new
-        cluster, and whatever there is for one that exists. `settings` are sections of node.toml for all
-        nodes: {"raft": {"tick_ms": 20}}. `environment` is added to theirs. What a cluster has been made with
-        it keeps: another shape is refused; `settings`, `environment` and `program` are not looked at again.
+        `down` removes. None is the default (region a, three nodes, three replicas where there are so many
+        nodes, an embedded log, free ports) for a new cluster, and whatever there is for one that exists.
+        `settings` are sections of node.toml for all nodes: {"raft": {"tick_ms": 20}}. `environment` is added
+        to theirs. What a cluster has been made with it keeps: another shape is refused; `settings`,
+        `environment` and `program` are not looked at again.
         """
         self._temporary = directory is None
         self.directory = Path(directory or tempfile.mkdtemp(prefix="holdfast-local-")).absolute()
         self._regions = None if regions is None else tuple(regions)
         self._nodes = nodes
+        self._replicas = replicas
         self._log = log
         self._port_base = port_base
         self._settings = settings or {}
@@ -133,7 +137,7 @@ class LocalCluster:
         if a node does not come up; what this call started is then stopped again, and its files stay.
         """
         tell = report or (lambda _: None)
-        checked(self._region_names(), self._node_count(), self._log or LOG_DEFAULT)
+        checked(self._region_names(), self._node_count(), self._log or LOG_DEFAULT, self._replicas)
         self._make_directory()
         with locked(self.directory / COMMAND_LOCK, COMMAND_LOCK_MAX_S, self._busy()):
             plan = self._plan(tell)
@@ -283,13 +287,15 @@ class LocalCluster:
         else:
             ports = free_ports(3 * count, rng)
         on = planned_logs(regions, rng) if self._log == "cassandra" else []
-        plan = planned(regions, self._node_count(), ports, self._program, self._environment, on)
+        replicas, nodes = self._replicas or 0, self._node_count()
+        plan = planned(regions, nodes, ports, self._program, self._environment, on, replicas)
         (here / ".gitignore").write_text("*\n")
         for region in plan.regions:
             for node in region.nodes:
                 node.config(here).parent.mkdir(parents=True, exist_ok=True)
                 log = next((one for one in on if one.region == region.name), None)
-                node.config(here).write_text(node_toml(region, node, self._settings, log))
+                text = node_toml(region, node, self._settings, log, plan.replicas)
+                node.config(here).write_text(text)
         replace(here / CLUSTER_FILE, msgspec.json.format(msgspec.json.encode(plan)))
         tell(f"a new cluster in {here}: {len(plan.nodes)} nodes")
         return plan
@@ -307,6 +313,7 @@ class LocalCluster:
         for what, asked, there in (
             ("regions", None if self._regions is None else ",".join(self._regions), ",".join(names)),
             ("nodes", self._nodes, len(plan.regions[0].nodes)),
+            ("replicas", self._replicas, plan.replicas or replicas_of(len(plan.regions[0].nodes))),
             ("log", self._log, "cassandra" if plan.logs else LOG_DEFAULT),
             ("port-base", self._port_base, base),
         ):

@@ -26,6 +26,7 @@ import msgspec
 
 FORMAT: Final = 1
 HOST: Final = "127.0.0.1"
+REPLICAS: Final = (1, 3, 5)  # an even number survives no more than the odd one below
 NODES_MAX: Final = 32  # processes on one machine; three are 100 MB
 PORTS_PER_NODE: Final = 10  # with --port-base: node n has base + 10 (n - 1), and the two ports after it
 REGION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -106,6 +107,7 @@ class Plan(msgspec.Struct, frozen=True):
     environment: dict[str, str] = {}  # what the nodes' environment has besides the supervisor's
     format: int = FORMAT
     logs: tuple[LogPlan, ...] = ()  # the log between regions; none: it is embedded
+    replicas: int = 0  # of each shard; 0: what follows from the number of nodes
 
     @property
     def nodes(self) -> tuple[NodePlan, ...]:
@@ -149,7 +151,7 @@ class Plan(msgspec.Struct, frozen=True):
         return plan
 
 
-def checked(regions: Sequence[str], nodes: int, log: str) -> None:
+def checked(regions: Sequence[str], nodes: int, log: str, replicas: int | None = None) -> None:
     """Refuse what this release does not have, and what never works. LocalError.
 
     `nodes`: of each region.
@@ -184,6 +186,12 @@ def checked(regions: Sequence[str], nodes: int, log: str) -> None:
             "take fewer regions, or fewer nodes for each",
             usage=True,
         )
+    if replicas is not None and (replicas not in REPLICAS or replicas > nodes):
+        raise LocalError(
+            f"--replicas {replicas}: a shard has 1, 3 or 5 of them, each on a node of its own",
+            f"give as many --nodes, or fewer replicas; {nodes} nodes have {replicas_of(nodes)} by themselves",
+            usage=True,
+        )
 
 
 def ports_from(base: int, nodes: int) -> list[int]:
@@ -205,6 +213,7 @@ def planned(
     program: Sequence[str],
     environment: Mapping[str, str],
     logs: Sequence[LogPlan] = (),
+    replicas: int = 0,
 ) -> Plan:
     """A cluster: regions of so many nodes each, with the indices 1, 2, ...; three ports for each node."""
     assert len(ports) == 3 * nodes * len(regions)
@@ -213,7 +222,13 @@ def planned(
         own = ports[3 * nodes * (index - 1) : 3 * nodes * index]
         plans = (NodePlan(f"{name}/{one + 1}", *own[3 * one : 3 * one + 3]) for one in range(nodes))
         made.append(RegionPlan(name, tuple(plans), index))
-    return Plan(tuple(made), tuple(program), dict(environment), logs=tuple(logs))
+    return Plan(
+        tuple(made),
+        tuple(program),
+        dict(environment),
+        logs=tuple(logs),
+        replicas=replicas or replicas_of(nodes),
+    )
 
 
 def replicas_of(nodes: int) -> int:
@@ -221,7 +236,9 @@ def replicas_of(nodes: int) -> int:
     return 3 if nodes >= 3 else 1
 
 
-def node_toml(region: RegionPlan, node: NodePlan, settings: Settings, log: LogPlan | None = None) -> str:
+def node_toml(
+    region: RegionPlan, node: NodePlan, settings: Settings, log: LogPlan | None = None, replicas: int = 0
+) -> str:
     """The node's configuration; `settings` come on top of what follows from the plan.
 
     `log`: the region's part of the log between regions, if it is not embedded.
@@ -233,7 +250,7 @@ def node_toml(region: RegionPlan, node: NodePlan, settings: Settings, log: LogPl
             "name": region.name,
             "index": region.index,
             "nodes": [f"{one.name}={HOST}:{one.peers}" for one in region.nodes],
-            "replicas": replicas_of(len(region.nodes)),
+            "replicas": replicas or replicas_of(len(region.nodes)),
         },
         "listen": {"host": HOST, "grpc": node.grpc, "peers": node.peers, "metrics": node.metrics},
         "log": {"level": "info", "format": "text"},

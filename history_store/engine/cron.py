@@ -91,6 +91,9 @@ class Every:
     interval_ns: int
 
 
+SHOWN_MAX = 100  # characters of an expression that an error repeats
+
+
 class _Malformed(ValueError):
     """The text is no cron expression."""
 
@@ -101,7 +104,7 @@ def validate(expression: str, now_ns: int = _VALIDATE_FROM_NS) -> None:
         return
     schedule = _parse(expression)
     if schedule is None:
-        raise invalid("invalid CronSchedule.")
+        raise invalid(f"invalid CronSchedule. ({expression[:SHOWN_MAX]!r} is no cron expression)")
     if isinstance(schedule, Fields) and _next_second(schedule, now_ns // NS_PER_SECOND) is None:
         raise invalid("invalid CronSchedule, no time can be found to satisfy the schedule")
 

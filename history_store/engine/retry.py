@@ -93,8 +93,15 @@ def fill_defaults(policy: RetryPolicy) -> None:
         policy.backoff_coefficient = BACKOFF_COEFFICIENT
 
 
+def check_finite(policy: RetryPolicy) -> None:
+    """INVALID_ARGUMENT for a coefficient that is no number: a comparison alone lets it pass."""
+    if not math.isfinite(policy.backoff_coefficient):
+        raise invalid(f"BackoffCoefficient must be finite on retry policy. ({policy.backoff_coefficient})")
+
+
 def validate(policy: RetryPolicy) -> None:
     """INVALID_ARGUMENT if the policy makes no sense. Over-long intervals are capped in place."""
+    check_finite(policy)
     if policy.maximum_attempts == 1:
         return  # no retry at all, so the rest is never read
     problem = check_and_cap(policy.initial_interval) if policy.HasField("initial_interval") else None

@@ -154,7 +154,7 @@ def check_fold(batch: Round) -> None:
 
 
 class StorageError(Exception):
-    """Base of what a disk can do to us; the message says what to do next."""
+    """Base of what a disk can do to us; the message says what to do next, if not otherwise noted."""
 
 
 class StorageFull(StorageError):
@@ -175,6 +175,10 @@ class StorageBroken(StorageError):
 
 class StorageCorrupt(StorageError):
     """What is on disk is not what was written, or not ours, or of a newer version. Never served."""
+
+
+class StorageDamaged(StorageCorrupt):
+    """A file has lost something. Says what, and not what to do: that depends on who else has it."""
 
 
 class RowCorrupt(StorageCorrupt):

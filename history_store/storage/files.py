@@ -28,6 +28,7 @@ from pathlib import Path
 from history_store.storage.contract import (
     StorageBroken,
     StorageCorrupt,
+    StorageDamaged,
     StorageFull,
     StorageLocked,
     StorageReadOnly,
@@ -46,10 +47,6 @@ _WAL_HEADER = struct.Struct(">8I")  # magic, format, page size, checkpoint, salt
 _FRAME_HEADER = struct.Struct(">6I")  # page, pages after commit or 0, salt 1, salt 2, checksum 1, 2
 _WAL_MAGIC = 0x377F0682  # plus 1 when checksums are of big-endian words
 _MASK = 0xFFFFFFFF
-RESTORE = (
-    "Restore it from a backup, or, if the data is not needed, "
-    "move it away together with its -wal, -shm, -log and -damaged files"
-)
 
 
 class FileLock:
@@ -143,13 +140,9 @@ def inspect(path: Path) -> None:
     except OSError as error:
         raise open_error(error, path) from error
     if not header:
-        raise StorageCorrupt(
-            f"{path} is empty, and a Holdfast data file never is: it was truncated. {RESTORE}"
-        )
+        raise StorageDamaged(f"{path} is empty, and a Holdfast data file never is: it was truncated")
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise StorageCorrupt(
-            f"{path} is not a Holdfast data file: its first bytes are not SQLite's. {RESTORE}"
-        )
+        raise StorageDamaged(f"{path} is not a Holdfast data file: its first bytes are not SQLite's")
     (application,) = struct.unpack_from(">I", header, 68)
     (version,) = struct.unpack_from(">I", header, 60)
     if application != APPLICATION_ID:
@@ -166,12 +159,12 @@ def inspect(path: Path) -> None:
     scan = _scan_wal(path.with_name(path.name + "-wal"))
     pages = scan.pages or struct.unpack_from(">I", header, 28)[0]
     if page_bytes < 512 or (scan.pages and scan.page_bytes != page_bytes):
-        raise StorageCorrupt(f"{path} is damaged at byte 16: page size {page_bytes} is impossible. {RESTORE}")
+        raise StorageDamaged(f"{path} is damaged at byte 16: page size {page_bytes} is impossible")
     missing = set(range(size // page_bytes + 1, pages + 1)) - scan.numbers
     if missing:
-        raise StorageCorrupt(
+        raise StorageDamaged(
             f"{path} is truncated: it is {size} bytes long and should have {pages} pages of {page_bytes} "
-            f"bytes; page {min(missing)} is missing. {RESTORE}"
+            f"bytes; page {min(missing)} is missing"
         )
 
 
@@ -180,7 +173,7 @@ def condemn(path: Path, why: str) -> None:
     note = path.with_name(path.name + CONDEMNED_SUFFIX)
     with suppress(OSError):  # a disk that takes nothing more: it will be met again
         with note.open("w") as file:
-            file.write(why.removesuffix(RESTORE).rstrip(" ."))
+            file.write(why)
             file.flush()
             os.fsync(file.fileno())
         sync_directory(path.parent)
@@ -190,7 +183,7 @@ def _check_condemned(path: Path) -> None:
     note = path.with_name(path.name + CONDEMNED_SUFFIX)
     if note.exists():
         why = note.read_text(errors="replace").strip() or "no reason was noted"
-        raise StorageCorrupt(f"{path} was found damaged while it was in use ({note}): {why}. {RESTORE}")
+        raise StorageDamaged(f"{path} was found damaged while it was in use ({note}): {why}")
 
 
 def remove_data(path: Path) -> None:
@@ -215,9 +208,7 @@ def _scan_wal(path: Path) -> _WalScan:
     if magic & ~1 != _WAL_MAGIC or _checksum(data[:24], order, 0, 0) != (sum1, sum2):
         if not any(data[: _WAL_HEADER.size]):
             return scan
-        raise StorageCorrupt(
-            f"{path} is damaged in its header: acknowledged rounds in it cannot be read. {RESTORE}"
-        )
+        raise StorageDamaged(f"{path} is damaged in its header: acknowledged rounds in it cannot be read")
     scan.page_bytes = page_bytes
     step = _FRAME_HEADER.size + page_bytes
     good = True  # all frames so far are whole
@@ -232,9 +223,8 @@ def _scan_wal(path: Path) -> _WalScan:
         else:
             whole = False
         if ended and whole:
-            raise StorageCorrupt(
-                f"{path} is damaged at byte {suspicious}: "
-                f"acknowledged rounds behind that cannot be read. {RESTORE}"
+            raise StorageDamaged(
+                f"{path} is damaged at byte {suspicious}: acknowledged rounds behind that cannot be read"
             )
         if good and not whole:
             good, suspicious = False, offset

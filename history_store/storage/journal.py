@@ -33,7 +33,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from history_store.storage import files, frames
-from history_store.storage.contract import StorageBroken, StorageCorrupt, StorageFull
+from history_store.storage.contract import StorageBroken, StorageCorrupt, StorageDamaged, StorageFull
 
 BLOCK_BYTES = 4096
 BYTES_MIN = 16 * BLOCK_BYTES
@@ -310,5 +310,5 @@ def _numbers(data: bytes, epoch: int) -> Iterator[tuple[int, int]]:
             yield offset, number
 
 
-def _damaged(path: Path, what: str) -> StorageCorrupt:
-    return StorageCorrupt(f"{path} is damaged: {what}. {files.RESTORE}")
+def _damaged(path: Path, what: str) -> StorageDamaged:
+    return StorageDamaged(f"{path} is damaged: {what}")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from history_store.storage import files, journal, tables
-from history_store.storage.contract import StorageCorrupt, StorageError
+from history_store.storage.contract import StorageCorrupt, StorageDamaged, StorageError
 from history_store.storage.journal import Journal
 from history_store.storage.tables import JournalState
 
@@ -54,9 +54,8 @@ def state_of(connection: sqlite3.Connection, database: Path) -> JournalState:
     """What the database says of its journal."""
     state = tables.journal_state(connection)
     if state is None:
-        raise StorageCorrupt(
-            f"{database} is damaged: what it says about its journal (table journal) is not what was written. "
-            f"{files.RESTORE}"
+        raise StorageDamaged(
+            f"{database} is damaged: what it says about its journal (table journal) is not what was written"
         )
     return state
 
@@ -76,9 +75,9 @@ def verify(connection: sqlite3.Connection, database: Path, known: JournalState, 
 
 def _recover(connection: sqlite3.Connection, database: Path, path: Path, state: JournalState) -> JournalState:
     if not path.exists():
-        raise StorageCorrupt(
+        raise StorageDamaged(
             f"{path} is missing: {database} was not closed, and the rounds that were acknowledged last are "
-            "in that file. Put it back, or restore both from a backup"
+            "in that file. Put it back, if it is still somewhere"
         )
     found = journal.records(path, state.epoch, state.floor, state.place)
     closed = ended(state)

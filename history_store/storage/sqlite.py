@@ -38,6 +38,7 @@ from history_store.storage.contract import (
     RowCorrupt,
     StorageBroken,
     StorageCorrupt,
+    StorageDamaged,
     StorageError,
     StorageFull,
     StorageLocked,
@@ -545,8 +546,8 @@ class SqliteStorage:
             self._broken = str(failure)
         return failure
 
-    def _corrupt(self, what: str) -> StorageCorrupt:
-        return StorageCorrupt(f"{self.path} is damaged: {what}. {files.RESTORE}")
+    def _corrupt(self, what: str) -> StorageDamaged:
+        return StorageDamaged(f"{self.path} is damaged: {what}")
 
     def _bad_row(self, key: object) -> StorageCorrupt:
         name = key.hex() if isinstance(key, bytes) else repr(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import resource
 import socket
@@ -22,6 +21,7 @@ from cluster.frontend.http2.connection import Http2Connection
 from cluster.frontend.http2.head import Head
 from cluster.frontend.http2.http1 import NOT_FOUND_TEXT, Answer, Http1Connection, Responder
 from cluster.frontend.http2.limits import Limits
+from cluster.frontend.http2.tls import Refusals
 
 _log: Final = structlog.get_logger("frontend")
 
@@ -54,6 +54,7 @@ class Http2Front:
         assert self._streaming <= self._handlers.keys(), "streaming names methods that have no handler"
         self._http1 = http1
         self._ssl: ssl.SSLContext | None = None
+        self._refusals = Refusals()
         self._sockets: list[socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
         self._accepted: Counter[str] = Counter()  # sockets by peer address, those in a handshake included
@@ -169,11 +170,19 @@ class Http2Front:
 
     async def _serve(self, connection: Http2Connection, client: socket.socket) -> None:
         timeout_s = None if self._ssl is None else self.limits.handshake_timeout_s
-        # OSError covers TLS errors and time-outs: who cannot shake hands is not worth a line in the log.
-        with contextlib.suppress(OSError):
+        spare = client.dup() if self._ssl is not None else None  # the loop closes its own before we hear
+        try:
             await self.loop.connect_accepted_socket(
                 lambda: connection, client, ssl=self._ssl, ssl_handshake_timeout=timeout_s
             )
+        except ssl.SSLError as error:
+            if spare is not None:
+                await self._refusals.tell(error, spare, connection.host)
+        except OSError:
+            pass  # time-outs, and who goes away amid a handshake: probes do, and are not worth a line
+        finally:
+            if spare is not None:
+                spare.close()
 
     def _served(self, connection: Http2Connection, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._accepting.discard(task)

@@ -12,7 +12,7 @@ from cluster.frontend.services.base import Services, fail
 from cluster.frontend.status import status_of
 from cluster.hosting.calls.attempt import slots_asked
 from cluster.hosting.calls.parts import Answer, Lacking, Part, Question, Then, Work, write_part
-from history_store.engine.errors import ServiceError
+from history_store.engine.errors import Code, ServiceError
 
 if TYPE_CHECKING:
     from cluster.frontend.contract import Call
@@ -58,11 +58,21 @@ class Readers:
     def read(self, call: Call, work: Work, then: Then) -> None:
         """Work on the projection, once everything committed so far can be seen in it."""
         committer = self._node.committer
-        if committer.visibility_pending and committer.refusal is None:
-            committer.flush(lambda _: self._start(call, lambda: work(self._connection()), then))
+
+        def look(error: ServiceError | None) -> None:
+            if error is not None:
+                then(None, error)
+            else:
+                self._start(call, lambda: work(self._connection()), then)
+
+        if not committer.visibility_pending:
+            look(None)
+        elif committer.refusal is None:
+            committer.flush(look)
         else:
-            # While the disk takes no writes, what it has is shown: better than nothing for hours.
-            self._start(call, lambda: work(self._connection()), then)
+            # An answer without what was acknowledged would be a wrong one, and nobody could tell.
+            why = f"List and Count cannot show what was acknowledged last: {committer.refusal.message}"
+            look(ServiceError(Code.UNAVAILABLE, why))
 
     def compute(self, call: Call, work: Callable[[], bytes], then: Then) -> None:
         """Work that needs no projection."""

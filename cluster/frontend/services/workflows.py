@@ -10,12 +10,13 @@ from temporalio.api.errordetails.v1.message_pb2 import WorkflowExecutionAlreadyS
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
 from cluster.frontend.services.base import Services, answering, execution_not_found, rpc
+from cluster.frontend.validate import fields
 from cluster.hosting.groups.group import nobody
 from cluster.hosting.shards.meta import REGISTERED
 from cluster.hosting.tasks import answers
 from history_store.engine import close, inputs, options, start, workflow_task
 from history_store.engine import state as st
-from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.engine.errors import Code, ServiceError, failed_precondition
 from history_store.rare import reached
 
 if TYPE_CHECKING:
@@ -493,7 +494,7 @@ def delete(services: Services, call: Call, request: wire.DeleteWorkflowExecution
     namespace = services.namespace(request.namespace)
     execution = request.workflow_execution
     if execution.run_id and len(execution.run_id) != 36:
-        raise invalid("Invalid RunId.")
+        raise fields.bad_run_id(execution.run_id)
     shard, run = services.run(namespace.id, execution.workflow_id, execution.run_id)
 
     def change(tx: Transaction) -> bytes:

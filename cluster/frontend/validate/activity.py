@@ -60,7 +60,7 @@ def check_by_id(
     if not request.activity_id:
         raise invalid("ActivityId is not set on request.")
     if request.run_id and not is_uuid(request.run_id):
-        raise invalid("Invalid RunId.")
+        raise fields.bad_run_id(request.run_id)
     fields.check_identity(request.identity, limits)
 
 
@@ -69,7 +69,7 @@ def check_failed_by_id(request: RespondActivityTaskFailedByIdRequest, limits: Li
     if not request.activity_id:
         raise invalid("ActivityId is not set on request.")
     if request.run_id and not is_uuid(request.run_id):
-        raise invalid("Invalid RunId.")
+        raise fields.bad_run_id(request.run_id)
     if request.HasField("failure"):
         _check_failure(request.failure)
     fields.check_identity(request.identity, limits)

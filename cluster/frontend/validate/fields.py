@@ -28,8 +28,20 @@ from history_store.engine.field_rules import (
 )
 from history_store.engine.limits import Limits
 
+SHOWN_MAX = 100  # characters of a value that an error repeats
+
 _STICKY = int(TaskQueueKind.TASK_QUEUE_KIND_STICKY)
 _VERSIONED = int(WorkerVersioningMode.WORKER_VERSIONING_MODE_VERSIONED)
+
+
+def over(limit: str, found: int, most: int) -> ServiceError:
+    """Temporal's sentence about a limit, and behind it what was found and what is allowed."""
+    return invalid(f"{limit} exceeds limit. ({found}/{most})")
+
+
+def bad_run_id(run_id: str) -> ServiceError:
+    """Temporal's two words, and what was given."""
+    return invalid(f"Invalid RunId. ({run_id[:SHOWN_MAX]!r} is no UUID)")
 
 
 def check_execution(execution: WorkflowExecution, *, present: bool) -> None:
@@ -39,7 +51,7 @@ def check_execution(execution: WorkflowExecution, *, present: bool) -> None:
     if not execution.workflow_id:
         raise invalid("WorkflowId is not set on request.")
     if execution.run_id and not is_uuid(execution.run_id):
-        raise invalid("Invalid RunId.")
+        raise bad_run_id(execution.run_id)
 
 
 def check_workflow_id(workflow_id: str, limits: Limits) -> None:
@@ -55,19 +67,19 @@ def check_workflow_id(workflow_id: str, limits: Limits) -> None:
 def check_identity(identity: str, limits: Limits) -> None:
     """Who is calling."""
     if too_long(identity, limits.id_bytes_max):
-        raise invalid("Identity length exceeds limit.")
+        raise over("Identity length", byte_length(identity), limits.id_bytes_max)
 
 
 def check_request_id(request_id: str, limits: Limits) -> None:
     """The id by which a repeated request is known; without one the server makes it."""
     if too_long(request_id, limits.id_bytes_max):
-        raise invalid("RequestId length exceeds limit.")
+        raise over("RequestId length", byte_length(request_id), limits.id_bytes_max)
 
 
 def check_namespace_name(name: str, limits: Limits) -> None:
     """The name of a namespace."""
     if too_long(name, limits.id_bytes_max):
-        raise invalid("Namespace length exceeds limit.")
+        raise over("Namespace length", byte_length(name), limits.id_bytes_max)
 
 
 def check_task_token(token: bytes) -> None:
@@ -105,13 +117,13 @@ def check_polled_queue(queue: TaskQueue, limits: Limits, *, present: bool, root:
 def check_blob(blob: Message, bytes_max: int) -> None:
     """Input, details and the like."""
     if blob.ByteSize() > bytes_max:
-        raise invalid("Blob data size exceeds limit.")
+        raise over("Blob data size", blob.ByteSize(), bytes_max)
 
 
 def check_memo(memo: Message, limits: Limits) -> None:
     """A memo."""
     if memo.ByteSize() > limits.memo_bytes_max:
-        raise invalid("Memo size exceeds limit.")
+        raise over("Memo size", memo.ByteSize(), limits.memo_bytes_max)
 
 
 def check_search_attributes(attributes: SearchAttributes, limits: Limits) -> None:

@@ -167,8 +167,10 @@ def _check_changed_options(options: ActivityOptions, changed: set[str], limits: 
         retry.complete(policy)
     if "retry_policy.initial_interval" in changed:
         check_duration(policy.initial_interval, "invalid InitialInterval set on retry policy: ")
-    if "retry_policy.backoff_coefficient" in changed and policy.backoff_coefficient < 1:
-        raise invalid("BackoffCoefficient cannot be less than 1 on retry policy.")
+    if "retry_policy.backoff_coefficient" in changed:
+        retry.check_finite(policy)
+        if policy.backoff_coefficient < 1:
+            raise invalid("BackoffCoefficient cannot be less than 1 on retry policy.")
     if "retry_policy.maximum_interval" in changed:
         check_duration(policy.maximum_interval, "invalid MaximumInterval set on retry policy: ")
     if "retry_policy.maximum_attempts" in changed and policy.maximum_attempts < 0:

@@ -56,7 +56,7 @@ def check_start(request: StartWorkflowExecutionRequest, limits: Limits) -> None:
     if not workflow_type:
         raise invalid("WorkflowType is not set on request.")
     if too_long(workflow_type, limits.id_bytes_max):
-        raise invalid("WorkflowType length exceeds limit.")
+        raise fields.over("WorkflowType length", byte_length(workflow_type), limits.id_bytes_max)
     fields.check_user_queue(request.task_queue, limits, present=request.HasField("task_queue"))
     _check_timeouts(request)
     fields.check_request_id(request.request_id, limits)

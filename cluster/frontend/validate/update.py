@@ -10,7 +10,7 @@ from temporalio.api.workflowservice.v1 import (
 
 from cluster.frontend.validate import fields
 from history_store.engine.errors import Code, ServiceError, invalid
-from history_store.engine.field_rules import too_long
+from history_store.engine.field_rules import byte_length, too_long
 from history_store.engine.limits import Limits
 
 _STAGES = tuple(int(value) for value in Stage.values())
@@ -24,7 +24,7 @@ def check_update(request: UpdateWorkflowExecutionRequest, limits: Limits) -> Non
     if not update.HasField("meta"):
         raise invalid("Update meta is not set on request.")
     if too_long(update.meta.update_id, limits.id_bytes_max):
-        raise invalid("UpdateId length exceeds limit.")
+        raise fields.over("UpdateId length", byte_length(update.meta.update_id), limits.id_bytes_max)
     if not update.HasField("input"):
         raise invalid("Update input is not set on request.")
     if not update.input.name:
@@ -43,7 +43,7 @@ def check_poll_update(request: PollWorkflowExecutionUpdateRequest, limits: Limit
     reference = request.update_ref
     fields.check_execution(reference.workflow_execution, present=reference.HasField("workflow_execution"))
     if too_long(reference.update_id, limits.id_bytes_max):
-        raise invalid("UpdateId length exceeds limit.")
+        raise fields.over("UpdateId length", byte_length(reference.update_id), limits.id_bytes_max)
     fields.check_enum(request.wait_policy.lifecycle_stage, _STAGES, "UpdateWorkflowExecutionLifecycleStage")
 
 

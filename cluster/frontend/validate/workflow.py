@@ -26,7 +26,7 @@ from temporalio.api.workflowservice.v1 import (
 
 from cluster.frontend.validate import fields
 from history_store.engine.errors import invalid
-from history_store.engine.field_rules import check_priority, check_versioning_override, too_long
+from history_store.engine.field_rules import byte_length, check_priority, check_versioning_override, too_long
 from history_store.engine.limits import Limits
 
 _REAPPLY_TYPES = tuple(int(value) for value in ResetReapplyType.values())
@@ -40,7 +40,7 @@ def check_signal(request: SignalWorkflowExecutionRequest, limits: Limits) -> Non
     if not request.signal_name:
         raise invalid("SignalName is not set on request.")
     if too_long(request.signal_name, limits.id_bytes_max):
-        raise invalid("SignalName length exceeds limit.")
+        raise fields.over("SignalName length", byte_length(request.signal_name), limits.id_bytes_max)
     fields.check_request_id(request.request_id, limits)
     if request.links:
         fields.check_links(request.links, limits)

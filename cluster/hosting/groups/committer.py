@@ -306,9 +306,11 @@ class Committer:
 
     def stop_for(self, error: BaseException, told: Iterable[Waiter] = ()) -> None:
         """The storage failed, and what it holds is unknown: stop; the log decides at the next start."""
-        log.critical("the disk failed; stopping", error=str(error))
+        corrupt = isinstance(error, StorageCorrupt)
+        advice = {"do": self.damages.advice} if corrupt and self.damages is not None else {}
+        log.critical("the disk failed; stopping", error=str(error), **advice)
         self.stopped = True
-        if isinstance(error, StorageCorrupt) and self.images is not None:
+        if corrupt and self.images is not None:
             self.storage.condemn(str(error))  # others have what it had; this is not to be met again
         self.refusal = Indefinite(f"this node's disk failed, and it stops: {error}")
         for group in self.groups.values():

@@ -98,6 +98,8 @@ class Images(Protocol):
 class Repairs(Protocol):
     """Who sees to damaged rows (replicas/repair.py)."""
 
+    advice: str  # what to do about a damaged file
+
     def found(self, group: Group, error: StorageCorrupt) -> None:
         """A group's rows are damaged, and it has stopped to lead."""
 

@@ -47,7 +47,9 @@ class NodeCollector(Collector):
             value=scrub.read_bytes,
         )
         yield CounterMetricFamily(
-            "holdfast_damaged_rows", "Rows found that were not what was written", value=scrub.found
+            "holdfast_damaged_rows",
+            "Rows and pages found that were not what was written",
+            value=scrub.found + self._node.damages.met,
         )
         yield GaugeMetricFamily(
             "holdfast_damaged_replicas",

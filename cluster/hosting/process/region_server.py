@@ -37,11 +37,12 @@ from cluster.hosting.region.joining import (
 )
 from cluster.hosting.region.late_log import LateLog
 from cluster.hosting.region.member import Founding, Member, Surroundings
+from cluster.hosting.replicas.repair import replacing
 from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, initial_ids
 from cluster.peers.contract import Identity
 from cluster.peers.tcp import TcpNetwork
 from cluster.peers.tls import load_tls
-from history_store.storage.contract import StorageCorrupt
+from history_store.storage.contract import RowCorrupt, StorageCorrupt, StorageDamaged
 from history_store.storage.files import remove_data
 from history_store.storage.sqlite import SqliteStorage
 from replication.log.contract import LogDenied, LogRefused
@@ -185,20 +186,16 @@ class RegionServer(Server):
 
     def _told_what_to_do(self, error: StorageCorrupt) -> StorageCorrupt:
         """A backup is no help in a region: it has forgotten what the others count on."""
-        what, _, do = str(error).partition(". ")
+        what = str(error).partition(". ")[0]
         if "belongs to node" in what:
             return StorageCorrupt(
                 f"{what}. Correct node.data_dir; or write region.nodes and region.cluster_name as they were "
                 "when the region was made, since they say which cluster it is. A node that has another "
                 "address now gives region.join, with addresses of the others, in the place of region.nodes"
             )
-        if "backup" not in do:
+        if not isinstance(error, StorageDamaged | RowCorrupt):
             return error  # a file of a newer version
-        return StorageCorrupt(
-            f"{what}. Do not restore a backup: the other nodes count on what this one has promised since. "
-            f"They have what it had: on one of them `holdfast node replace {self.config.node.name}`; then "
-            f"move {self.config.node.data_dir} away, and start this node again: it joins by itself"
-        )
+        return StorageCorrupt(f"{error}. {replacing(self.config.node.name, self.config.node.data_dir)}")
 
     def _key(self) -> str:
         """What a process that has no data yet, and is no first member, asks to join with; or ""."""

@@ -8,7 +8,6 @@ import gc
 import random
 import secrets
 import signal
-import ssl
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -20,6 +19,7 @@ import uvloop
 from cluster.frontend.health import Health
 from cluster.frontend.http2.front import Http2Front
 from cluster.frontend.http2.limits import Limits
+from cluster.frontend.http2.tls import server_context
 from cluster.frontend.reflection import Reflection
 from cluster.frontend.services import everything
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
@@ -33,6 +33,7 @@ from cluster.hosting.node import Node
 from cluster.hosting.process import logs
 from cluster.hosting.region.alone import Alone
 from cluster.hosting.shards.meta import REGISTERED, Namespace
+from cluster.membership import META_GROUP
 from history_store.storage.contract import StorageError
 from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
@@ -133,12 +134,25 @@ class Server:
             await self._become_ready()
             await self._listen()
             self.services.part(Deletions).resume()
-            announce(self.health, True)
+            announce(self.health, not self._is_lost())
+            self.node.damages.on_found = self._damaged
         except BaseException:
             if hasattr(self, "node"):
                 self.node.committer.abandon()
             storage.close()
             raise
+
+    def _is_lost(self) -> bool:
+        """Whether nobody serves any shard that is here. In a region others do, and calls go there."""
+        if self.node.damages.images is not None:
+            return False
+        groups = self.node.committer.groups
+        return all(groups[number].damage for number in groups if number != META_GROUP)
+
+    def _damaged(self) -> None:
+        """While one shard is served, so is the server: clients of that one are not to be sent away."""
+        if self._is_lost():
+            announce(self.health, False)
 
     def _open_storage(self) -> Storage:
         return MemoryStorage() if self.options.db_path is None else SqliteStorage(self.options.db_path)
@@ -250,9 +264,4 @@ def _tls(options: ServerOptions) -> Any:
         from cluster.frontend.grpcio_front import credentials
 
         return credentials(options.tls_cert, options.tls_key, options.tls_ca)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.tls_cert, options.tls_key)
-    if options.tls_ca is not None:
-        context.load_verify_locations(options.tls_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return server_context(options.tls_cert, options.tls_key, options.tls_ca)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cluster.hosting.region import views
 from cluster.hosting.region.administration import METHOD, VERBS, Answer, read
-from cluster.hosting.region.health import Problem, Watch
+from cluster.hosting.region.health import Problem, Watch, named
 from history_store.engine.errors import Code, ServiceError, failed_precondition
 
 if TYPE_CHECKING:
@@ -55,17 +55,32 @@ class Alone:
 
     def _health(self) -> Answer:
         refusal = self._node.committer.refusal
-        found = []
+        found = list(self._damaged())
         if refusal is not None:
             what = f"it takes no writes: {refusal.message}"
             found.append(Problem("refuses", what, NAME, "make room on its disk, or mend it"))
         return views.problems(self._watch.look(found, self._node.clock.now_ns()))
 
+    def _damaged(self) -> Iterator[Problem]:
+        damages = self._node.damages
+        restore = f"stop it, and see whether its disk is good. {damages.advice}"
+        if damages.file:
+            yield Problem("damaged file", f"the data file is damaged: {damages.file}", NAME, restore)
+        groups = sorted(damages.damaged(), key=lambda group: group.id)
+        if groups:
+            which = named([group.id for group in groups])
+            what = f"rows of {which} are damaged on its disk, and they are not served: {groups[0].damage}"
+            yield Problem("damaged rows", what, NAME, restore)
+        if damages.log_problems:
+            what = f"the log on its disk is damaged, and it would not start again: {damages.log_problems[0]}"
+            yield Problem("damaged log", what, NAME, f"copy what you need from it first; then {restore}")
+
     def _nodes(self) -> Answer:
-        groups = self._node.committer.groups
+        groups = [group for group in self._node.committer.groups.values() if not group.damage]
+        shards = len(self._node.committer.groups) - 1  # without the meta group
         one: dict[str, Any] = {
             "id": 1, "name": NAME, "state": "active", "up": True, "machine": "", "peers": "", "metrics": "",
-            "leads": len(groups), "replicas": len(groups) - 1, "wanted": len(groups) - 1, "load": None,
+            "leads": len(groups), "replicas": shards, "wanted": shards, "load": None,
             "slow": False, "joined_ns": self._started_ns, "version": self._version, "grpc": self._address(),
         }  # fmt: skip
         return {"nodes": [one], "complete": True}
@@ -78,12 +93,13 @@ class Alone:
                 ranges[-1][1] = slot
             else:
                 ranges.append([slot, slot])
+        damage = {group.id: group.damage for group in self._node.committer.groups.values()}
         shown = [
             {
-                "id": group, "state": "serving", "slots": ranges,
+                "id": group, "state": "damaged" if damage[group] else "serving", "slots": ranges,
                 "slot_count": sum(last - first + 1 for first, last in ranges),
-                "leader": NAME, "wanted": [NAME], "voters": [NAME], "learners": [], "behind": [],
-                "down": [], "settled": True, "waits": "",
+                "leader": None if damage[group] else NAME, "wanted": [NAME], "voters": [NAME],
+                "learners": [], "behind": [], "down": [], "settled": True, "waits": damage[group],
             }
             for group, ranges in slots.items()
         ]  # fmt: skip

@@ -40,6 +40,11 @@ ANSWER_S = 4.0
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
 COMPLAIN_S = 10.0
+HUNG_UP = "hung up"  # of the words in which a connection says how it ended
+TLS_HINT = (
+    "if it lasts, see whether tls.peers is in the files of all nodes, or of none, and whether the authority "
+    "there (tls.peers.ca) signed the certificates of all: `holdfast config check` of all files together"
+)
 KEY_FILE = "join-key"
 
 
@@ -211,7 +216,8 @@ async def join(asker: Asker, seeds: Iterable[Address], record: NodeRecord, rng: 
         if refused == len(seeds):
             raise NotAdmitted(why)
         if loop.time() >= complain_at:
-            log.warning("no node of region.join lets us in yet; trying on", why=why)
+            hint = {"do": TLS_HINT} if HUNG_UP in why or "SSL" in why else {}
+            log.warning("no node of region.join lets us in yet; trying on", why=why, **hint)
             complain_at = loop.time() + COMPLAIN_S
         await asyncio.sleep(wait_s * rng.uniform(0.5, 1.0))
         wait_s = min(wait_s * 2, RETRY_MAX_S)

@@ -29,7 +29,7 @@ from cluster.hosting.region.regions import Regions
 from cluster.hosting.region.split_steps import SPLIT_NEVER, SPLIT_NOW, SPLITS, SplitSteps
 from cluster.hosting.region.steward import CHOSEN, STATUS, Steward, cpu_s
 from cluster.hosting.replicas.departures import ASK_MEMBER, NO_MEMBER, Departures
-from cluster.hosting.replicas.repair import WANT_ROWS
+from cluster.hosting.replicas.repair import WANT_ROWS, replacing
 from cluster.hosting.replicas.replicas import RAFT, Replicas
 from cluster.hosting.replicas.snapshots import KINDS as IMAGES
 from cluster.hosting.replicas.snapshots import Snapshots
@@ -150,7 +150,7 @@ class Member:
         self.snapshots.chunk_bytes = around.raft.snapshot_chunk_bytes
         self.departures = Departures(node, replicas, self.snapshots, self.send)
         node.damages.images, node.damages.send = self.snapshots, self.send
-        node.damages.is_up = self.peers.is_up
+        node.damages.is_up, node.damages.advice = self.peers.is_up, replacing(identity.name)
         splitting = Splitting(
             node.committer, self.snapshots, node.open_shard, self._had, lambda: self.splits.news()
         )

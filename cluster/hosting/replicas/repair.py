@@ -41,6 +41,21 @@ WANT_ROWS = 47  # [WANT_ROWS, group, index]: an image of the rows as of that ent
 CHECK_S = 1.0
 LOG = -1  # in the place of a group: the log of all of them
 
+# What to do about a damaged file, where nobody else has what it had.
+RESTORE = (
+    "Restore it from a backup, or, if the data is not needed, "
+    "move it away together with its -wal, -shm, -log and -damaged files"
+)
+
+
+def replacing(name: str, directory: str = "its data directory") -> str:
+    """What to do about a damaged file of a region's node: it is to be another node from then on."""
+    return (
+        "Do not restore a backup: the other nodes count on what this one has promised since. "
+        f"They have what it had: on one of them `holdfast node replace {name}`; then "
+        f"move {directory} away, and start this node again: it joins by itself"
+    )
+
 
 class Damages:
     """Of one node: what is damaged, and what is done about it."""
@@ -48,7 +63,11 @@ class Damages:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.repaired = 0  # replicas, since the start
+        self.met = 0  # times that a replica came to be damaged
         self.log_problems: list[str] = []
+        self.file = ""  # what is wrong with the data file as a whole, which a node that is alone still reads
+        self.advice = RESTORE
+        self.on_found: Callable[[], None] = _nothing  # a replica is damaged, and not served
         self.images: Snapshots | None = None  # None: the node is alone
         self.send: Callable[[int, list[Any]], bool] = lambda _node, _message: False
         self.is_up: Callable[[int], bool] = lambda _node: False
@@ -72,10 +91,12 @@ class Damages:
 
     def found(self, group: Group, error: StorageCorrupt) -> None:
         """A group's rows are damaged, and it has stopped to lead."""
+        self.met += 1
         if not isinstance(error, RowCorrupt) and self.images is not None:
             self.condemn(error)
             return
-        doing = "they are fetched from its leader" if self.images is not None else "it is not served any more"
+        alone = self.images is None
+        doing = f"it is not served any more. {self.advice}" if alone else "they are fetched from its leader"
         log.error("rows of a shard are damaged on this disk", group=group.id, what=group.damage, doing=doing)
         row = note(group)
 
@@ -84,8 +105,16 @@ class Damages:
                 batch.rows.append(row)
 
         self._node.committer.store(fill, lambda: None)
+        self.on_found()
         self.check()
         self._arm()
+
+    def file_is(self, error: StorageCorrupt) -> None:
+        """The scrub found the file as a whole damaged."""
+        log.error("the data file is damaged", why=str(error), do=self.advice)
+        self.file = str(error)
+        if self.images is not None:
+            self.condemn(error)
 
     def condemn(self, error: StorageCorrupt) -> None:
         """The file as a whole is damaged. The others have what it had; this node is not to be one of them."""
@@ -94,7 +123,9 @@ class Damages:
     def log_is(self, problems: list[str], *, lap_began: bool) -> None:
         """What the scrub found of the log on disk, which was read before it was damaged, and is in memory."""
         if problems and problems != self.log_problems:
-            log.error("the log on disk is damaged; replace this node before it has to start", what=problems)
+            log.error(
+                "the log on disk is damaged; this node would not start again", what=problems, do=self.advice
+            )
         if lap_began:
             self.log_problems = problems
 
@@ -147,3 +178,7 @@ class Damages:
             return
         if node_id in group.raft.conf.members:
             self.images.asked(group, node_id, message[2])
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

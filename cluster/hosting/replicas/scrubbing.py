@@ -43,7 +43,7 @@ class Scrub:
         self.bytes_per_s = BYTES_PER_S  # 0 = never
         self.laps = 0
         self.read_bytes = 0
-        self.found = 0  # rows, log rows and records that were not what was written
+        self.found = 0  # rows, log rows, records and pages that were not what was written
         self._node = node
         self._damages = damages
         self._place = b""
@@ -102,7 +102,6 @@ class Scrub:
         self.read_bytes += checked.read_bytes
         self.laps += not checked.place
         for key in checked.damaged:
-            self.found += 1
             self._row(key)
         self.found += len(checked.problems)
         self._damages.log_is(checked.problems, lap_began=checked.place == b"r")
@@ -118,9 +117,8 @@ class Scrub:
             self._told = str(error)
             self._arm()  # busy, or no more files: later
             return
-        log.error("the data file is damaged", why=str(error))
-        if self._damages.images is not None:
-            self._damages.condemn(error)
+        self.found += 1
+        self._damages.file_is(error)
 
     # ---- what was found
 
@@ -129,8 +127,10 @@ class Scrub:
         error = RowCorrupt(f"row {key.hex()} is not what was written on the disk", key)
         for group in self._node.committer.groups.values():
             if group.rows.generation == generation:
+                self.found += bool(group.damage)  # the first one is `Damages.met`
                 group.damaged(error)
                 return
+        self.found += 1
         # Of an image that is arriving or of rows that are being deleted: whoever reads it sees it.
         log.warning("a row that is not in use is damaged", row=key.hex())
 

@@ -89,6 +89,14 @@ class TestHealth:
             "what": "a/2 is down", "where": "a/2", "since": "2026-01-02T03:04:05.678Z", "do": "start it"
         }  # fmt: skip
 
+    def test_a_node_that_was_never_heard_from_is_no_other_version(
+        self, holdfast: Run, script: Script
+    ) -> None:
+        versions = {"0.2.0": ["a/1"], "": ["a/2", "a/3"]}
+        script.answers["health"] = [{"ok": True, "problems": [], "versions": versions, "formats": 1}]
+        shown = holdfast("cluster", "health").stdout
+        assert shown.splitlines() == ["ok", "version 0.2.0: a/1", "not heard from yet: a/2, a/3"]
+
     def test_versions_are_told_and_an_upgrade_that_is_under_way(self, holdfast: Run, script: Script) -> None:
         versions = {"0.2.0": ["a/1", "a/2"], "0.1.0": ["a/3"]}
         answer = {"ok": True, "problems": [], "versions": versions, "formats": 1}

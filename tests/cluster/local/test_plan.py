@@ -48,6 +48,23 @@ def test_what_cannot_be_is_refused_in_words(regions: list[str], nodes: int, log:
     assert refused.value.do
 
 
+@pytest.mark.parametrize(("nodes", "replicas"), [(5, 2), (5, 7), (3, 5), (2, 3), (3, 0)])
+def test_replicas_are_an_odd_number_of_nodes(nodes: int, replicas: int) -> None:
+    with pytest.raises(LocalError, match=f"--replicas {replicas}: a shard has 1, 3 or 5") as refused:
+        checked(["a"], nodes, "embedded", replicas)
+    assert refused.value.usage
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 3), (1, 1), (3, 3), (5, 5)])
+def test_the_files_have_the_replicas_that_were_asked_for(tmp_path: Path, asked: int, given: int) -> None:
+    checked(["a"], 5, "embedded", asked or None)
+    plan = planned("a", 5, ports_from(7300, 5), ("program",), {}, asked)
+    assert plan.replicas == given
+    file = tmp_path / "node.toml"
+    file.write_text(node_toml(plan.regions[0], plan.nodes[0], {}, plan.replicas))
+    assert load(file).region.replicas == given
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5])
 def test_the_files_are_configurations_that_agree(tmp_path: Path, nodes: int) -> None:
     plan = plan_of(nodes)

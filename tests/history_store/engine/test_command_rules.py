@@ -243,8 +243,8 @@ CASES: list[tuple[str, Check, int, str]] = [
         "child with a bad cron",
         lambda: rules.check_start_child(child(cron_schedule="nope"), SMALL, "wq"),
         rules.BAD_CHILD,
-        "invalid CronSchedule on StartChildWorkflowExecutionCommand: invalid CronSchedule.. "
-        "WorkflowId=w WorkflowType=T Namespace=ns",
+        "invalid CronSchedule on StartChildWorkflowExecutionCommand: invalid CronSchedule. "
+        "('nope' is no cron expression). WorkflowId=w WorkflowType=T Namespace=ns",
     ),
     (
         "upsert nothing",

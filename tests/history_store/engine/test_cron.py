@@ -107,7 +107,7 @@ def test_malformed(expression: str) -> None:
     with pytest.raises(ServiceError) as caught:
         cron.validate(expression)
     assert caught.value.code is Code.INVALID_ARGUMENT
-    assert caught.value.message == "invalid CronSchedule."
+    assert caught.value.message == f"invalid CronSchedule. ({expression!r} is no cron expression)"
     assert cron.next_backoff(expression, 0, 0) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -63,6 +64,18 @@ def test_defaults() -> None:
             RetryPolicy(initial_interval=Duration(seconds=1, nanos=-1)),
             "invalid InitialInterval set on retry policy: "
             "duration has seconds and nanos with different signs",
+        ),
+        (
+            RetryPolicy(backoff_coefficient=math.nan),
+            "BackoffCoefficient must be finite on retry policy. (nan)",
+        ),
+        (
+            RetryPolicy(backoff_coefficient=math.inf),
+            "BackoffCoefficient must be finite on retry policy. (inf)",
+        ),
+        (
+            RetryPolicy(backoff_coefficient=math.nan, maximum_attempts=1),
+            "BackoffCoefficient must be finite on retry policy. (nan)",
         ),
         (RetryPolicy(backoff_coefficient=0.8), "BackoffCoefficient cannot be less than 1 on retry policy."),
         (

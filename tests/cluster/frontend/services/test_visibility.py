@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import command_type_pb2, common_pb2, workflow_pb2
 from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
 from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 
+from history_store.engine.errors import Code
 from history_store.storage.contract import Round, StorageFull
 from history_store.storage.memory import MemoryStorage
 from tests.cluster.frontend.services.conftest import NOW, SECOND, Harness
@@ -211,8 +212,34 @@ async def test_a_full_disk_shows_what_it_has() -> None:
     assert lost.done
     lost.answer.exception()
     assert await ids(harness) == ["a"]
+    await until_it_writes(harness)
+    await harness.close()
+
+
+async def until_it_writes(harness: Harness) -> None:
     for _ in range(100):
         if harness.node.committer.refusal is None:
             break
         await asyncio.sleep(0.05)
+
+
+async def test_over_a_full_disk_nothing_acknowledged_is_left_out() -> None:
+    storage = MemoryStorage()
+    harness = Harness(storage)
+    await harness.start("a")  # acknowledged; its rows come later
+    storage.fail_next(StorageFull("no space"))
+    lost = harness.begin(
+        wire.SignalWorkflowExecutionRequest(
+            namespace="default", workflow_execution=WorkflowExecution(workflow_id="a"), signal_name="s"
+        )
+    )
+    await harness.turn()
+    lost.answer.exception()
+    for request in (listing(), wire.CountWorkflowExecutionsRequest(namespace="default")):
+        refused = await harness.refused(request)
+        assert refused.code == Code.UNAVAILABLE
+        assert "List and Count cannot show what was acknowledged last: " in refused.message
+        assert "no space" in refused.message
+    await until_it_writes(harness)
+    assert await ids(harness) == ["a"]
     await harness.close()

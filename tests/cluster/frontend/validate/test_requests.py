@@ -223,7 +223,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (START, {"workflow_id": LONG}, "WorkflowId exceeds maximum allowed length (1001/1000)"),
     (START, {"workflow_id": "é" * 501}, "WorkflowId exceeds maximum allowed length (1002/1000)"),
     (START, {"workflow_type": None}, "WorkflowType is not set on request."),
-    (START, {"workflow_type": WorkflowType(name=LONG)}, "WorkflowType length exceeds limit."),
+    (START, {"workflow_type": WorkflowType(name=LONG)}, "WorkflowType length exceeds limit. (1001/1000)"),
     (START, {"task_queue": None}, "taskQueue is not set"),
     (START, {"task_queue": TaskQueue()}, "missing task queue name"),
     (START, {"task_queue": TaskQueue(name=LONG)}, "taskQueue length exceeds limit"),
@@ -262,8 +262,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"workflow_start_delay": Duration(seconds=1), "cron_schedule": "* * * * *"},
         "CronSchedule and WorkflowStartDelay may not be used together.",
     ),
-    (START, {"cron_schedule": "nope"}, "invalid CronSchedule."),
-    (START, {"request_id": LONG}, "RequestId length exceeds limit."),
+    (START, {"cron_schedule": "nope"}, "invalid CronSchedule. ('nope' is no cron expression)"),
+    (START, {"request_id": LONG}, "RequestId length exceeds limit. (1001/1000)"),
     (
         START,
         {"retry_policy": RetryPolicy(backoff_coefficient=0.5)},
@@ -343,8 +343,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"completion_callbacks": [Callback(nexus={"url": "u", "header": {"k": "x" * 9000}})]},
         "invalid header: header size longer than max allowed size of 8192",
     ),
-    (START, {"input": BIG}, "Blob data size exceeds limit."),
-    (START, {"memo": {"fields": {"k": Payload(data=b"x" * 60)}}}, "Memo size exceeds limit."),
+    (START, {"input": BIG}, f"Blob data size exceeds limit. ({BIG.ByteSize()}/100)"),
+    (START, {"memo": {"fields": {"k": Payload(data=b"x" * 60)}}}, "Memo size exceeds limit. (69/50)"),
     (
         START,
         {"versioning_override": {"pinned": {"behavior": 1}}},
@@ -354,7 +354,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (SIGNAL_START, {"signal_name": LONG}, "signal name exceeds maximum allowed length (1001/1000)"),
     (SIGNAL_START, {"workflow_type": None}, "workflow type not set"),
     (SIGNAL_START, {"request_id": LONG}, "Request ID exceeds maximum allowed length (1001/1000)"),
-    (SIGNAL_START, {"signal_input": BIG}, "Blob data size exceeds limit."),
+    (SIGNAL_START, {"signal_input": BIG}, f"Blob data size exceeds limit. ({BIG.ByteSize()}/100)"),
     (
         SIGNAL_START,
         {"workflow_id_conflict_policy": WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_FAIL},
@@ -370,21 +370,25 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "SignalWorkflowExecution",
         {"workflow_execution": WorkflowExecution(workflow_id="w", run_id="bad")},
-        "Invalid RunId.",
+        "Invalid RunId. ('bad' is no UUID)",
     ),
     ("SignalWorkflowExecution", {"signal_name": None}, "SignalName is not set on request."),
-    ("SignalWorkflowExecution", {"signal_name": LONG}, "SignalName length exceeds limit."),
-    ("SignalWorkflowExecution", {"request_id": LONG}, "RequestId length exceeds limit."),
-    ("SignalWorkflowExecution", {"input": BIG}, "Blob data size exceeds limit."),
+    ("SignalWorkflowExecution", {"signal_name": LONG}, "SignalName length exceeds limit. (1001/1000)"),
+    ("SignalWorkflowExecution", {"request_id": LONG}, "RequestId length exceeds limit. (1001/1000)"),
+    ("SignalWorkflowExecution", {"input": BIG}, f"Blob data size exceeds limit. ({BIG.ByteSize()}/100)"),
     ("QueryWorkflow", {"query": None}, "WorkflowQuery is not set on request."),
     ("QueryWorkflow", {"query": {}}, "QueryType is not set on request."),
-    ("QueryWorkflow", {"query": {"query_type": "t", "query_args": BIG}}, "Blob data size exceeds limit."),
+    (
+        "QueryWorkflow",
+        {"query": {"query_type": "t", "query_args": BIG}},
+        f"Blob data size exceeds limit. ({BIG.ByteSize()}/100)",
+    ),
     ("UpdateWorkflowExecution", {"workflow_execution": None}, "Execution is not set on request."),
     ("UpdateWorkflowExecution", {"request": None}, "Update meta is not set on request."),
     (
         "UpdateWorkflowExecution",
         {"request": {"meta": {"update_id": LONG}, "input": {"name": "n"}}},
-        "UpdateId length exceeds limit.",
+        "UpdateId length exceeds limit. (1001/1000)",
     ),
     ("UpdateWorkflowExecution", {"request": {"meta": {}}}, "Update input is not set on request."),
     ("UpdateWorkflowExecution", {"request": {"meta": {}, "input": {}}}, "Update name is not set on request."),
@@ -442,7 +446,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "operation token length exceeds allowed limit (4097/4096)",
     ),
     ("PollWorkflowTaskQueue", {"task_queue": None}, "taskQueue is not set"),
-    ("PollWorkflowTaskQueue", {"identity": LONG}, "Identity length exceeds limit."),
+    ("PollWorkflowTaskQueue", {"identity": LONG}, "Identity length exceeds limit. (1001/1000)"),
     (
         "PollWorkflowTaskQueue",
         {
@@ -485,7 +489,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("RespondQueryTaskCompleted", {"task_token": None}, "Task token not set on request."),
     ("RespondActivityTaskCompleted", {"task_token": None}, "Task token not set on request."),
-    ("RespondActivityTaskCompleted", {"identity": LONG}, "Identity length exceeds limit."),
+    ("RespondActivityTaskCompleted", {"identity": LONG}, "Identity length exceeds limit. (1001/1000)"),
     ("RespondActivityTaskFailed", {"failure": Failure()}, "Failure must have ApplicationFailureInfo."),
     (
         "RespondActivityTaskFailed",
@@ -539,7 +543,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "StatusFilter must be specified and must be not Running.",
     ),
     ("RegisterNamespace", {"namespace": None}, "Namespace not set on request."),
-    ("RegisterNamespace", {"namespace": LONG}, "Namespace length exceeds limit."),
+    ("RegisterNamespace", {"namespace": LONG}, "Namespace length exceeds limit. (1001/1000)"),
     (
         "RegisterNamespace",
         {"workflow_execution_retention_period": None},
@@ -629,7 +633,7 @@ def refusal(method: str, request: Any) -> ServiceError:
 def test_run_ids_are_uuids(method: str) -> None:
     request = GOOD[method]()
     request.execution.run_id = "not-a-uuid"
-    assert refusal(method, request).message == "Invalid RunId."
+    assert refusal(method, request).message == "Invalid RunId. ('not-a-uuid' is no UUID)"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from cluster.hosting.calls.barrier import Barrier
 from cluster.hosting.clock import Clock, Identifiers
@@ -217,10 +218,15 @@ def test_a_node_whose_file_is_malformed_ends_and_does_not_open_it_again(play: Pl
         settler.kill()
         path = cast("FileDisk", settler.disk).path
         spoil(path)
-        settler.boot()
-        await world.until(lambda: bool(settler.broken))
+        with capture_logs() as said:
+            settler.boot()
+            await world.until(lambda: bool(settler.broken))
         (error,) = settler.broken
         assert "malformed" in str(error)
+        (last,) = [one for one in said if one["log_level"] == "critical"]
+        assert last["do"].startswith("Do not restore a backup: ")
+        assert f"`holdfast node replace {settler.member.identity.name}`" in last["do"]
+        assert not [one for one in said if "Restore" in str(one)], "the others count on what it had since"
         settler.process.kill()
         settler.disk.close()
         with pytest.raises(StorageCorrupt, match=r"was found damaged while it was in use.*malformed"):
