@@ -79,7 +79,7 @@ async def runs_of(server: DevServer) -> set[str]:
 
 
 async def until_home(client: Client, near: DevServer) -> None:
-    """Calls move with the first that is made after the client was told to leave; until then it is not moved."""
+    """Calls move with the first that is made after the client was told to leave."""
     async with asyncio.timeout(HOME_MAX_S):
         while not (first := endpoints_of(client)[0]).connections or first.address != near.address:
             await client.count_workflows()
