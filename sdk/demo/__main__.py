@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
 from sdk.demo.director import DemoError, Director, Outcome, Settings
 from sdk.demo.documents import DocumentsError, Library, project
@@ -155,7 +157,11 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
             directory = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
 
         def say(line: str) -> None:
-            story.print(line, markup=False, style="bold red" if line.startswith("kill") else None)
+            style = "bold red" if line.startswith("kill") else None
+            style = "bold yellow" if line.startswith("failover") else style
+            story.print(line, markup=False, style=style)
+
+        cleaning.enter_context(_telling(say))
 
         async def ask(progress: Progress) -> Approval:
             return await approval(story, progress, asking=not given.approve and sys.stdin.isatty())
@@ -166,6 +172,26 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
             servers = "holdfast.db, server.log" if given.nodes == 1 else f"{folder} (data and logs)"
             story.print(f"kept in {directory}: {servers}, history.json, ledger.jsonl, worker.log")
         return outcome
+
+
+@contextmanager
+def _telling(say: Callable[[str], None]) -> Iterator[None]:
+    """What clients notice of their endpoints becomes part of the story; what the SDK logs besides does not."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(f"a client notices: {record.getMessage()}")
+
+    quiet = TelemetryFilter(core_level="ERROR", other_level="ERROR")
+    with suppress(RuntimeError):  # this process has a runtime already
+        Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=quiet))))
+    relays, teller = logging.getLogger("sdk.relay"), Teller(logging.WARNING)
+    relays.addHandler(teller)
+    relays.propagate = False
+    try:
+        yield
+    finally:
+        relays.removeHandler(teller)
 
 
 async def approval(story: Console, progress: Progress, *, asking: bool) -> Approval:

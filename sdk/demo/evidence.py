@@ -183,6 +183,7 @@ def checks_of(
     """Everything that has to be so after the demo."""
     steps = steps_of(events)
     calls = [step for step in steps if step.kind == "model call"]
+    processes = [death for death in deaths if death.who != "region"]
     return [
         _ended_well(events, steps),
         *_paid_once(run_id, calls, entries),
@@ -193,16 +194,19 @@ def checks_of(
         _approved_once(events, deaths),
         Check(
             "others took over from the killed",
-            len(deaths) >= 2 and all(death.successor not in (0, death.pid) for death in deaths),
-            ", ".join(f"{death.name} {death.pid} → {death.successor}" for death in deaths),
+            len(processes) == 2 and all(death.successor not in (0, death.pid) for death in processes),
+            ", ".join(f"{death.name} {death.pid} → {death.successor}" for death in processes),
         ),
     ]
 
 
 def _ended_well(events: Sequence[HistoryEvent], steps: Sequence[Step]) -> Check:
     completed = events[-1].event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED
-    bad = [step.name for step in steps if step.outcome not in ("", "completed")]
+    # A workflow task whose server changed under it may have to wait for its time-out; that costs time only.
+    waited = [step for step in steps if step.kind == "workflow task" and step.outcome == "timed out"]
+    bad = [step.name for step in steps if step.outcome not in ("", "completed") and step not in waited]
     found = f"{len(events)} events, the last is {EventType.Name(events[-1].event_type)[11:].lower()}"
+    found += f"; {len(waited)} workflow tasks waited for their time-outs" if waited else ""
     return Check("the run completed", completed and not bad, found + (f"; {bad}" if bad else ""))
 
 

@@ -121,11 +121,10 @@ class TwoRegions(Region):
 
     async def start(self, workflow_id: str) -> None:
         """Start both, and the namespace in both."""
-        await super().start(workflow_id)
+        await self._boot(workflow_id)
         other = self._other(self._where)
-        await self._settle(other)
         self.regions = await self._region.indexes(self._where)
-        client = await self.connect()
+        client = await Client.connect(self._region.addresses(self._where)[0], namespace=NAMESPACE)
         wanted = RegisterNamespaceRequest(
             namespace=NAMESPACE,
             is_global_namespace=True,
@@ -134,7 +133,9 @@ class TwoRegions(Region):
             active_cluster_name=self._where,
         )
         await client.workflow_service.register_namespace(wanted)
-        await self._known(other)
+        for region in (self._where, other):
+            await self._known(region)
+            await self._settle(region)
         self._say(f"namespace {NAMESPACE}: in regions {self._where} and {other}, active in {self._where}")
         await client.start_workflow("Pulse", id=PULSE_ID, task_queue=PULSE_QUEUE)
         self._pulse = Pulse(await connect(self._known_to(other), namespace=NAMESPACE))
@@ -273,7 +274,7 @@ class TwoRegions(Region):
 
     async def _known(self, region: str) -> None:
         """Until a region knows the namespace."""
-        client = await Client.connect(self._address(self._homes[region]))
+        client = await Client.connect(self._region.addresses(region)[0])
         async with asyncio.timeout(SAME_MAX_S):
             while True:
                 try:

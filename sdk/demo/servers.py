@@ -156,11 +156,14 @@ class Region(Servers):
 
     async def start(self, workflow_id: str) -> None:
         """Start the nodes, and choose where to connect."""
+        await self._boot(workflow_id)
+        await self._settle(self._where)
+
+    async def _boot(self, workflow_id: str) -> None:
         self._workflow_id = workflow_id
         await self._region.start()
         for node in self._region.nodes.values():
             self._say(f"node {node.name}: process {node.pid} at {node.address}")
-        await self._settle(self._where)
 
     async def _settle(self, region: str) -> None:
         place = await self._region.locate(self._region.addresses(region)[0], self._workflow_id)
