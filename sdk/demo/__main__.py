@@ -176,7 +176,7 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
 
 @contextmanager
 def _telling(say: Callable[[str], None]) -> Iterator[None]:
-    """What clients notice of their endpoints becomes part of the story; what the SDK logs besides does not."""
+    """What clients notice of their endpoints is part of the story; what the SDK logs besides is not."""
 
     class Teller(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
