@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,21 @@ def config() -> None:
 
 @config.command()
 @click.argument("files", metavar="FILE...", type=FILE, nargs=-1, required=True)
+@click.option("--offline", is_flag=True, help="Only look at the files; connect to nothing.")
 @json_option
-def check(files: tuple[Path, ...], as_json: bool) -> None:
+def check(files: tuple[Path, ...], offline: bool, as_json: bool) -> None:
     """Check node.toml files, each by itself and all against each other.
 
     Of several files: whether they describe one region (name, first members, timing), and whether
-    names, addresses, directories and ports of one host are taken only once. Starts and changes
+    names, addresses, directories and ports of one host are taken only once. Where the log between
+    regions is on Cassandra, it is connected to, and its tables are looked at. Starts and changes
     nothing; free ports and valid certificates are for the start to find out. Exit 1 if something
     is wrong.
 
     \b
     Examples:
       holdfast config check node.toml
+      holdfast config check node.toml --offline
       holdfast config check a1.toml a2.toml a3.toml --json
     """
     from cluster.hosting.config.agreement import disagreements
@@ -53,20 +57,34 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
             results.append({"file": str(file), "node": None, "problems": error.problems})
             continue
         configs.append(loaded)
-        results.append({"file": str(file), "node": loaded.node.name, "problems": []})
+        found = [] if offline else log_problems(loaded)
+        results.append({"file": str(file), "node": loaded.node.name, "problems": found})
     between = disagreements(configs) if len(configs) > 1 else []
     failed = bool(between) or any(result["problems"] for result in results)
     if as_json:
         print_json({"ok": not failed, "files": results, "problems": between})
     else:
         for result in results:
-            if result["node"] is not None:
+            if not result["problems"]:
                 click.echo(f"{result['file']}: node {result['node']}: ok")
             for problem in result["problems"]:
                 click.echo(f"{result['file']}: {problem}")
         for problem in between:
             click.echo(problem)
     leave(Exit.FAILED if failed else Exit.DONE)
+
+
+def log_problems(config: NodeConfig) -> list[str]:
+    """What is wrong with the log between regions, as a node would find it at its start."""
+    if config.replication.log == "embedded":
+        return []
+    from cluster.hosting.process.region_log import LogNotUsable, examine
+
+    try:
+        asyncio.run(examine(config))
+    except LogNotUsable as error:
+        return [f"{error}. {error.do[0].upper()}{error.do[1:]}."]
+    return []
 
 
 @config.command()

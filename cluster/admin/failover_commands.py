@@ -24,6 +24,7 @@ from cluster.admin.namespace_commands import namespace
 from cluster.admin.output import Duration, Failure, json_option, print_json, print_table
 from cluster.admin.region import TIMEOUT_S, Answer, Region
 
+CALL_S = 20.0  # for an answer: the region that decides may wait for what can still be read, and ask others
 WAIT_S = 60.0  # for the target to be close enough behind, served meanwhile
 HYBRID_WAIT_S = 10.0
 SETTLE_S = 30.0  # for all shards of the target to serve
@@ -132,7 +133,7 @@ async def _dry_run(region: Region, wish: Wish, mode: str) -> Answer:
 
 async def _graceful(region: Region, wish: Wish) -> Answer:
     fields = wish.fields("graceful")
-    begun = await region.do("failover", changes=True, **fields)
+    begun = await region.do("failover", changes=True, timeout_s=CALL_S, **fields)
     found = await _decided(region, wish, begun["region"], fields["request_id"])
     handover = found["handover"]
     if not handover["moved"]:
@@ -180,7 +181,7 @@ async def _forced(region: Region, wish: Wish) -> Answer:
             loss = "; ".join(told["lines"])
             raise Failure(f"this may lose what {told['active']} has acknowledged: {loss}", "add --yes")
         click.confirm(f"Take {wish.name} from {told['active']} all the same?", abort=True, err=True)
-    answer = await region.do("failover", changes=True, yes=True, **fields)
+    answer = await region.do("failover", changes=True, timeout_s=CALL_S, yes=True, **fields)
     return await _served(region, wish, {**answer, "mode": "forced"})
 
 

@@ -76,9 +76,7 @@ def local() -> None:
 @click.option(
     "--log",
     type=click.Choice(["embedded", "cassandra"]),
-    default="embedded",
-    show_default=True,
-    help="The log between regions; this release has none.",
+    help="The log between regions: in the nodes, or on Cassandra, which is run as well.  [default: embedded]",
 )
 @click.option(
     "--port-base",
@@ -89,7 +87,12 @@ def local() -> None:
 @json_option
 @failures
 def up(
-    directory: Path, regions: str | None, nodes: int | None, log: str, port_base: int | None, as_json: bool
+    directory: Path,
+    regions: str | None,
+    nodes: int | None,
+    log: str | None,
+    port_base: int | None,
+    as_json: bool,
 ) -> None:
     """Start a cluster on loopback and wait until every node serves.
 
@@ -105,6 +108,7 @@ def up(
       holdfast local up
       holdfast local up --dir /tmp/five --nodes 5 --port-base 7300 --json
       holdfast local up --regions a,b --nodes 3
+      holdfast local up --regions a,b --log cassandra
     """
     from cluster.local import LocalCluster
 
@@ -146,22 +150,20 @@ def status(directory: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    for region in result["regions"]:
-        for node in region["nodes"]:
-            node["uptime"] = "" if node["uptime_s"] is None else in_words(int(node["uptime_s"] * NANOSECONDS))
-            if node["state"] == "running" and not node["serving"]:
-                node["state"] = "running, not serving"
+    for node in processes(result):
+        node["uptime"] = "" if node["uptime_s"] is None else in_words(int(node["uptime_s"] * NANOSECONDS))
+        if node["state"] == "running" and not node["serving"]:
+            node["state"] = "running, not serving"
     columns = ("state", "pid", "uptime", "grpc", "peers", "metrics", "restarts")
     show(result, [("node", "name"), *((column, column) for column in columns)])
-    for region in result["regions"]:
-        for node in region["nodes"]:
-            if node["starts_again_in_s"] is not None:
-                click.echo(
-                    f"{node['name']}: ended with {node['exit_code']}; starts again in "
-                    f"{node['starts_again_in_s']} s"
-                )
-            for line in node["errors"]:
-                click.echo(f"{node['name']}: {line}")
+    for node in processes(result):
+        if node["starts_again_in_s"] is not None:
+            click.echo(
+                f"{node['name']}: ended with {node['exit_code']}; starts again in "
+                f"{node['starts_again_in_s']} s"
+            )
+        for line in node["errors"]:
+            click.echo(f"{node['name']}: {line}")
     if not result["running"]:
         click.echo(f"the cluster in {result['dir']} is down: `holdfast local up` starts it", err=True)
 
@@ -310,8 +312,11 @@ def _act(directory: Path, node: str, as_json: bool, act: Callable[[LocalCluster]
 def show(result: dict[str, Any], columns: list[tuple[str, str]]) -> None:
     """A table of all nodes."""
     rows = [
-        ["" if node[key] is None else str(node[key]) for _, key in columns]
-        for region in result["regions"]
-        for node in region["nodes"]
+        ["" if node.get(key) is None else str(node[key]) for _, key in columns] for node in processes(result)
     ]
     print_table([heading for heading, _ in columns], rows)
+
+
+def processes(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """All nodes, and those of the log between regions."""
+    return [*(node for region in result["regions"] for node in region["nodes"]), *result["log"]["nodes"]]

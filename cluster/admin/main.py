@@ -40,6 +40,10 @@ COMMANDS = {
         "cluster.admin.region_commands:region",
         "Introduce regions to each other, show them, and part them.",
     ),
+    "replication": (
+        "cluster.admin.replication_commands:replication",
+        "Make the log through which regions replicate.",
+    ),
     "server": ("cluster.admin.server_commands:server", "Run a server."),
     "shard": ("cluster.admin.shard_commands:shard", "Show the shards of a region, move and split them."),
     "workflow": ("cluster.admin.workflow_commands:workflow", "Say what a workflow run is waiting for."),

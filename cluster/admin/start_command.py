@@ -46,12 +46,15 @@ def start(file: Path, as_json: bool) -> None:
     if as_json:
         announce(config)
     leave_rich_out()
+    from cluster.hosting.process.region_log import LogNotUsable
     from cluster.hosting.process.region_server import serve
     from cluster.hosting.region.joining import NotAdmitted
     from history_store.storage.contract import StorageError
 
     try:
         code = serve(config)
+    except LogNotUsable as error:
+        raise Failure(str(error), error.do) from None
     except StorageError as error:
         what, _, do = str(error).partition(". ")  # its messages end with what to do
         raise Failure(what, do) from None

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("node")
 
+ALLOW = Verdict.ALLOW  # a member of an enumeration is looked up slowly, and this is in the way of every call
 FORGET_QUEUES_S = 60.0
 BACKLOG_HINT_MAX = 10
 
@@ -331,7 +332,7 @@ class Node:
             reached("lease refused")
             raise NotReadable(group)
         admission = shard.gates.admit(namespace_id, entered.wants)
-        if admission.verdict is not Verdict.ALLOW:
+        if admission.verdict is not ALLOW:
             raise NotActive(namespace_id, admission)
         if entered.stamp is not None:
             entered.stamp(number)
@@ -396,6 +397,11 @@ class Node:
         version = self.failover.version_of(namespace_id) if self.failover is not None else 0
         found = self.meta.by_id.get(namespace_id)
         return version or (found.version if found is not None else 0)
+
+    @property
+    def region(self) -> int:
+        """Index of this region; 0 where there are no others."""
+        return self.failover.region if self.failover is not None else 0
 
     # ---- namespaces that several regions hold
 
@@ -539,6 +545,8 @@ class Node:
         """The server stops: answer every parked poll with nothing."""
         for poll in list(self.polls):
             poll.expire()
+        if self.forward is not None:
+            self.forward.end_polls()
 
     def watch(self, connection: Connection) -> None:
         """See to it that a worker's death is noticed."""

@@ -31,11 +31,13 @@ from typing import Any, Final
 import msgspec
 
 from cluster.local import logs
+from cluster.local.cassandra.installing import make_tables, planned_logs, prepare
 from cluster.local.introducing import introduce
 from cluster.local.life import BAD_CONFIG_EXIT, STOP_MAX_S, Phase
 from cluster.local.plan import (
     CLUSTER_FILE,
     HOST,
+    LOG_DIRECTORY,
     PROGRAM,
     LocalError,
     Plan,
@@ -48,8 +50,7 @@ from cluster.local.plan import (
     topology,
 )
 from cluster.local.ports import free_ports
-from cluster.local.probe import serving
-from cluster.local.processes import end, lives, wait_until
+from cluster.local.processes import end, wait_until
 from cluster.local.state import (
     COMMAND_LOCK,
     COMMAND_LOCK_MAX_S,
@@ -61,12 +62,15 @@ from cluster.local.state import (
     read_state,
     replace,
 )
+from cluster.local.status import described, truth
 
 DIRECTORY_DEFAULT: Final = ".holdfast"
 REGIONS_DEFAULT: Final = ("a",)
 NODES_DEFAULT: Final = 3
+LOG_DEFAULT: Final = "embedded"
 CONTEXT_FILE: Final = "context.toml"
 READY_MAX_S: Final = 120.0  # three nodes take two seconds; a busy machine more
+LOG_READY_MAX_S: Final = 300.0  # Cassandra takes ten seconds of a machine with nothing else to do
 DEATHS_MAX: Final = 3  # a node that died so often while the cluster was coming up will not come up
 ORDER_MAX_S: Final = 60.0  # an order waits for a process to end, not for one to serve
 DOWN_ANSWER_MAX_S: Final = 5.0  # the supervisor only writes down what it will do
@@ -92,7 +96,7 @@ class LocalCluster:
         *,
         regions: Sequence[str] | None = None,
         nodes: int | None = None,
-        log: str = "embedded",
+        log: str | None = None,
         port_base: int | None = None,
         settings: Settings | None = None,
         environment: Mapping[str, str] | None = None,
@@ -101,11 +105,11 @@ class LocalCluster:
     ) -> None:
         """Describe the cluster; `up`, or entering the context, starts it. `nodes`: of each region.
 
-        Without `directory`, a temporary one that `down` removes. None is the default (region a, three nodes,
-        free ports) for a new cluster, and whatever there is for one that exists. `settings` are sections of
-        node.toml for all nodes: {"raft": {"tick_ms": 20}}. `environment` is added to theirs. What a cluster
-        has been made with it keeps: another shape is refused; `settings`, `environment` and `program` are
-        not looked at again.
+        `log`: the one between regions, embedded or cassandra. Without `directory`, a temporary one that
+        `down` removes. None is the default (region a, three nodes, an embedded log, free ports) for a new
+        cluster, and whatever there is for one that exists. `settings` are sections of node.toml for all
+        nodes: {"raft": {"tick_ms": 20}}. `environment` is added to theirs. What a cluster has been made with
+        it keeps: another shape is refused; `settings`, `environment` and `program` are not looked at again.
         """
         self._temporary = directory is None
         self.directory = Path(directory or tempfile.mkdtemp(prefix="holdfast-local-")).absolute()
@@ -129,7 +133,7 @@ class LocalCluster:
         if a node does not come up; what this call started is then stopped again, and its files stay.
         """
         tell = report or (lambda _: None)
-        checked(self._region_names(), self._node_count(), self._log)
+        checked(self._region_names(), self._node_count(), self._log or LOG_DEFAULT)
         self._make_directory()
         with locked(self.directory / COMMAND_LOCK, COMMAND_LOCK_MAX_S, self._busy()):
             plan = self._plan(tell)
@@ -137,9 +141,11 @@ class LocalCluster:
             running = state is not None and state.supervised
             if not running:
                 self._check_configs(plan)
+                prepare(self.directory, plan, tell)
                 self._launch(owned)
             try:
-                self._wait_all(plan, tell, resumed=running)
+                self._start_on_log(plan, tell, resumed=running)
+                self._wait_all(self.node_names(), tell, self._ready_max_s, resumed=running)
                 introduce(plan, self._ready_max_s, tell)
             except LocalError:
                 if not running:
@@ -201,7 +207,7 @@ class LocalCluster:
         self, node: str, timeout_s: float | None = None, *, deaths_max: int | None = None
     ) -> None:
         """Return when the node serves. LocalError if it does not in time, is dead, or died so often."""
-        plan = Plan.read(self.directory).node(node)
+        plan = Plan.read(self.directory).process(node)
         limit = self._ready_max_s if timeout_s is None else timeout_s
         if not wait_until(lambda: self._comes_up(node, deaths_max) is Phase.RUNNING, limit):
             raise self._not_up(plan.name, f"does not serve after {limit:g} s")
@@ -229,44 +235,18 @@ class LocalCluster:
 
     def node_state(self, node: str) -> NodeState:
         """What the supervisor last wrote about a node; stopped, if the cluster is down."""
-        Plan.read(self.directory).node(node)
+        Plan.read(self.directory).process(node)
         state = read_state(self.directory)
-        return NodeState(node) if state is None else _truth(state, state.node(node))
+        return NodeState(node) if state is None else truth(state, state.node(node))
 
     def log_file(self, node: str) -> Path:
         """Where the node's stdout and stderr go."""
-        return Plan.read(self.directory).node(node).log(self.directory)
+        return Plan.read(self.directory).process(node).log(self.directory)
 
     def status(self) -> dict[str, Any]:
         """How every node does, for people and programs; asks each running one whether it serves."""
-        plan = Plan.read(self.directory)
-        state = read_state(self.directory)
-        supervised = state is not None and state.supervised
-        result = self.topology()
-        result["running"] = supervised
-        result["supervisor"] = state.supervisor_pid if state is not None and supervised else None
-        now_ns = time.time_ns()
-        for region in result["regions"]:
-            for row in region["nodes"]:
-                node = plan.node(row["name"])
-                found = NodeState(node.name) if state is None else _truth(state, state.node(node.name))
-                row |= {
-                    "state": str(found.state),
-                    "pid": found.pid,
-                    "peers": f"{HOST}:{node.peers}",
-                    "serving": found.state is Phase.RUNNING and serving(HOST, node.grpc),
-                    "uptime_s": round((now_ns - found.started_ns) / 1e9, 1) if found.pid else None,
-                    "restarts": found.restarts,
-                    "exit_code": found.exit_code,
-                    "starts_again_in_s": (
-                        None
-                        if found.retry_ns is None
-                        else max(round((found.retry_ns - now_ns) / 1e9, 1), 0.0)
-                    ),
-                    "log": str(node.log(self.directory)),
-                    "errors": logs.errors(node.log(self.directory), now=found.state is Phase.RUNNING),
-                }
-        return result
+        plan, state = Plan.read(self.directory), read_state(self.directory)
+        return described(self.directory, plan, state, self.topology())
 
     # -------------------------------------------------------------------------------------------- inside
 
@@ -279,7 +259,8 @@ class LocalCluster:
                 f"{here} cannot be made: {error.strerror}", "name another with --dir", usage=True
             ) from None
         if not (here / CLUSTER_FILE).exists():
-            strange = sorted({path.name for path in here.iterdir()} - {*OUR_FILES, *self._region_names()})
+            ours = {*OUR_FILES, LOG_DIRECTORY, *self._region_names()}
+            strange = sorted({path.name for path in here.iterdir()} - ours)
             if strange:
                 raise LocalError(
                     f"{here} has other things in it ({strange[0]}) and no cluster",
@@ -296,16 +277,19 @@ class LocalCluster:
             return plan
         regions = self._region_names()
         count = self._node_count() * len(regions)
+        rng = random.Random(secrets.randbits(64))
         if self._port_base is not None:
             ports = ports_from(self._port_base, count)
         else:
-            ports = free_ports(3 * count, random.Random(secrets.randbits(64)))
-        plan = planned(regions, self._node_count(), ports, self._program, self._environment)
+            ports = free_ports(3 * count, rng)
+        on = planned_logs(regions, rng) if self._log == "cassandra" else []
+        plan = planned(regions, self._node_count(), ports, self._program, self._environment, on)
         (here / ".gitignore").write_text("*\n")
         for region in plan.regions:
             for node in region.nodes:
                 node.config(here).parent.mkdir(parents=True, exist_ok=True)
-                node.config(here).write_text(node_toml(region, node, self._settings))
+                log = next((one for one in on if one.region == region.name), None)
+                node.config(here).write_text(node_toml(region, node, self._settings, log))
         replace(here / CLUSTER_FILE, msgspec.json.format(msgspec.json.encode(plan)))
         tell(f"a new cluster in {here}: {len(plan.nodes)} nodes")
         return plan
@@ -323,6 +307,7 @@ class LocalCluster:
         for what, asked, there in (
             ("regions", None if self._regions is None else ",".join(self._regions), ",".join(names)),
             ("nodes", self._nodes, len(plan.regions[0].nodes)),
+            ("log", self._log, "cassandra" if plan.logs else LOG_DEFAULT),
             ("port-base", self._port_base, base),
         ):
             if asked not in (None, there):
@@ -386,10 +371,26 @@ class LocalCluster:
             )
         replace(self.directory / CONTEXT_FILE, context_toml(Plan.read(self.directory)).encode())
 
-    def _wait_all(self, plan: Plan, tell: Report, *, resumed: bool) -> None:
-        """Until every node serves. `resumed`: the cluster runs already, so nobody is told."""
-        waiting = [node.name for node in plan.nodes]
-        deadline = time.monotonic() + self._ready_max_s
+    def _start_on_log(self, plan: Plan, tell: Report, *, resumed: bool) -> None:
+        """Where there is a log between regions to run: its tables first, then the nodes that want them."""
+        if not plan.logs:
+            return
+        if not resumed:
+            tell(f"Cassandra starts, a node for each region: {', '.join(one.name for one in plan.logs)}")
+        limit_s = max(self._ready_max_s, LOG_READY_MAX_S)
+        self._wait_all([one.name for one in plan.logs], tell, limit_s, resumed=resumed)
+        state = read_state(self.directory)
+        assert state is not None, "its processes serve"
+        stopped = [node.name for node in plan.nodes if state.node(node.name).state is Phase.STOPPED]
+        if stopped:
+            make_tables(self.directory, plan, limit_s, tell)
+        for name in stopped:
+            self._order("start", name)
+
+    def _wait_all(self, names: Sequence[str], tell: Report, limit_s: float, *, resumed: bool) -> None:
+        """Until all of these serve. `resumed`: the cluster runs already, so nobody is told."""
+        waiting = list(names)
+        deadline = time.monotonic() + limit_s
         while waiting:
             for name in list(waiting):
                 phase = self._comes_up(name, deaths_max=DEATHS_MAX)
@@ -398,7 +399,7 @@ class LocalCluster:
                     if not resumed:
                         tell(f"{name} serves")
             if waiting and time.monotonic() > deadline:
-                raise self._not_up(waiting[0], f"does not serve after {self._ready_max_s:g} s")
+                raise self._not_up(waiting[0], f"does not serve after {limit_s:g} s")
             if waiting:
                 time.sleep(0.02)  # noqa: TID251 - waits for other processes, which no clock of ours moves
 
@@ -430,7 +431,7 @@ class LocalCluster:
 
     def _order(self, do: str, node: str, **more: Any) -> dict[str, Any]:
         """Have the supervisor do something. LocalError with its reason if it refuses."""
-        Plan.read(self.directory).node(node)
+        Plan.read(self.directory).process(node)
         state = read_state(self.directory)
         if state is None or not state.supervised:
             raise LocalError(f"the cluster in {self.directory} is down", "`holdfast local up` starts it")
@@ -477,8 +478,9 @@ class LocalCluster:
 
     def _delete(self) -> None:
         """Remove what is ours, and the directory if nothing else is in it."""
-        for region in Plan.read(self.directory).regions:
-            shutil.rmtree(self.directory / region.name, ignore_errors=True)
+        plan = Plan.read(self.directory)
+        for name in [*(region.name for region in plan.regions), *([LOG_DIRECTORY] if plan.logs else [])]:
+            shutil.rmtree(self.directory / name, ignore_errors=True)
         for name in OUR_FILES:
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody keeps things there
@@ -488,12 +490,3 @@ class LocalCluster:
         return LocalError(
             f"another `holdfast local` works on {self.directory}", "try again when it has ended"
         )
-
-
-def _truth(state: RunState, node: NodeState) -> NodeState:
-    """What is known of a node if the supervisor is gone: whether its process is still there."""
-    if state.supervised or node.state in (Phase.KILLED, Phase.STOPPED):
-        return node
-    if lives(node.pid, node.mark):
-        return node
-    return NodeState(node.name, Phase.STOPPED, restarts=node.restarts, exit_code=node.exit_code)

@@ -15,11 +15,11 @@ ERROR_LINES_MAX: Final = 5
 START: Final = "---- "  # begins the line before what a process of the node writes
 FOLLOW_EVERY_S: Final = 0.1
 
-# An error of our log in its forms text and json, of a command that ends and what it says to do, and the last
-# line of a traceback.
+# An error of our log in its forms text and json, of a command that ends and what it says to do, the last line
+# of a traceback, and an error of Cassandra's log.
 ERROR: Final = re.compile(
     r"\[(error|critical)\s*\]|\"level\": ?\"(error|critical)\"|^holdfast: |^  do: "
-    r"|^[A-Za-z_.]+(Error|Exception)\b"
+    r"|^[A-Za-z_.]+(Error|Exception)\b|^[0-9:.]+ ERROR "
 )
 
 

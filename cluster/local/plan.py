@@ -10,6 +10,8 @@ since replicas are never placed twice on one label. A directory holds
     a/1/node.toml          may be edited between `down` and `up`
     a/1/node.log           stdout and stderr of the node, over all of its lives
     a/1/data/
+    cassandra/a/           the log between regions, if it is on Cassandra, as region a has it: cassandra.yaml,
+                           node.log, command.json (what starts it), and its data
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ NODES_MAX: Final = 32  # processes on one machine; three are 100 MB
 PORTS_PER_NODE: Final = 10  # with --port-base: node n has base + 10 (n - 1), and the two ports after it
 REGION_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 CLUSTER_FILE: Final = "cluster.json"
+LOG_DIRECTORY: Final = "cassandra"
 
 # -P: a directory `cluster` where the command is given is not ours.
 PROGRAM: Final = (sys.executable, "-P", "-m", "cluster.admin.main", "server", "start", "--config")
@@ -66,6 +69,27 @@ class NodePlan(msgspec.Struct, frozen=True):
         return directory / self.name / "node.log"
 
 
+class LogPlan(msgspec.Struct, frozen=True):
+    """A region's node of the log between regions, on an address of its own with the ordinary ports."""
+
+    name: str  # "cassandra/a"
+    region: str
+    address: str  # of loopback
+    jmx: int  # on 127.0.0.1
+
+    def files(self, directory: Path) -> Path:
+        """Where its files and its data are."""
+        return directory / self.name
+
+    def command(self, directory: Path) -> Path:
+        """What starts it, as a list in JSON."""
+        return self.files(directory) / "command.json"
+
+    def log(self, directory: Path) -> Path:
+        """What it writes to stdout and stderr."""
+        return self.files(directory) / "node.log"
+
+
 class RegionPlan(msgspec.Struct, frozen=True):
     """The nodes of one region."""
 
@@ -81,6 +105,7 @@ class Plan(msgspec.Struct, frozen=True):
     program: tuple[str, ...] = PROGRAM  # a node is started with this and the path of its node.toml
     environment: dict[str, str] = {}  # what the nodes' environment has besides the supervisor's
     format: int = FORMAT
+    logs: tuple[LogPlan, ...] = ()  # the log between regions; none: it is embedded
 
     @property
     def nodes(self) -> tuple[NodePlan, ...]:
@@ -94,6 +119,14 @@ class Plan(msgspec.Struct, frozen=True):
             names = ", ".join(node.name for node in self.nodes)
             raise LocalError(f"there is no node {name!r} in this cluster", f"name one of {names}", usage=True)
         return found
+
+    def process(self, name: str) -> NodePlan | LogPlan:
+        """The process of this name: a node, or one of the log between regions. LocalError."""
+        found = next((one for one in self.logs if one.name == name), None)
+        if found is None and self.logs and all(node.name != name for node in self.nodes):
+            names = ", ".join([*(node.name for node in self.nodes), *(one.name for one in self.logs)])
+            raise LocalError(f"there is no process {name!r} here", f"name one of {names}", usage=True)
+        return found if found is not None else self.node(name)
 
     @staticmethod
     def read(directory: Path) -> Plan:
@@ -126,10 +159,10 @@ def checked(regions: Sequence[str], nodes: int, log: str) -> None:
             raise LocalError(
                 f"{name!r} is no name of a region", "use lower-case letters, digits and -", usage=True
             )
-    if log != "embedded":
+    if log == "cassandra" and LOG_DIRECTORY in regions:
         raise LocalError(
-            f"--log {log}: the log between regions comes with replication, which this release does not have",
-            "leave --log out",
+            f"a region that is called {LOG_DIRECTORY} is in the way of the log's own directory",
+            "give it another name",
             usage=True,
         )
     twice = next((name for name in regions if regions.count(name) > 1), None)
@@ -171,6 +204,7 @@ def planned(
     ports: Sequence[int],
     program: Sequence[str],
     environment: Mapping[str, str],
+    logs: Sequence[LogPlan] = (),
 ) -> Plan:
     """A cluster: regions of so many nodes each, with the indices 1, 2, ...; three ports for each node."""
     assert len(ports) == 3 * nodes * len(regions)
@@ -179,7 +213,7 @@ def planned(
         own = ports[3 * nodes * (index - 1) : 3 * nodes * index]
         plans = (NodePlan(f"{name}/{one + 1}", *own[3 * one : 3 * one + 3]) for one in range(nodes))
         made.append(RegionPlan(name, tuple(plans), index))
-    return Plan(tuple(made), tuple(program), dict(environment))
+    return Plan(tuple(made), tuple(program), dict(environment), logs=tuple(logs))
 
 
 def replicas_of(nodes: int) -> int:
@@ -187,8 +221,11 @@ def replicas_of(nodes: int) -> int:
     return 3 if nodes >= 3 else 1
 
 
-def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
-    """The node's configuration; `settings` come on top of what follows from the plan."""
+def node_toml(region: RegionPlan, node: NodePlan, settings: Settings, log: LogPlan | None = None) -> str:
+    """The node's configuration; `settings` come on top of what follows from the plan.
+
+    `log`: the region's part of the log between regions, if it is not embedded.
+    """
     number = node.name.partition("/")[2]
     tables: dict[str, dict[str, Any]] = {
         "node": {"name": node.name, "data_dir": "data", "machine": f"local-{number}"},
@@ -201,6 +238,9 @@ def node_toml(region: RegionPlan, node: NodePlan, settings: Settings) -> str:
         "listen": {"host": HOST, "grpc": node.grpc, "peers": node.peers, "metrics": node.metrics},
         "log": {"level": "info", "format": "text"},
     }
+    if log is not None:
+        tables["replication"] = {"log": "cassandra"}
+        tables["cassandra"] = {"contact_points": [log.address]}
     for section, keys in settings.items():
         tables.setdefault(section, {}).update(keys)
     return toml(tables, "Made by `holdfast local up`; `holdfast config show FILE` explains it.")
@@ -241,6 +281,12 @@ def topology(directory: Path, plan: Plan, pids: Mapping[str, int | None]) -> dic
     """What `local up` prints: a format that scripts, tests and benchmarks rely on."""
     return {
         "dir": str(directory),
+        "log": {
+            "kind": "cassandra" if plan.logs else "embedded",
+            "nodes": [
+                {"name": one.name, "pid": pids.get(one.name), "address": one.address} for one in plan.logs
+            ],
+        },
         "regions": [
             {
                 "name": region.name,

@@ -27,13 +27,13 @@ def free_ports(count: int, rng: random.Random) -> list[int]:
     raise OSError(f"no {count} free ports from {FIRST} to {LAST}")
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen there now."""
     with socket.socket() as probe:
         # As servers do: a connection of a former server that lingers is no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.local import logs
+from cluster.local.cassandra.server import CQL_PORT, STORAGE_PORT, answers
 from cluster.local.life import Effect, Life, Phase, Refused, Signal, Spawn
-from cluster.local.plan import HOST, LocalError, NodePlan, Plan
+from cluster.local.plan import HOST, LocalError, LogPlan, NodePlan, Plan
 from cluster.local.ports import is_free
 from cluster.local.probe import serving
 from cluster.local.processes import end, mark_of
@@ -41,9 +42,9 @@ LOG_BYTES_MAX: Final = (
 
 
 class Supervised:
-    """A node's life and its process."""
+    """The life and the process of a node, or of one of the log between regions."""
 
-    def __init__(self, plan: NodePlan, now: float) -> None:
+    def __init__(self, plan: NodePlan | LogPlan, now: float) -> None:
         self.plan = plan
         self.life = Life(plan.name, now)
         self.process: asyncio.subprocess.Process | None = None
@@ -60,14 +61,19 @@ class Supervisor:
         self.plan = plan
         self.listener = listener
         self.loop = asyncio.get_running_loop()
-        self.nodes = {node.name: Supervised(node, self.loop.time()) for node in plan.nodes}
+        everything: list[NodePlan | LogPlan] = [*plan.logs, *plan.nodes]
+        self.nodes = {one.name: Supervised(one, self.loop.time()) for one in everything}
         self.done = asyncio.Event()
         self._going_down = False
         self._mark = mark_of(os.getpid()) or ""
         self._tasks: asyncio.TaskGroup
 
     async def run(self, ready: int, owner: int | None) -> None:
-        """Start all nodes, serve orders, return when everything is down."""
+        """Start all nodes, serve orders, return when everything is down.
+
+        Where there is a log between regions to run, that alone: nodes want to find its tables, and are
+        started by order when those are made.
+        """
         server = await asyncio.start_unix_server(self._serve, sock=self.listener, limit=ORDER_BYTES_MAX)
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._go_down)
@@ -75,8 +81,8 @@ class Supervisor:
             self.loop.add_reader(owner, self._owner_is_gone, owner)
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                for node in self.nodes.values():
-                    self._carry_out(node, node.life.start(self.loop.time()))
+                for name in [one.name for one in self.plan.logs or self.plan.nodes]:
+                    self._carry_out(self.nodes[name], self.nodes[name].life.start(self.loop.time()))
                 self._write()
                 os.write(ready, b"ready")
                 os.close(ready)
@@ -110,7 +116,7 @@ class Supervisor:
         life = node.life
         try:
             process = await self._process(node.plan)
-        except OSError as error:  # its directory was removed, or the system has no room for a process
+        except (OSError, ValueError) as error:  # its files were removed, or there is no room for a process
             print(f"{node.plan.name} cannot be started: {error}", file=sys.stderr, flush=True)  # noqa: T201 - our log
             self._carry_out(node, life.ended(1, self.loop.time()))
             return
@@ -126,15 +132,18 @@ class Supervisor:
         node.process = node.mark = None
         self._carry_out(node, life.ended(code, self.loop.time()))
 
-    async def _process(self, node: NodePlan) -> asyncio.subprocess.Process:
+    async def _process(self, node: NodePlan | LogPlan) -> asyncio.subprocess.Process:
+        if isinstance(node, LogPlan):
+            command = json.loads(node.command(self.directory).read_text())
+        else:
+            command = [*self.plan.program, str(node.config(self.directory))]
         log = node.log(self.directory)
         _put_aside(log)
         with log.open("ab") as output:
             output.write(logs.begin(node.name, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
             output.flush()
             return await asyncio.create_subprocess_exec(
-                *self.plan.program,
-                str(node.config(self.directory)),
+                *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -148,9 +157,7 @@ class Supervisor:
     async def _watch_start(self, node: Supervised, process: asyncio.subprocess.Process) -> None:
         """Ask until it serves. Later it is not asked any more: whoever wants to know asks by himself."""
         while process.returncode is None and node.life.phase in (Phase.STARTING, Phase.PAUSED):
-            if node.life.phase is Phase.STARTING and await asyncio.to_thread(
-                serving, HOST, node.plan.grpc, PROBE_TIMEOUT_S
-            ):
+            if node.life.phase is Phase.STARTING and await asyncio.to_thread(_serves, node.plan):
                 # Another process may have the port while ours fails to get it: ours must have lived on.
                 if process.returncode is None:
                     node.life.serves(self.loop.time())
@@ -227,6 +234,8 @@ class Supervisor:
         if self._going_down:
             raise Refused("the cluster is going down", "`holdfast local up` starts it again")
         match order["do"]:
+            case "start":
+                self._carry_out(node, node.life.start(now))
             case "kill":
                 self._carry_out(node, node.life.kill(int(order["signal"]), now))
                 await self._leaves(node, Phase.STOPPING)
@@ -257,6 +266,12 @@ class Supervisor:
             self._carry_out(node, life.stop(self.loop.time(), **given))
 
 
+def _serves(plan: NodePlan | LogPlan) -> bool:
+    if isinstance(plan, LogPlan):
+        return answers(plan.address, timeout_s=PROBE_TIMEOUT_S)
+    return serving(HOST, plan.grpc, PROBE_TIMEOUT_S)
+
+
 def _put_aside(log: Path) -> None:
     """Keep the log within bounds: at most this one and the one before."""
     try:
@@ -279,6 +294,13 @@ def _end_orphans(directory: Path) -> None:
 
 def refuse_taken_ports(plan: Plan) -> None:
     """LocalError if somebody listens on a node's port: asked whether it serves, that would say yes."""
+    for one in plan.logs:
+        for host, port in ((one.address, CQL_PORT), (one.address, STORAGE_PORT), (HOST, one.jmx)):
+            if not is_free(port, host):
+                raise LocalError(
+                    f"port {port} at {host}, which {one.name} is to have, is in use",
+                    "`ss -ltnp` shows by whom: stop that; or `holdfast local down --delete` this cluster",
+                )
     for node in plan.nodes:
         for port in (node.grpc, node.peers, node.metrics):
             if not is_free(port):

@@ -361,6 +361,22 @@ def heartbeat(tx: Transaction, run: Run, activity: ActivityState, details: Paylo
     arm(run, activity)
 
 
+def end_as(tx: Transaction, run: Run, activity: ActivityState, event: history.HistoryEvent) -> None:
+    """The activity ends as it did in another region, whose branch of the run did not win: with that event."""
+    name = event.WhichOneof("attributes")
+    assert name is not None
+    attributes = type(getattr(event, name))()
+    attributes.CopyFrom(getattr(event, name))
+    started = attributes.started_event_id != 0 or event.event_type != E.EVENT_TYPE_ACTIVITY_TASK_CANCELED
+    if activity.started_id == 0 and started:
+        activity.started_time = tx.now
+        activity.identity = attributes.identity
+    attributes.started_event_id = _write_started(run, activity) if started else 0
+    run.outside_event(event.event_type, **{name: attributes})
+    run.drop_activity(activity)
+    workflow_task.ensure(tx, run)
+
+
 # ---- cancellation asked for by the workflow
 
 

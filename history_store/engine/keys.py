@@ -8,7 +8,8 @@
     t  due  run                                    when a run wants to be looked at
     x  sequence                                    an action on another run, not yet done
     s  shard                                       which slots were given to another shard (shard/split.py)
-    o  what                                        what other regions were told, and have told us (streams.py)
+    o  what                                        what other regions were told, and have told us (streams.py,
+                                                   conflicts.py)
     f  g  namespace id                             a namespace's gate (replication/failover/records.py)
 
 The slot (two bytes) leads wherever a kind has no order of its own, so that a shard can be split by ranges;
@@ -40,6 +41,7 @@ ITEM_EXTERNAL = b"e"
 ITEM_UPDATE = b"u"
 ITEM_SIGNAL_ID = b"s"
 ITEM_BUFFERED = b"b"
+ITEM_MADE = b"m"  # an input of another region's branch that was made again (replication/inputs.py)
 
 
 def slot_of(namespace_id: str, workflow_id: str) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from temporalio.api.enums.v1 import event_type_pb2, failed_cause_pb2, reset_pb2, update_pb2, workflow_pb2
+from temporalio.api.enums.v1 import event_type_pb2, failed_cause_pb2, reset_pb2, workflow_pb2
 from temporalio.api.failure.v1.message_pb2 import Failure
 from temporalio.api.history.v1 import message_pb2 as history
 
@@ -21,7 +21,7 @@ from history_store.engine import children, close, deadlines, inputs, keys, optio
 from history_store.engine.errors import invalid
 from history_store.engine.replay import HistoryBroken, replay
 from history_store.engine.run import ID_BUFFERED, frame
-from history_store.engine.state import EXTERNAL_SIGNAL, UpdateState
+from history_store.engine.state import EXTERNAL_SIGNAL
 
 if TYPE_CHECKING:
     from temporalio.api.common.v1.message_pb2 import Link
@@ -34,7 +34,6 @@ E = event_type_pb2
 HISTORY_SERVICE = "history-service"
 CAUSE = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
 NON_RETRYABLE = workflow_pb2.RETRY_STATE_NON_RETRYABLE_FAILURE
-REAPPLIED = update_pb2.UPDATE_ADMITTED_EVENT_ORIGIN_REAPPLY
 EXCLUDE_SIGNAL = reset_pb2.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL
 EXCLUDE_UPDATE = reset_pb2.RESET_REAPPLY_EXCLUDE_TYPE_UPDATE
 EXCLUDE_ALL = frozenset(int(value) for value in reset_pb2.ResetReapplyExcludeType.values() if value)
@@ -278,7 +277,7 @@ def _reapply(tx: Transaction, run: Run, event: history.HistoryEvent, excluded: f
         accepted = event.workflow_execution_update_accepted_event_attributes
         # Without its request an accepted update was admitted by an event, which is applied again itself.
         if EXCLUDE_UPDATE not in excluded and accepted.HasField("accepted_request"):
-            _admit(run, accepted.accepted_request, REAPPLIED, event)
+            _admit(run, accepted.accepted_request, updates.REAPPLIED, event)
     elif kind == E.EVENT_TYPE_WORKFLOW_EXECUTION_OPTIONS_UPDATED:
         changed = event.workflow_execution_options_updated_event_attributes
         if changed.attached_request_id not in run.state.request_ids:
@@ -297,15 +296,7 @@ def _admit(run: Run, request: Request, origin: int, event: history.HistoryEvent)
     update_id = request.meta.update_id
     if update_id in run.updates_state:
         return
-    again = run.event(
-        E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED,
-        workflow_execution_update_admitted_event_attributes=history.WorkflowExecutionUpdateAdmittedEventAttributes(
-            request=request,
-            origin=origin,  # type: ignore[arg-type]
-        ),
-        links=event.links,
-    )
-    run.put_update(UpdateState(update_id, updates.ADMITTED, again.event_id, run.batch_first))
+    updates.admit_again(run, request, event.links, origin)
 
 
 CHILD_EVENTS = frozenset(

@@ -336,6 +336,7 @@ class Run:
             event_time=tx.time,
             event_type=event_type,  # type: ignore[arg-type]
             version=self.state.version,
+            task_id=tx.env.next_sequence() & 0x7FFFFFFFFFFFFFFF,  # names it until it has an id, and after
             **fields,
         )
         self.buffered.append(event)
@@ -363,7 +364,8 @@ class Run:
         for event in first + later:
             event.event_id = self.state.next_event_id
             event.version = self.state.version  # the run may have come to another region since
-            event.task_id = tx.env.next_sequence() & 0x7FFFFFFFFFFFFFFF
+            if not event.task_id:  # of a release that gave it none before
+                event.task_id = tx.env.next_sequence() & 0x7FFFFFFFFFFFFFFF
             self.state.next_event_id += 1
             self._wire(event, started)
             self.events.append(event)

@@ -127,6 +127,10 @@ class RunState(msgspec.Struct, array_like=True, gc=False):
     # Of each failover version it was changed at, the last change that other regions were told of
     # (replication/shipment.Lineage)
     told: tuple[tuple[int, int], ...] = ()
+    # The last of these changes that it was open at, before or after: of the runs of a workflow id the one
+    # with the highest is current (replication/branches.py)
+    rank: tuple[int, int] = (0, 0)
+    zombie: bool = False  # it lost its workflow id to another region's run (see there)
 
 
 class ActivityState(msgspec.Struct, array_like=True, gc=False):

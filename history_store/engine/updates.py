@@ -25,12 +25,17 @@ from history_store.engine.errors import Code, ServiceError, failed_precondition
 from history_store.engine.state import WFT_SPECULATIVE, UpdateState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from temporalio.api.common.v1.message_pb2 import Link
+
     from history_store.engine.run import Run, Transaction
 
 E = event_type_pb2
 ADMITTED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
 ACCEPTED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 COMPLETED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
+REAPPLIED = update_pb2.UPDATE_ADMITTED_EVENT_ORIGIN_REAPPLY
 ABORTED_BY_CLOSING = "workflow update was aborted by closing workflow"
 FAIL_FAST_ATTEMPT = 3  # Temporal: from this attempt of a failing workflow task on, updates are refused
 
@@ -224,6 +229,26 @@ def admit(tx: Transaction, run: Run, request: Request) -> Update:
     if run.state.task is None and not run.state.first_backoff_until:
         workflow_task.schedule(tx, run, WFT_SPECULATIVE)
     return update
+
+
+def admit_again(run: Run, request: Request, links: Iterable[Link], origin: int = REAPPLIED) -> None:
+    """Write UpdateAdmitted: it had been admitted on a branch of the run that did not last."""
+    update_id = request.meta.update_id
+    again = run.event(
+        E.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED,
+        workflow_execution_update_admitted_event_attributes=history.WorkflowExecutionUpdateAdmittedEventAttributes(
+            request=request,
+            origin=origin,  # type: ignore[arg-type]
+        ),
+        links=links,
+    )
+    run.put_update(UpdateState(update_id, ADMITTED, again.event_id, run.batch_first))
+    if run.updates is not None:
+        known = run.updates.updates.get(update_id)
+        if known is None:
+            run.updates.updates[update_id] = Update(update_id, None)
+        elif known.stage == ADMITTED:
+            known.request = None  # the worker reads it in history
 
 
 def messages(run: Run) -> list[Message]:

@@ -80,7 +80,7 @@ def _add_item(run: Run, kind: bytes, ident: bytes, value: bytes) -> None:
         run.updates_state[update.update_id] = update
     elif kind == keys.ITEM_SIGNAL_ID:
         run.signal_ids.add(ident.decode())
-    else:
+    elif kind != keys.ITEM_MADE:
         assert kind == keys.ITEM_BUFFERED, f"unknown item kind {kind!r}"
         event = HistoryEvent.FromString(value)
         run.buffered.append(event)

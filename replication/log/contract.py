@@ -42,6 +42,10 @@ class LogUnavailable(LogError):
     """No answer, or not from enough copies: nobody knows. Try the same again, for ever if need be."""
 
 
+class LogDenied(LogUnavailable):
+    """Whoever asked may not: a wrong password, or a right that is missing. An operator may give it."""
+
+
 class LogRefused(LogError):
     """The log cannot do this, and will not later. Nothing was changed."""
 

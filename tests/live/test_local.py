@@ -336,3 +336,38 @@ async def test_a_region_of_three_nodes_by_the_command_line(tmp_path: Path) -> No
         holdfast(tmp_path, "local", "down", "--delete")
     assert not (tmp_path / ".holdfast").exists()
     assert processes_of(tmp_path) == []
+
+
+def test_two_regions_by_the_command_line(tmp_path: Path) -> None:
+    """Up, and they know each other; one is killed and comes back; introduced again, and parted."""
+
+    def seen(region: int) -> list[tuple[str, int, str]]:
+        endpoint = up["regions"][region]["endpoint"]
+        rows = holdfast(tmp_path, "region", "list", "--address", endpoint)["regions"]
+        return [(row["name"], row["index"], row["state"]) for row in rows]
+
+    try:
+        up = holdfast(tmp_path, "local", "up", "--regions", "a,b", "--nodes", "1")
+        assert [node["name"] for region in up["regions"] for node in region["nodes"]] == ["a/1", "b/1"]
+        a, b = (region["endpoint"] for region in up["regions"])
+        assert seen(0) == [("a", 1, "here"), ("b", 2, "up")]
+        assert wait_until(lambda: seen(1) == [("b", 2, "here"), ("a", 1, "up")], PATIENCE_S)
+        peers = [
+            node["peers"]
+            for region in holdfast(tmp_path, "local", "status")["regions"]
+            for node in region["nodes"]
+        ]
+        assert not holdfast(tmp_path, "region", "add", peers[0], "--address", b)["changed"]
+        holdfast(tmp_path, "local", "kill", "b/1")
+        assert wait_until(lambda: seen(0)[1] == ("b", 2, "down"), PATIENCE_S)
+        holdfast(tmp_path, "local", "restart", "b/1")
+        assert wait_until(lambda: seen(0)[1] == ("b", 2, "up"), PATIENCE_S)
+        assert holdfast(tmp_path, "local", "up") != up, "b/1 is another process"
+        assert holdfast(tmp_path, "region", "remove", "b", "--yes", "--address", a)["changed"]
+        assert seen(0) == [("a", 1, "here"), ("b", 2, "removed")]
+        holdfast(tmp_path, "local", "down")
+        holdfast(tmp_path, "local", "up")
+        assert seen(0) == [("a", 1, "here"), ("b", 2, "removed")], "what was parted is not introduced again"
+    finally:
+        holdfast(tmp_path, "local", "down", "--delete")
+    assert processes_of(tmp_path) == []

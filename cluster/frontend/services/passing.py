@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cluster.hosting.calls.attempt import Attempt
-from cluster.hosting.calls.remote import CONSISTENCY, RemoteCall
+from cluster.hosting.calls.remote import CONSISTENCY, STRONG, RemoteCall
 from cluster.hosting.shards.gates import NotActive
 from replication.failover.gates import Admission, Call, Verdict
 from replication.failover.parking import GateView, Passage
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POLLS = frozenset(("PollWorkflowTaskQueue", "PollActivityTaskQueue", "PollNexusTaskQueue"))
 # Workers talk to the region where their polls wait, so only that one knows them and their queues.
-STRONG = frozenset(
+NEWEST = frozenset(
     (
         "QueryWorkflow",
         "PollWorkflowExecutionUpdate",
@@ -43,7 +43,7 @@ def wants_of(name: str) -> Call:
     """What a method wants of its namespace, whatever the request says."""
     if name in POLLS:
         return Call.POLL
-    if name in STRONG:
+    if name in NEWEST:
         return Call.STRONG_READ
     return Call.READ if name.startswith(READS) else Call.MUTATION
 
@@ -65,18 +65,18 @@ def enter(node: Node, call: Rpc, request: Any, namespace_id: str, wants: Call) -
     assert isinstance(call, Attempt), "what has entered is one"
     if isinstance(call.call, RemoteCall):
         return  # the node that has the client has asked, and the shard knows better than we do
-    if view.passage is Passage.FORWARD:
-        raise NotActive(namespace_id, Admission(Verdict.FORWARD, view.region, view.version))
     forward = node.forward
     assert forward is not None, "an attempt is one of its"
     behind = forward.parking.queues(namespace_id) and not call.released
     if behind or view.passage is Passage.PARKED:
         raise NotActive(namespace_id, Admission(Verdict.PARK, 0, view.version))
+    if view.passage is Passage.FORWARD:
+        raise NotActive(namespace_id, Admission(Verdict.FORWARD, view.region, view.version))
 
 
 def _wants_newest(call: Rpc, request: Any) -> bool:
     """Whether a read is to see all that was answered before it, by whichever region."""
-    if call.metadata.get(CONSISTENCY) == "strong":
+    if call.metadata.get(CONSISTENCY) == STRONG:
         return True
     if not call.method.endswith(HISTORY):
         return False

@@ -214,7 +214,7 @@ class Abroad:
     def way_lost(self, attempt: Attempt) -> None:
         """It was under way when the link broke, and may be tried again."""
         assert attempt.route is not None, "it was sent there"
-        attempt.until = self._forward.patience(attempt.call)
+        attempt.until = self._forward.patience(attempt.deadline)
         self._forward.later(attempt)
 
     def refusal(self, fields: list[Any]) -> NotActive:

@@ -19,6 +19,7 @@ from cluster.hosting.groups.group import NotLeading, NotReadable
 from cluster.hosting.shards.gates import NotActive
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
+from replication.failover.gates import Admission, Verdict
 from replication.failover.gates import Call as Wants
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from cluster.hosting.groups.group import Group
     from cluster.hosting.shards.host import ShardHost
     from history_store.visibility.sql import Slots
+
+MUTATION = Wants.MUTATION  # a member of an enumeration is looked up slowly
 
 # Of what an earlier try did such an error says nothing: the state explains it, as that try may have left it,
 # or there is no room for another.
@@ -40,7 +43,7 @@ class Entered:
     __slots__ = ("confirmed", "namespace_id", "run_id", "shards", "stamp", "wants")
 
     def __init__(self) -> None:
-        self.wants = Wants.MUTATION  # of the namespace; its handler knows better
+        self.wants = MUTATION  # of the namespace; its handler knows better
         self.namespace_id = ""
         self.stamp: Callable[[int], None] | None = None  # told which shard answers a read
         self.shards: list[ShardHost] = []
@@ -66,6 +69,7 @@ class Attempt:
         "on_cancel",
         "on_message",
         "parked",
+        "parked_until",
         "released",
         "remote",
         "route",
@@ -91,6 +95,7 @@ class Attempt:
         self.tries = 0  # to find a leader, in vain
         self.route: Route | None = None  # to another region, when it was sent to one
         self.parked = 0  # the number by which it has been parked here, if it has
+        self.parked_until = 0  # however often it is refused: nanoseconds of the loop's time
         self.released = False  # it was parked, and its turn has come
         self.until = until
 
@@ -211,6 +216,8 @@ class Attempt:
             if not self.done:
                 for shard in self._entered.shards:
                     shard.attempts[self] = None
+                if isinstance(self.call, RemoteCall | ForeignCall):
+                    self.call.run_id = self._entered.run_id
         elif isinstance(result, bytes):
             self.finish(result)
         else:
@@ -292,8 +299,11 @@ class Attempt:
             name_run(self.call, self._entered.run_id)
             reached("call tried again for the run it met first")
         reached("call tried again")
-        until = self._forward.patience(self.call) if moved else self.until
-        again = Attempt(self._forward, self.call, self._handler, until)
+        if moved and isinstance(self.call, RemoteCall):
+            nobody = Admission(Verdict.PARK, 0, 0)  # the node that has the client finds out who serves it
+            self.call.elsewhere(NotActive(self.namespace_id, nobody), in_doubt=True)
+            return
+        again = Attempt(self._forward, self.call, self._handler, self._forward.patience(self.deadline))
         again.again = True
         self.call.on_cancel = again._cancelled
         self._forward.later(again)

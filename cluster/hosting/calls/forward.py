@@ -27,20 +27,23 @@ from cluster.hosting.calls.remote import (
     ANSWER,
     CALL,
     CANCEL,
+    CONSISTENCY,
     ELSEWHERE,
     ERROR,
     FOREIGN,
     HUNG_UP,
     LOST,
     MATTERING,
+    MET,
     PART,
     SCATTER,
+    STRONG,
     UNDELIVERED,
     ForeignCall,
     RemoteCall,
     RemoteConnection,
 )  # fmt: skip
-from cluster.hosting.calls.run_names import names_no_run
+from cluster.hosting.calls.run_names import name_run, names_no_run
 from cluster.hosting.groups.group import NotLeading
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
@@ -62,6 +65,7 @@ NO_LEADER = (
     "the shard that is to answer has no leader at present (are a majority of its nodes up? "
     "see `holdfast cluster health`); whether an earlier try took effect is not known"
 )
+MET_S = 1.0  # a call that has waited for so long tells its client's node which run it has met
 MARGIN_S = 0.2  # before the client's deadline, so that it hears why
 
 
@@ -84,19 +88,23 @@ class Forward:
         self._connections: dict[Connection, int] = {}  # of our clients, by the number peers know them by
         self._remote: dict[tuple[int, int], RemoteConnection] = {}
         self._behind: dict[int, deque[list[Any]]] = {}  # by node: what its queue has no room for
+        self._looks = False  # at calls that wait
 
     def wrap(self, handler: Handler) -> Handler:
         """The handler as the front calls it."""
 
         def handle(call: Call) -> None:
-            Attempt(self, call, handler, self.patience(call)).run()
+            Attempt(self, call, handler, self.patience(call.deadline)).run()
 
         return handle
 
-    def patience(self, call: Call) -> float:
-        """Until when a call looks for a leader, from now on."""
+    def patience(self, deadline: float | None) -> float:
+        """Until when a call that has no leader from now on looks for one.
+
+        It begins anew when a call that a leader had taken loses it: a long poll may be a minute old then.
+        """
         until = self.loop.time() + PATIENCE_S
-        return until if call.deadline is None else min(until, call.deadline - MARGIN_S)
+        return until if deadline is None else min(until, deadline - MARGIN_S)
 
     def send(self, to: int, message: list[Any]) -> bool:
         """To a node of this region, or to the address of another's. False: it does not leave."""
@@ -150,7 +158,7 @@ class Forward:
                    connection.peer]  # fmt: skip
         metadata = {key: attempt.metadata[key] for key in MATTERING if key in attempt.metadata}
         if version:
-            message += (hops, metadata, version)
+            message += (hops, {**metadata, CONSISTENCY: STRONG}, version)
         elif metadata:
             message += (hops, metadata)
         elif hops:
@@ -176,7 +184,14 @@ class Forward:
                 continue  # another try might change another run: this one's answer is waited for
             self.ended(attempt)
             attempt.again = True
+            attempt.until = self.patience(attempt.deadline)
             self.later(attempt)
+
+    def end_polls(self) -> None:
+        """The node stops: answer polls that wait in another region, or for one, with nothing."""
+        for attempt in [*self._sent.values(), *self.parking.waiting()]:
+            if attempt.is_poll:
+                attempt.finish(b"")
 
     def may_be_news(self, attempt: Attempt, error: ServiceError) -> bool:
         """A namespace that is not known here may have been registered at another node a moment ago.
@@ -311,10 +326,16 @@ class Forward:
             attempt = self._sent.pop(number, None)
             if attempt is not None:
                 attempt.remote = None
-                attempt.again = attempt.again or bool(message[2])
+                if message[2]:  # it had a leader
+                    attempt.again = True
+                    attempt.until = self.patience(attempt.deadline)
                 if message[5] is not None:
                     attempt.request = message[5]
                 self._ask_leader(attempt, node_id, message[3], message[4])
+        elif kind == MET:
+            attempt = self._sent.get(number)
+            if attempt is not None:
+                name_run(attempt.call, message[2])
         elif kind == CANCEL:
             call = self.served.pop((node_id, number), None)
             if call is not None:
@@ -350,6 +371,23 @@ class Forward:
             return
         self.served[node_id, number] = call
         Attempt(self, call, handler, 0.0).run()
+        if not self._looks:
+            self._looks = True
+            self.loop.call_later(MET_S, self._tell_met)
+
+    def _tell_met(self) -> None:
+        """Tell of calls that wait which run it is: if this node dies, they go on at the next leader.
+
+        Without that they could not: they would change a run that has taken that one's place.
+        """
+        for call in self.served.values():
+            if call.run_id and call.seen and names_no_run(call):
+                self.tell(call.node_id, [MET, call.number, call.run_id])
+                call.run_id = ""
+            call.seen = True
+        self._looks = bool(self.served)
+        if self._looks:
+            self.loop.call_later(MET_S, self._tell_met)
 
     def _serve_foreign(self, address: int, message: list[Any]) -> None:
         """A node of another region asks: look for the leader, as for a client of this node's."""
@@ -364,7 +402,7 @@ class Forward:
             call.fail(int(Code.UNIMPLEMENTED), f"{method} is not part of the release of the active region")
             return
         self.served[address, number] = call
-        Attempt(self, call, handler, self.patience(call)).run()
+        Attempt(self, call, handler, self.patience(call.deadline)).run()
 
     def _refused(self, node_id: int, message: list[Any]) -> None:
         """Where the call was sent, its namespace is not served."""
@@ -479,6 +517,7 @@ class Forward:
                 who = "the shard's leader" if node_id < FOREIGN else "the way to the active region"
                 attempt.fail(int(Code.UNAVAILABLE), f"{who} has gone, and whether it was done is not known")
             elif node_id < FOREIGN:
+                attempt.until = self.patience(attempt.deadline)
                 self.later(attempt)
             else:
                 self.abroad.way_lost(attempt)

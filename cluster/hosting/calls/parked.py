@@ -15,7 +15,15 @@ from temporalio.api.errordetails.v1.message_pb2 import NamespaceUnavailableFailu
 from cluster.frontend.status import status_details
 from history_store.engine.errors import Code, ServiceError
 from history_store.rare import reached
-from replication.failover.parking import PARKED_NS_MAX, Arrival, GateView, Kind, ParkingGate, Passage
+from replication.failover.parking import (
+    MARGIN_NS,
+    PARKED_NS_MAX,
+    Arrival,
+    GateView,
+    Kind,
+    ParkingGate,
+    Passage,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +50,10 @@ class Parking:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self) -> list[Attempt]:
+        """Who waits."""
+        return list(self._waiting.values())
+
     def queues(self, namespace_id: str) -> bool:
         """Whether a call that comes now has to wait behind others."""
         gate = self._gates.get(namespace_id)
@@ -57,11 +69,12 @@ class Parking:
         if not attempt.parked:
             self._numbers += 1
             attempt.parked = self._numbers
-        number, now = attempt.parked, self._now()
+            deadline = attempt.deadline
+            latest = self._now() + PARKED_NS_MAX + MARGIN_NS
+            attempt.parked_until = latest if deadline is None else min(latest, int(deadline * SECOND_NS))
+        number, now, until = attempt.parked, self._now(), attempt.parked_until
         attempt.released = False
         self._left.pop(number, None)
-        deadline = attempt.deadline
-        until = now + 2 * PARKED_NS_MAX if deadline is None else int(deadline * SECOND_NS)
         kind = Kind.POLL if attempt.is_poll else Kind.CALL
         if gate.refused(number, len(attempt.request), kind, now, until) is Arrival.OVERFLOW:
             reached("call not parked: no room, or no time")

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 # Peer messages between the two: [kind, ...]
 CALL, CANCEL, ANSWER, ERROR, LOST, HUNG_UP, SCATTER, PART, ELSEWHERE, UNDELIVERED = range(10, 20)
-KINDS = range(CALL, UNDELIVERED + 1)
+MET = 26  # which run a call has met that named none, and waits for
+KINDS = (*range(CALL, UNDELIVERED + 1), MET)
 ABROAD = 80  # is added to the kind of a message that goes to another region
-KINDS_ABROAD = range(CALL + ABROAD, UNDELIVERED + ABROAD + 1)
+KINDS_ABROAD = tuple(kind + ABROAD for kind in KINDS)
 
 FOREIGN = 1 << 32  # addresses from here on are of nodes of other regions
 
 Metadata = Mapping[str, str | bytes]
 Pairs = Iterable[tuple[str, str | bytes]]
 
-CONSISTENCY = "x-consistency"
+CONSISTENCY, STRONG = "x-consistency", "strong"
 MATTERING = (CONSISTENCY,)  # what handlers look at of the client's metadata: it goes where the call goes
 
 
@@ -54,7 +55,7 @@ class RemoteConnection(PlainConnection):
 class _Sent(PlainCall):
     """What came by way of another node: its end is told there."""
 
-    __slots__ = ("_forward", "_metadata", "_told", "connection", "node_id", "number")
+    __slots__ = ("_forward", "_metadata", "_told", "connection", "node_id", "number", "run_id", "seen")
 
     def __init__(
         self, forward: Forward, node_id: int, number: int, method: str, request: bytes,
@@ -67,6 +68,8 @@ class _Sent(PlainCall):
         self.node_id = node_id
         self.number = number
         self.connection = connection
+        self.run_id = ""  # that it has met and waits for, although it named none
+        self.seen = False  # by who tells the client's node of that
 
     @property
     def metadata(self) -> Metadata:

@@ -28,9 +28,12 @@ def disagreements(configs: Sequence[NodeConfig]) -> list[str]:
 def _alike(configs: Sequence[NodeConfig]) -> Iterator[str]:
     """What has to be the same in every file. Only the first files that differ are named."""
     first_members = [one for one in configs if one.region.nodes]
+    with_cassandra = [one for one in configs if one.cassandra is not None]
     alike = [
         ("region", "name", configs),
         ("region", "cluster_name", configs),
+        ("replication", "log", configs),
+        ("cassandra", "keyspace", with_cassandra),
         *(("raft", key, configs) for key in RAFT_ALIKE),
         *(("region", key, first_members) for key in ("nodes", "index", "shards", "replicas")),
     ]

@@ -23,32 +23,23 @@ from msgspec import Meta, Struct
 from cluster.hosting.config import reading
 from cluster.hosting.config.addresses import FORM as ADDRESS_FORM
 from cluster.hosting.config.addresses import join_address, split_address
+from cluster.hosting.config.fields import (
+    ADDRESS,
+    FILE_FORM,
+    NODE_NAME,
+    REGION_NAME,
+    PemFile,
+    Port,
+    about,
+    within,
+)
 from cluster.hosting.config.options import LOG_LEVELS, MESSAGE_BYTES_MAX_DEFAULT, SHARDS_MAX
+from cluster.hosting.config.region_log import CASSANDRA_FILES, CassandraSection, ReplicationSection
 from cluster.hosting.config.rules import RULES
 from cluster.peers.abroad import INDEX_MAX
 
 NODES_MAX: Final = 128  # in `region.nodes`: a region is made of a few nodes and grows by joining
 SEEDS_MAX: Final = 128
-
-_REGION = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
-_NODE = rf"{_REGION}/[A-Za-z0-9]([A-Za-z0-9._-]{{0,62}})?"
-_HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]{0,252}))"
-_ADDRESS = rf"{_HOST}:[0-9]{{1,5}}"
-
-_FILE_FORM = "the path of a PEM file"
-
-Port = Annotated[int, Meta(ge=1, le=65535)]
-PemFile = Annotated[str, Meta(min_length=1)]
-
-
-def about(description: str, *, bounds: Mapping[str, Any] | None = None, **extra: str) -> Meta:
-    """A key's meaning, its bounds in msgspec's words, and `extra` as reading.py explains it."""
-    return Meta(description=description, extra=dict(extra), **(bounds or {}))
-
-
-def within(least: int, most: int) -> dict[str, int]:
-    """The bounds of a whole number."""
-    return {"ge": least, "le": most}
 
 
 class ConfigError(Exception):
@@ -77,7 +68,7 @@ class NodeSection(Struct, frozen=True, kw_only=True):
         about(
             "This node's name: the region's name, a slash, and a name of its own. It is written into the "
             "data directory and never changes.",
-            bounds={"pattern": rf"^{_NODE}\Z"},
+            bounds={"pattern": rf"^{NODE_NAME}\Z"},
             form='REGION/NAME, like "a/1"',
             example='"a/1"',
         ),
@@ -119,7 +110,7 @@ class RegionSection(Struct, frozen=True, kw_only=True):
         str,
         about(
             "The region's name.",
-            bounds={"pattern": rf"^{_REGION}\Z"},
+            bounds={"pattern": rf"^{REGION_NAME}\Z"},
             form="lower-case letters, digits and - (at most 32)",
             example='"a"',
         ),
@@ -133,7 +124,7 @@ class RegionSection(Struct, frozen=True, kw_only=True):
         ),
     ] = "holdfast"
     nodes: Annotated[
-        tuple[Annotated[str, Meta(pattern=rf"^{_NODE}={_ADDRESS}\Z")], ...],
+        tuple[Annotated[str, Meta(pattern=rf"^{NODE_NAME}={ADDRESS}\Z")], ...],
         about(
             "The first members and where their peers reach them, this node included; the same list, in "
             "the same order, in the file of each. The region is made by these nodes' first start; later "
@@ -144,7 +135,7 @@ class RegionSection(Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     join: Annotated[
-        tuple[Annotated[str, Meta(pattern=rf"^{_ADDRESS}\Z")], ...],
+        tuple[Annotated[str, Meta(pattern=rf"^{ADDRESS}\Z")], ...],
         about(
             "Peer addresses of a running region that this node joins; one that answers is enough. Either "
             "`nodes` or `join`.",
@@ -215,7 +206,7 @@ class AdvertiseSection(Struct, frozen=True, kw_only=True):
     """[advertise]: where others reach this node, if that is not where it listens."""
 
     grpc: Annotated[
-        Annotated[str, Meta(pattern=rf"^{_ADDRESS}\Z")],
+        Annotated[str, Meta(pattern=rf"^{ADDRESS}\Z")],
         about(
             "Where clients and other nodes reach the gRPC port.",
             form=ADDRESS_FORM,
@@ -223,7 +214,7 @@ class AdvertiseSection(Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     peers: Annotated[
-        Annotated[str, Meta(pattern=rf"^{_ADDRESS}\Z")],
+        Annotated[str, Meta(pattern=rf"^{ADDRESS}\Z")],
         about(
             "Where other nodes reach the peers' port.",
             form=ADDRESS_FORM,
@@ -239,7 +230,7 @@ class TlsPeersSection(Struct, frozen=True, kw_only=True):
         PemFile,
         about(
             "Certificate shown to other nodes.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             example='"node.pem"',
         ),
     ]
@@ -247,7 +238,7 @@ class TlsPeersSection(Struct, frozen=True, kw_only=True):
         PemFile,
         about(
             "Private key of `cert`.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             example='"node.key"',
         ),
     ]
@@ -255,7 +246,7 @@ class TlsPeersSection(Struct, frozen=True, kw_only=True):
         PemFile,
         about(
             "Authority that has to have signed every node's certificate.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             example='"ca.pem"',
         ),
     ]
@@ -268,7 +259,7 @@ class TlsGrpcSection(Struct, frozen=True, kw_only=True):
         PemFile,
         about(
             "Certificate shown to clients.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             example='"grpc.pem"',
         ),
     ]
@@ -276,7 +267,7 @@ class TlsGrpcSection(Struct, frozen=True, kw_only=True):
         PemFile,
         about(
             "Private key of `cert`.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             example='"grpc.key"',
         ),
     ]
@@ -284,7 +275,7 @@ class TlsGrpcSection(Struct, frozen=True, kw_only=True):
         PemFile | None,
         about(
             "Authority that has to have signed the certificates of clients.",
-            form=_FILE_FORM,
+            form=FILE_FORM,
             default="clients need no certificate",
         ),
     ] = None
@@ -423,9 +414,11 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "raft": RaftSection,
     "front": FrontSection,
     "log": LogSection,
+    "replication": ReplicationSection,
+    "cassandra": CassandraSection,
     "dynamic_config": DynamicConfigSection,
 }
-OPTIONAL_SECTIONS: Final = frozenset({"tls.peers", "tls.grpc"})
+OPTIONAL_SECTIONS: Final = frozenset({"tls.peers", "tls.grpc", "cassandra"})
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True):
@@ -441,6 +434,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     raft: RaftSection
     front: FrontSection
     log: LogSection
+    replication: ReplicationSection
+    cassandra: CassandraSection | None  # None: the file has no such section
     dynamic_config: DynamicConfigSection
     dynamic_values: dict[str, object]  # what the file of dynamic_config.path says; key -> value
 
@@ -556,6 +551,16 @@ def _config(file: Path, values: dict[str, dict[str, Any]]) -> NodeConfig:
         raft=RaftSection(**values["raft"]),
         front=FrontSection(**values["front"]),
         log=LogSection(**values["log"]),
+        replication=ReplicationSection(**values["replication"]),
+        cassandra=_cassandra(here, values.get("cassandra")),
         dynamic_config=DynamicConfigSection(path=str(here / dynamic) if dynamic else None),
         dynamic_values={},
     )
+
+
+def _cassandra(here: Path, given: dict[str, Any] | None) -> CassandraSection | None:
+    if given is None:
+        return None
+    paths = {key: str(here / given[key]) for key in CASSANDRA_FILES if key in given}
+    values: dict[str, Any] = {"contact_points": (), **given, **paths}
+    return CassandraSection(**values)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.hosting.config.addresses import split_address
 from cluster.hosting.config.reading import complaint
+from cluster.hosting.config.region_log import CASSANDRA_FILES
 
 if TYPE_CHECKING:
     from cluster.hosting.config.node_config import NodeConfig
@@ -127,9 +128,48 @@ def _files_exist(config: NodeConfig) -> Problems:
     for name, section in (("peers", config.tls.peers), ("grpc", config.tls.grpc)):
         if section is not None:
             files += [(f"tls.{name}.{key}", getattr(section, key)) for key in section.__struct_fields__]
+    if config.cassandra is not None:
+        files += [(f"cassandra.{key}", getattr(config.cassandra, key)) for key in CASSANDRA_FILES]
     for key, path in files:
         if key in config.given and path and not Path(path).is_file():
             yield key, complaint(key, path, "there is no such file", "Correct the path, or make the file")
+
+
+def _log_is_described(config: NodeConfig) -> Problems:
+    """The log between regions: described if it is used, and what belongs together is there together."""
+    used, cassandra = config.replication.log == "cassandra", config.cassandra
+    if cassandra is None:
+        if used:
+            what = "it needs to know where Cassandra is, and there is no [cassandra]"
+            do = 'Write [cassandra] with contact_points, or log = "embedded"'
+            yield "replication.log", complaint("replication.log", config.replication.log, what, do)
+        return
+    if not used:
+        what = '[cassandra] is not read unless replication.log is "cassandra"'
+        yield "cassandra", f'{what}. Write log = "cassandra" below [replication], or remove [cassandra].'
+    passwords = [key for key in ("password_file", "password_env") if getattr(cassandra, key) is not None]
+    if cassandra.user is None and passwords:
+        key = f"cassandra.{passwords[0]}"
+        what = "a password without cassandra.user is nobody's"
+        yield key, complaint(key, getattr(cassandra, passwords[0]), what, "Give user, or remove it")
+    elif cassandra.user is not None and len(passwords) != 1:
+        both = "and there are two" if passwords else "and there is none"
+        do = "Give password_file or password_env, one of them"
+        yield (
+            "cassandra.user",
+            complaint("cassandra.user", cassandra.user, f"it needs a password, {both}", do),
+        )
+    if (cassandra.tls_cert is None) != (cassandra.tls_key is None):
+        there, missing = ("tls_cert", "tls_key") if cassandra.tls_key is None else ("tls_key", "tls_cert")
+        value = getattr(cassandra, there)
+        what = f"it belongs to cassandra.{missing}, which is not given"
+        yield f"cassandra.{there}", complaint(f"cassandra.{there}", value, what, "Give both, or neither")
+    elif cassandra.tls_cert is not None and cassandra.tls_ca is None:
+        what = "without cassandra.tls_ca there is no TLS, and nobody to show a certificate to"
+        yield (
+            "cassandra.tls_cert",
+            complaint("cassandra.tls_cert", cassandra.tls_cert, what, "Give tls_ca, or remove it"),
+        )
 
 
 def _data_dir_is_usable(config: NodeConfig) -> Problems:
@@ -167,7 +207,8 @@ RULES: Final[tuple[tuple[tuple[str, ...], Callable[[NodeConfig], Problems]], ...
     (("region.join",), _seeds_are_addresses),
     (("listen.grpc", "listen.peers", "listen.metrics"), _ports_differ),
     (("node.name", "region.nodes", "listen.host", "listen.grpc", "listen.peers"), _advertised),
-    (("tls.peers", "tls.grpc"), _files_exist),
+    (("tls.peers", "tls.grpc", "cassandra"), _files_exist),
+    (("replication", "cassandra"), _log_is_described),
     (("node.data_dir",), _data_dir_is_usable),
     (("raft.election_ticks", "raft.heartbeat_ticks", "raft.append_bytes_max"), _elections_are_calm),
 )

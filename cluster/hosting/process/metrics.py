@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from cluster.hosting.node import Node
+    from cluster.hosting.region.exporting import Exporting
+    from cluster.hosting.region.late_log import LateLog
 
 
 class NodeCollector(Collector):
@@ -73,12 +75,51 @@ class NodeCollector(Collector):
         yield cached
 
 
+class LogCollector(Collector):
+    """How the log between regions is written, of a node that writes one."""
+
+    def __init__(self, log: LateLog, exporting: Callable[[], Mapping[int, Exporting]]) -> None:
+        self._log = log
+        self._exporting = exporting
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric family."""
+        failure = self._log.failure
+        yield GaugeMetricFamily(
+            "holdfast_log_open", "1 once the log between regions was reached", value=int(self._log.is_open)
+        )
+        yield GaugeMetricFamily(
+            "holdfast_log_failing", "1 while the log between regions takes nothing", value=int(bool(failure))
+        )
+        yield GaugeMetricFamily(
+            "holdfast_log_failing_since_seconds",
+            "When the log between regions began to take nothing, in Unix time; 0: it takes writes",
+            value=failure.since_ns / 1e9 if failure is not None else 0,
+        )
+        behind = GaugeMetricFamily(
+            "holdfast_log_behind_entries",
+            "Entries that are committed and not in the log between regions yet",
+            labels=["shard"],
+        )
+        again = CounterMetricFamily(
+            "holdfast_log_writes_again",
+            "Writes to the log between regions that were made again, since the shard is led here",
+            labels=["shard"],
+        )
+        for shard, exporting in self._exporting().items():
+            behind.add_metric([str(shard)], exporting.behind)
+            again.add_metric([str(shard)], exporting.retried)
+        yield behind
+        yield again
+
+
 class MetricsServer:
     """Answers GET /metrics on a port of its own."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, more: Iterable[Collector] = ()) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(NodeCollector(node))
+        for collector in (NodeCollector(node), *more):
+            self._registry.register(collector)
         self._server: asyncio.Server | None = None
 
     def text(self) -> bytes:

@@ -9,6 +9,7 @@ import asyncio
 import random
 import secrets
 import uuid
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from cluster.frontend.services.deletion import Deletions
 from cluster.hosting.clock import Clock
 from cluster.hosting.config.addresses import join_address
 from cluster.hosting.config.options import ServerOptions
+from cluster.hosting.process import region_log
 from cluster.hosting.process.server import Server, listening, run
 from cluster.hosting.region.administration import Standing
 from cluster.hosting.region.joining import (
@@ -33,6 +35,7 @@ from cluster.hosting.region.joining import (
     mark_joined,
     stands,
 )
+from cluster.hosting.region.late_log import LateLog
 from cluster.hosting.region.member import Founding, Member, Surroundings
 from cluster.membership import FORMAT, FORMATS, NodeRecord, NodeState, initial_ids
 from cluster.peers.contract import Identity
@@ -41,11 +44,17 @@ from cluster.peers.tls import load_tls
 from history_store.storage.contract import StorageCorrupt
 from history_store.storage.files import remove_data
 from history_store.storage.sqlite import SqliteStorage
+from replication.log.contract import LogDenied, LogRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prometheus_client.registry import Collector
+
     from cluster.frontend.contract import Handler
     from cluster.hosting.config.node_config import NodeConfig
     from cluster.hosting.node import Node
+    from cluster.hosting.region.exporting import Exporting
     from cluster.peers.contract import Address
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
@@ -53,6 +62,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("region")
 
 DATA_FILE = "node.db"
+FIRST_LOOK_S = 15.0  # at the first start, for the log between regions to be found right or wrong
 READY_S = 15.0  # between complaints that the region is not there yet
 CLUSTER_IDS = uuid.UUID("6f0d2c1e-58d6-4a0e-9a0c-3f6b9e1f7a11")  # the space that cluster ids are named in
 
@@ -94,12 +104,46 @@ class RegionServer(Server):
         self.member: Member
         self._rng = random.Random(secrets.randbits(64))
         self._place: Place | None = None  # of a node that joins
+        self._log: LateLog | None = None  # the log between regions; None: there is none to open
         self._blank = False  # a first member's data was made by this start, and nobody has heard of it
 
     # ---- who we are
 
     async def start(self, on_broken: Any) -> None:
-        """Open, recover, listen. OSError, StorageError, NotAdmitted."""
+        """Open, recover, listen. OSError, StorageError, NotAdmitted, LogNotUsable."""
+        try:
+            await self._open_log()
+            await self._start(on_broken)
+        except BaseException:
+            if self._log is not None:
+                await self._log.close()
+            raise
+
+    async def _open_log(self) -> None:
+        """Begin to open the log between regions.
+
+        At the node's first start a log that cannot be used as it is described is refused: somebody has just
+        written it down wrong. Later the node serves without it, tries again, and says so.
+        """
+        config = self.config
+        if config.replication.log == "embedded":
+            return
+        self._log = LateLog(
+            config.region.name,
+            partial(region_log.open_log, config),
+            asyncio.get_running_loop(),
+            Clock().now_ns,
+            self._rng,
+        )
+        self._log.start()
+        if (self._directory() / DATA_FILE).exists():
+            return
+        await asyncio.wait([self._log.first], timeout=FIRST_LOOK_S)
+        error = self._log.first.result() if self._log.first.done() else None
+        if isinstance(error, LogRefused | LogDenied):
+            raise region_log.explained(config, error)
+
+    async def _start(self, on_broken: Any) -> None:
         directory = self._directory()
         if not (directory / DATA_FILE).exists():
             if not self._seeds and await self._comes_again():
@@ -224,6 +268,7 @@ class RegionServer(Server):
             limits,
             config.raft,
             on_broken,
+            log_store=self._log,
         )
         seeds = self._seeds
         members = {member.name: (member.host, member.port) for member in config.members if not seeds}
@@ -238,9 +283,21 @@ class RegionServer(Server):
             self._record(who.node_id, who.disk),
             seeds,
         )  # fmt: skip
+        if self._log is not None:
+            self.member.steward.log_failure = partial(_why, self._log)
         self._blank = self.member.node.is_blank and not seeds
         self.member.node.scrub.bytes_per_s = config.node.scrub_kib_s << 10
         return self.member.node
+
+    def _collectors(self) -> list[Collector]:
+        if self._log is None:
+            return []
+        from cluster.hosting.process.metrics import LogCollector  # as all of it, only if asked for
+
+        return [LogCollector(self._log, self._exporting)]
+
+    def _exporting(self) -> Mapping[int, Exporting]:
+        return self.member.across.streaming.exporting()
 
     async def _become_ready(self) -> None:
         listen = self.config.listen
@@ -283,3 +340,10 @@ class RegionServer(Server):
         self.member.halt()
         await super().stop(graceful=graceful)
         await self.member.peers.close()
+        if self._log is not None:
+            await self._log.close()
+
+
+def _why(log: LateLog) -> str:
+    """What a node tells of its log."""
+    return log.failure.why if log.failure is not None else ""

@@ -38,6 +38,8 @@ from history_store.storage.memory import MemoryStorage
 from history_store.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from cluster.frontend.contract import Front, Handler
     from history_store.engine.environment import EngineLimits
     from history_store.storage.contract import Storage
@@ -175,9 +177,13 @@ class Server:
         if options.metrics_port is not None:
             from cluster.hosting.process.metrics import MetricsServer  # costs memory, so only if asked for
 
-            self._metrics = MetricsServer(self.node)
+            self._metrics = MetricsServer(self.node, self._collectors())
             with listening(options.ip, options.metrics_port):
                 await self._metrics.start(options.ip, options.metrics_port)
+
+    def _collectors(self) -> list[Collector]:
+        """Figures of this kind of server, besides the node's."""
+        return []
 
     async def _become_ready(self) -> None:
         await self._namespaces()

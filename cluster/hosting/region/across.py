@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.hosting.calls.remote import KINDS_ABROAD
+from cluster.hosting.region.caution import TRUTHS, Caution
 from cluster.hosting.region.failover import Failover
 from cluster.hosting.region.failover_answers import Answers
 from cluster.hosting.region.failover_operations import Operations
@@ -57,6 +58,7 @@ class Across:
         self.failover = Failover(node, self.meta, replicas, steward, send, regions)
         self.operations = Operations(self.failover)
         self.meta.elsewhere = self.operations
+        self.caution = Caution(node, regions, self.meta, self.failover.saw, self._released)
         Answers(self.failover, self.operations.operate)
         node.regions = regions
         node.gates_of = self._gates_of
@@ -71,9 +73,11 @@ class Across:
         self.table_changed()
         self.streaming.start()
         self.failover.start()
+        self.caution.start()
 
     def close(self) -> None:
         """End."""
+        self.caution.close()
         self.streaming.close()
         self.failover.close()
         self.operations.close()
@@ -100,7 +104,22 @@ class Across:
         assert shard.streams is not None, "they come first"
         gates = Gates(shard, shard.streams, self.meta.region, self.meta.shared)
         gates.on_moved.append(partial(self._moved, shard))
+        gates.doubts = self._doubts
         return gates
+
+    def _doubts(self, namespace_id: str, version: int) -> bool:
+        """Whether a gate of that version is not believed: there is a newer one, or may be (caution.py)."""
+        return self.caution.holds or self.meta.version_of(namespace_id) > version
+
+    def _released(self) -> None:
+        """What was held goes on, as if it had just been activated."""
+        for shard in self._node.shards:
+            assert isinstance(shard.gates, Gates)
+            opened = [name for name in self.meta.shared if shard.gates.state(name) is GateState.OPEN]
+            if opened:
+                shard.activated(opened)
+        for name in self.meta.shared:
+            self._node.passage_changed(name)
 
     def _moved(self, shard: ShardHost, gates: list[Gate]) -> None:
         states = {gate.namespace_id: state_of(gate, self.meta.region) for gate in gates}
@@ -109,9 +128,9 @@ class Across:
         if shard.retired:
             return
         if closed:
-            self._node.deactivated(shard, closed)
+            shard.deactivated(closed)
         if opened:
-            self._node.activated(shard, opened)
+            shard.activated(opened)
 
     def _passage(self, namespace_id: str) -> GateView | None:
         if namespace_id not in self.meta.shared:
@@ -147,6 +166,8 @@ class Across:
         kind = message[0]
         if kind in STREAMS:
             self.streaming.message(region, node, message)
+        elif kind == TRUTHS:
+            self.caution.heard(region, message)
         elif kind in FAILOVER:
             self.failover.asking.foreign(region, node, message)
         elif kind in KINDS_ABROAD and self._node.forward is not None:
@@ -154,6 +175,7 @@ class Across:
 
     def up(self, region: int, node: int) -> None:
         """It can be talked to."""
+        self.caution.up(region, node)
         self.streaming.up(region, node)
 
     def down(self, region: int, node: int) -> None:

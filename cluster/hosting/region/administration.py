@@ -487,6 +487,7 @@ class Administration:
                 for node_id, status in statuses.items()
             },
             {node_id: status.damaged for node_id, status in statuses.items() if status.damaged},
+            {node_id: status.log_failure for node_id, status in statuses.items() if status.log_failure},
         )
         problems = find(known) if self._steward.informed_in_s == 0 else []
         return self._watch.look(problems, clock.now_ns())

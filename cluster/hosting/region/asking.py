@@ -118,13 +118,15 @@ class Asking:
             if not self._send(leader, [SHARD_ASK, asked, number, body]):
                 self._gone(asked)
 
-    def region(self, index: int, question: RegionQuestion, heard: HeardRegion) -> None:
+    def region(
+        self, index: int, question: RegionQuestion, heard: HeardRegion, *, patience_s: float = ASK_S
+    ) -> None:
         """Ask another region."""
         nodes = self._regions.nodes_up(index)
         if not nodes:
             self._later(heard)
             return
-        asked = self._ask(heard, region_answer)
+        asked = self._ask(heard, region_answer, patience_s)
         message = [REGION_ASK, asked, self._regions.own, self._node.node_id, encode(question)]
         if not self._regions.send(index, self._node.choose(nodes), message):
             self._gone(asked)
@@ -133,9 +135,11 @@ class Asking:
         """Tell the node that leads the meta group of versions that were seen here."""
         self._send(leader, [SEEN, versions])
 
-    def _ask(self, heard: Callable[[Any], None], decoder: msgspec.msgpack.Decoder[Any]) -> int:
+    def _ask(
+        self, heard: Callable[[Any], None], decoder: msgspec.msgpack.Decoder[Any], patience_s: float = ASK_S
+    ) -> int:
         self._numbers += 1
-        self._asked[self._numbers] = _Asked(heard, decoder, self._node.loop.time() + ASK_S)
+        self._asked[self._numbers] = _Asked(heard, decoder, self._node.loop.time() + patience_s)
         return self._numbers
 
     def _later(self, heard: Callable[[Any], None]) -> None:

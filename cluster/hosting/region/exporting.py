@@ -57,6 +57,11 @@ class Exporting:
         return self._exporter.exported
 
     @property
+    def behind(self) -> int:
+        """Numbers that are committed and not in the log yet."""
+        return max(0, self._streams.committed - self.exported)
+
+    @property
     def retried(self) -> int:
         """Writes that were made again."""
         return self._exporter.retried

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cluster.hosting.region.asking import ASK_S, Asking, Regions, Send
+from cluster.hosting.region.asking import Asking, Regions, Send
 from cluster.hosting.region.failover_words import (
     Followed,
     Notice,
@@ -82,7 +82,7 @@ class Progress:
         self.answers: dict[int, Answer] = {}
         self.acks: dict[int, Ack] = {}
         self.unfenced: set[int] = set()
-        self.heirs: dict[int, int] = {}  # shard that was split off behind the fence -> from which
+        self.heirs: set[int] = set()  # shards that were split off behind a fence
         self.lags: dict[int, ShardLag] = {}
         self.view = RegionView()
         self.surveyed_s = -1e9  # when the target was asked last
@@ -125,7 +125,6 @@ class Failover:
         self.positions: dict[tuple[int, str], Position] = {}
         self.acknowledged: dict[int, dict[str, int]] = {}
         self.seen: dict[str, int] = {}
-        self.heard_s: dict[int, float] = {}  # region -> when it answered last
         self._written: dict[str, int] = {}
         self._configs: dict[int, dict[str, tuple[int, int]]] = {}  # region -> the pairs it has answered with
         self._refreshed_s = self.node.loop.time()
@@ -207,6 +206,7 @@ class Failover:
             progress.times[record.phase] = now_ns
         if record.phase is Phase.PREPARE:
             self._survey(record, progress, list(self.shards()), PREPARE_S)
+        # Until when it waits is looked at every PERIOD_S.
         found = handover.steps(record, self._seen_of(record, progress, now_ns), now_ns)
         progress.why = found.why
         for action in found.actions:
@@ -217,15 +217,13 @@ class Failover:
                     self._tell(action.shard, action.command)
                 case AskAcks():
                     self._survey(record, progress, list(action.markers), SURVEY_S)
-        if found.until_ns:
-            self.node.loop.call_later(max(0.0, (found.until_ns - now_ns) / 1e9), self.wake)
 
     def _seen_of(self, record: Handover, progress: Progress, now_ns: int) -> handover.Observed:
         state = self.meta.committed
         decided = record.phase in (Phase.COMMITTED, Phase.DONE)
         shards = set(self.shards())
         if record.phase is not Phase.ABORTED:
-            shards -= progress.heirs.keys()  # their parents' markers stand for them
+            shards -= progress.heirs  # their parents' markers stand for them
         return handover.Observed(
             progress.since_ns,
             now_ns,
@@ -252,31 +250,41 @@ class Failover:
                 loop.call_later(wait_s, self.wake)
             return
         progress.surveying, progress.surveyed_s = True, loop.time()
-        ranges = {shard: self._ranges(shard, progress) for shard in shards}
+        ranges = self._ranges(record, shards)
         bases = {switch.namespace_id: switch.base for switch in record.switches}
 
         def heard(answer: RegionAnswer | None) -> None:
             progress.surveying = False
             if isinstance(answer, Surveyed):
-                self._surveyed(record.target, progress, answer)
+                self._surveyed(progress, answer)
             self.wake()
 
         self.asking.region(record.target, Survey(ranges, bases), heard)
 
-    def _surveyed(self, target: int, progress: Progress, answer: Surveyed) -> None:
-        progress.answered_s = self.heard_s[target] = self.node.loop.time()
+    def _surveyed(self, progress: Progress, answer: Surveyed) -> None:
+        progress.answered_s = self.node.loop.time()
         progress.view = RegionView(True, answer.healthy, answer.bootstrapping)
         for shard, applied in answer.shards.items():
             progress.lags[shard] = applied.lag
             dirty = applied.lag.parked + applied.lag.quarantined
             progress.acks[shard] = Ack(applied.marker, dirty, applied.newer)
 
-    def _ranges(self, shard: int, progress: Progress) -> Ranges:
-        """The slots of a shard when it was fenced: those that were split off since are part of them."""
-        found = self.shards().get(shard, ())
-        for heir, parent in progress.heirs.items():
-            if parent == shard:
-                found += self._ranges(heir, progress)
+    def _ranges(self, record: Handover, asked: list[int]) -> dict[int, Ranges]:
+        """The slots of these shards when they were fenced: those that were split off since are part of them.
+
+        Who reads such a slot here has it from its old shard's log, up to the marker. From DRAINING on a
+        shard that is not one of the handover's was split off behind the fence of one that is.
+        """
+        shards, table = self.shards(), self._replicas.table.shards
+        found = {shard: shards.get(shard, ()) for shard in asked}
+        fenced = asked if record.phase is Phase.PREPARE else record.shards
+        for heir, ranges in shards.items():
+            ancestor = heir
+            while ancestor and ancestor not in fenced:
+                known = table.get(ancestor)
+                ancestor = known.parent if known is not None else 0
+            if ancestor != heir and ancestor in found:
+                found[ancestor] += ranges
         return found
 
     # ---- shards
@@ -330,13 +338,9 @@ class Failover:
             if isinstance(command, Unfence):
                 progress.unfenced.add(shard)
             elif answer.inherited:
-                progress.heirs[shard] = self._parent_of(shard)
+                progress.heirs.add(shard)
             else:
                 progress.answers[shard] = Answer(answer.marker, answer.versions, answer.cuts)
-
-    def _parent_of(self, shard: int) -> int:
-        record = self._replicas.table.shards.get(shard)
-        return record.parent if record is not None else 0
 
     # ---- versions
 
@@ -397,7 +401,6 @@ class Failover:
         self.asking.region(region, Notice(rows[:NAMESPACES_MAX], words), heard)
 
     def _noticed(self, region: int, answer: Noticed) -> None:
-        self.heard_s[region] = self.node.loop.time()
         truths = self.acknowledged.setdefault(region, {})
         for name, version in answer.truths.items():
             truths[name] = max(version, truths.get(name, 0))
@@ -425,8 +428,8 @@ class Failover:
             self._propose(command)
 
     def reaches(self, region: int) -> bool:
-        """Whether a region answered lately."""
-        return self.node.loop.time() - self.heard_s.get(region, -1e9) < ASK_S + SILENT_S
+        """Whether some node of a region can be talked to."""
+        return bool(self.regions.nodes_up(region))
 
 
 def pair_of(record: NamespaceRecord) -> tuple[int, int]:

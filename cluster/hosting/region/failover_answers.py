@@ -52,7 +52,6 @@ class Answers:
         def answer(word: RegionAnswer) -> None:
             self._failover.asking.answer(asker, word)
 
-        self._failover.heard_s[asker.region] = self._failover.node.loop.time()
         match question:
             case Notice():
                 self._noticed(question, answer)

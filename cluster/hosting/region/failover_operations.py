@@ -14,9 +14,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
+import structlog
 
 from cluster.hosting.groups.group import LostLeadership, NotLeading
 from cluster.hosting.region.administration import Request
+from cluster.hosting.region.asking import ASK_S
 from cluster.hosting.region.failover_views import MS, Overview, overview
 from cluster.hosting.region.failover_words import (
     Failed,
@@ -32,7 +34,7 @@ from cluster.hosting.region.failover_words import (
 from cluster.hosting.region.forcing import Found, LeaderOfTarget
 from cluster.hosting.shards.failover_meta import name_of
 from cluster.membership import META_GROUP
-from history_store.engine.errors import Code, ServiceError, failed_precondition, invalid
+from history_store.engine.errors import Code, Indefinite, ServiceError, failed_precondition, invalid
 from replication.failover.handover import plan_abort, plan_handover
 from replication.failover.ledger import Confirmation, confirm
 from replication.failover.readiness import Refusal, RegionView, handover_unready, lag_of
@@ -47,9 +49,12 @@ if TYPE_CHECKING:
     from cluster.hosting.shards.meta import Namespace
     from replication.failover.records import Handover
 
+log = structlog.get_logger("failover")
+
 Answer: TypeAlias = dict[str, Any]
 
 LOOK_S = 0.1  # between looks at a failover that is waited for
+OPERATE_S = 15.0  # for another region to do what an operator wants: it may drain, and ask others
 ASK_TRIES = 2  # of a question to another region
 MODES = ("graceful", "forced")
 
@@ -90,6 +95,9 @@ class Operations:
                 answer(Failed(int(error.code), error.message))
             except (msgspec.MsgspecError, KeyError) as error:
                 answer(Failed(int(Code.UNIMPLEMENTED), f"this release cannot do that: {error}"))
+            except Exception:
+                log.exception("what another region's operator wants failed")
+                answer(Failed(int(Code.INTERNAL), "it failed; see the log of the node that leads the region"))
             else:
                 answer(Operated(_encode(found)))
 
@@ -103,13 +111,17 @@ class Operations:
         if request.handed_on:
             raise ServiceError(Code.UNAVAILABLE, f"the regions do not agree who is active: ask {name} itself")
         handed_on = msgspec.structs.replace(request, handed_on=True)
-        said = await self._ask(region, Operate(_encode(handed_on)))
+        # Once: what it is asked to do may take longer than an answer, and is not begun twice for that.
+        said = await self._ask_once(region, Operate(_encode(handed_on)), OPERATE_S)
         if isinstance(said, Operated):
             found: Answer = msgspec.json.decode(said.answer)
             return found
         if isinstance(said, Failed):
             raise ServiceError(Code(said.code), said.message)
-        raise ServiceError(Code.UNAVAILABLE, f"region {name} is to decide it and cannot be reached")
+        raise Indefinite(
+            f"region {name} is to decide it and does not answer; it may have happened: ask again, "
+            "with the same request id"
+        )
 
     async def _ask(self, region: int, question: RegionQuestion) -> RegionAnswer | None:
         for _ in range(ASK_TRIES):
@@ -118,10 +130,15 @@ class Operations:
                 return said
         return None
 
-    async def _ask_once(self, region: int, question: RegionQuestion) -> RegionAnswer | None:
+    async def _ask_once(
+        self, region: int, question: RegionQuestion, patience_s: float = ASK_S
+    ) -> RegionAnswer | None:
         future: asyncio.Future[RegionAnswer | None] = self._node.loop.create_future()
         self._failover.asking.region(
-            region, question, lambda said: None if future.done() else future.set_result(said)
+            region,
+            question,
+            lambda said: None if future.done() else future.set_result(said),
+            patience_s=patience_s,
         )
         return await future
 
@@ -267,6 +284,9 @@ class Operations:
         found = await self._forcing.drained(record)
         outcome = self._forcing.force(record, found, request.operator, reason)
         if isinstance(outcome, str):
+            now = self._record(request.namespace)
+            if owner_of(now.version) == own:  # the same request was done meanwhile, or somebody else's
+                return await self._forced(request, now)
             raise failed_precondition(outcome)
         await self._committed()
         self._failover.wake()

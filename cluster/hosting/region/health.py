@@ -38,6 +38,7 @@ class Known(NamedTuple):
     refusals: Mapping[int, str]  # node -> why it takes no writes
     heard_ns: Mapping[int, int]  # node -> when it was last heard from
     damaged: Mapping[int, Mapping[int, str]] = {}  # node -> group, or the log -> what is not what was written
+    log_failures: Mapping[int, str] = {}  # node -> why the log between regions takes nothing from it
 
 
 def find(known: Known) -> list[Problem]:
@@ -87,6 +88,10 @@ def _nodes(known: Known) -> Iterator[Problem]:
             what = f"{node.name} takes no writes: {known.refusals[node.id]}"
             yield Problem(f"refuses {node.id}", what, node.name, "make room on its disk, or mend it")
         yield from _damaged(known, node)
+        if node.id in known.log_failures:
+            what = f"{node.name} cannot write to the log between regions: {known.log_failures[node.id]}"
+            do = "mend Cassandra, as `holdfast config check` of its file says; what is not written is kept"
+            yield Problem(f"log {node.id}", what, node.name, do)
         if health.slow:
             what = f"{node.name} is slow: its disk answers late"
             yield Problem(f"slow {node.id}", what, node.name, "see what else uses its disk")

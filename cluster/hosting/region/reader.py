@@ -41,6 +41,7 @@ log = structlog.get_logger("streams")
 BATCH_BYTES_MAX = 1 << 20  # of one Raft entry: applied without a long pause
 UNDER_WAY_MAX = 4  # batches that are proposed and not committed
 RETRY_S = 0.2  # after what could not be stored, and for a namespace that is not known yet
+TICK_S = 0.001  # the inbox counts milliseconds
 ANSWER_S = 3.0  # a question that is not answered by then is lost
 
 
@@ -193,7 +194,7 @@ class Reader:
         self._store()
         due = inbox.timer()
         if due is not None:
-            self._in(max(0.0, due / 1000 - self._loop.time()))
+            self._in(max(TICK_S, due / 1000 - self._loop.time()))
 
     def _in(self, pause_s: float) -> None:
         if self._timer is not None:
@@ -291,6 +292,7 @@ class Reader:
                 return
             if error is None:
                 self._streaming.acknowledge(self, batch.stream.incarnation, last)
+                self._streaming.states.ask(self._host)
                 if inbox is self._inbox:
                     self._go_on()
             else:

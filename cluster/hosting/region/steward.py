@@ -68,7 +68,18 @@ _members_of = lru_cache(4096)(decode_configuration)
 class Status:
     """What a node said last. The same one as long as it says the same of the groups that it leads."""
 
-    __slots__ = ("at", "damaged", "draining", "groups", "load", "reaches", "refusal", "said", "slow")
+    __slots__ = (
+        "at",
+        "damaged",
+        "draining",
+        "groups",
+        "load",
+        "log_failure",
+        "reaches",
+        "refusal",
+        "said",
+        "slow",
+    )
 
     def __init__(self, node_id: int, said: list[Any]) -> None:
         self.said = said  # [group, its members, who lags] of each that it leads
@@ -89,6 +100,8 @@ class Status:
         self.damaged: dict[int, str] = dict(more[0]) if more else {}
         # Other nodes that it can talk to; None: it does not say.
         self.reaches = frozenset[int](more[1]) if len(more) > 1 else None
+        # Why the log between regions takes nothing from it; "" = it does, or there is none.
+        self.log_failure: str = more[2] if len(more) > 2 else ""
 
 
 class Steward:
@@ -113,6 +126,7 @@ class Steward:
         self.last: dict[int, Status] = {}  # group -> where its leader spoke of it last
         self._settled: object = None  # what all was as it should be with: the same again needs no thought
         self.on_decided: Callable[[], None] = _nothing
+        self.log_failure: Callable[[], str] = str  # of this node, as it tells it: "" = there is none
         self._leads_from: float | None = None  # when the meta group's leadership came here
         self._term = 0  # and in which of its terms
         # group -> until when a step counts as under way, unless its report is no longer this one
@@ -166,7 +180,8 @@ class Steward:
         refusal = self._node.committer.refusal
         why = refusal.message if refusal is not None else ""
         peers = self._node.peers()
-        message = [STATUS, load, slow, self.draining, groups, why, self._node.damages.told(), peers]
+        damaged, log_failure = self._node.damages.told(), self.log_failure()
+        message = [STATUS, load, slow, self.draining, groups, why, damaged, peers, log_failure]
         leader = self._node.meta.group.raft.leader
         if leader == self._node.node_id:
             self.received(leader, message)

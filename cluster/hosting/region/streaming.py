@@ -15,12 +15,14 @@ leader moves is found again.
     BELL     reader's shard, stream, last, frame or None
     APPLIED  shard, incarnation, number, reader's shard
 
+and those of `states.py`, where regions disagree.
+
 Invariant: only what is committed leaves a node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -29,6 +31,7 @@ import structlog
 from cluster.hosting.calls.coverage import joined, within
 from cluster.hosting.region.exporting import Exporting
 from cluster.hosting.region.reader import Reader
+from cluster.hosting.region.states import ELSEWHERE, STATE, WANTED, States
 from cluster.hosting.shards.streams import ShardStreams
 from history_store.engine.errors import ServiceError
 from replication import outbox
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("streams")
 
 LIST, LISTED, PULL, PULLED, MOVED, BELL, APPLIED = 70, 71, 72, 73, 74, 75, 76
-KINDS = range(LIST, APPLIED + 1)
+KINDS = range(LIST, ELSEWHERE + 1)
 
 BEAT_S = 1.0
 LIST_S = 5.0  # how old what is known of the other region's shards may be
@@ -124,6 +127,7 @@ class Streaming:
         self.loop = loop
         self.rng = rng
         self.store = store
+        self.states = States(self)
         self._subscribers: dict[int, dict[Subscriber, _Standing]] = {}  # by our shard
         self._readers: dict[int, dict[Source, Reader]] = {}  # by our shard
         self._exporters: dict[int, Exporting] = {}  # by our shard
@@ -177,6 +181,10 @@ class Streaming:
         """What the other half of a shard begins with, besides its slots."""
         host = self.node.led.get(shard)
         return host.streams.heritage(child, ranges) if host is not None and host.streams is not None else []
+
+    def exporting(self) -> Mapping[int, Exporting]:
+        """Who writes the log, by shard that is led here."""
+        return self._exporters
 
     # ---- streams.Abroad
 
@@ -235,6 +243,9 @@ class Streaming:
         for host in self.node.shards:
             try:
                 self._beat(host)
+                if host.streams is not None:
+                    host.streams.conflicts.turn()
+                    self.states.ask(host)
             except ServiceError as error:  # the lead moves, or the disk is full
                 log.info("a stream waits", shard=host.group.id, why=error.message)
 
@@ -297,6 +308,8 @@ class Streaming:
             self._rang(region, message)
         elif kind == APPLIED:
             self._applied(region, node, message)
+        elif kind in (WANTED, STATE, ELSEWHERE):
+            self.states.message(region, node, message)
 
     def up(self, region: int, node: int) -> None:  # noqa: ARG002 - whichever it is
         """A node of another region can be talked to."""
@@ -319,7 +332,7 @@ class Streaming:
         return [
             (shard, owned, self.node.leader_of(shard) if shard not in self.node.led else self.node.node_id)
             for shard, owned in self.node.ranges.items()
-            if shard and _meet(owned, wanted)
+            if shard and meet(owned, wanted)
         ]
 
     def _listed(self, region: int, shard: int, found: Sequence[tuple[int, Slots, int]]) -> None:
@@ -421,5 +434,6 @@ class Streaming:
         return list(self._readers.get(shard, {}).values())
 
 
-def _meet(some: Slots, others: Slots) -> bool:
+def meet(some: Slots, others: Slots) -> bool:
+    """Whether they have a slot in common."""
     return any(first <= top and low <= last for first, last in some for low, top in others)

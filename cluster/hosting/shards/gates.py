@@ -102,6 +102,8 @@ class Gates:
         self._gates: dict[str, Gate] = {}
         self.on_moved: list[Callable[[list[Gate]], None]] = []  # these are other than before, and committed
         self.on_seen: Callable[[str, int], None] = _nothing  # a larger version was seen in an entry
+        # Whether an open gate of that version is not believed: another region may own the namespace
+        self.doubts: Callable[[str, int], bool] = _no
         self.load()
 
     def load(self) -> None:
@@ -114,16 +116,17 @@ class Gates:
 
     # ---- reading
 
-    def admit(self, namespace_id: str, call: Call, *, serving: bool = True) -> Admission:
-        """Whether something may have an effect now. `serving`: what isolation.serving said."""
+    def admit(self, namespace_id: str, call: Call) -> Admission:
+        """Whether something may have an effect now."""
         gate = self._gates.get(namespace_id)
         if gate is None and namespace_id not in self._shared:
             return ALLOWED
+        serving = gate is None or not self.doubts(namespace_id, gate.version)
         return gates.admit(gate, call, region=self.region, serving=serving)
 
-    def check(self, namespace_id: str, call: Call, *, serving: bool = True) -> None:
+    def check(self, namespace_id: str, call: Call) -> None:
         """As `admit`, for what somebody waits for: raises NotActive."""
-        admission = self.admit(namespace_id, call, serving=serving)
+        admission = self.admit(namespace_id, call)
         if admission.verdict is not Verdict.ALLOW:
             raise NotActive(namespace_id, admission)
 
@@ -211,6 +214,10 @@ class Gates:
         if moved:
             for callback in self.on_moved:
                 callback(moved)
+
+
+def _no(namespace_id: str, version: int) -> bool:  # noqa: ARG001 - the signature of `Gates.doubts`
+    return False
 
 
 def _nothing(namespace_id: str, version: int) -> None:

@@ -12,7 +12,7 @@ stay where they are, dormant, until the gate opens (`activated`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -42,12 +42,16 @@ if TYPE_CHECKING:
     from cluster.matching.contract import QueueKey
     from history_store.engine.environment import EngineLimits
     from history_store.engine.updates import Update
+    from history_store.shard.rows import Rows
     from replication.frames import Entry, Frame
     from replication.outbox import Tip
 
 log = structlog.get_logger("shard")
 
 TAIL_BYTES_MAX = 128 << 10  # events of a run kept in memory: a poll's answer seldom needs more
+
+# Members of an enumeration are looked up slowly, and these are in the way of every call.
+_ALLOW, _MUTATION, _TASK = Verdict.ALLOW, Call.MUTATION, Call.TASK
 
 _task_row = msgspec.msgpack.Decoder(TaskRow).decode
 _action_row = msgspec.msgpack.Decoder(Action).decode
@@ -70,6 +74,9 @@ class Gates(Protocol):
     def admit(self, namespace_id: str, call: Call) -> Admission:
         """As of the newest entry that was proposed."""
 
+    def raised(self, namespace_id: str, version: int) -> Sequence[tuple[bytes, bytes | None]]:
+        """Another region wrote at this version: the rows that say so, if that was not known."""
+
 
 class AllOpen:
     """The gates of a shard without other regions."""
@@ -78,8 +85,12 @@ class AllOpen:
         """Yes."""
         return _ADMITTED
 
+    def raised(self, namespace_id: str, version: int) -> Sequence[tuple[bytes, bytes | None]]:  # noqa: ARG002
+        """No other region writes."""
+        return ()
 
-_ADMITTED = Admission(Verdict.ALLOW, 0, 0)
+
+_ADMITTED = Admission(_ALLOW, 0, 0)
 
 
 class Outside(Protocol):
@@ -204,8 +215,8 @@ class ShardHost:
         few runs that are found there are found to be closed.
         """
         state = run.state
-        admission = self.gates.admit(state.namespace_id, Call.TASK)
-        behind = 0 < state.version < admission.version and admission.verdict is Verdict.ALLOW
+        admission = self.gates.admit(state.namespace_id, _TASK)
+        behind = 0 < state.version < admission.version and admission.verdict is _ALLOW
         if not behind or self._open is not None:
             return run
 
@@ -271,12 +282,12 @@ class ShardHost:
 
     def serves(self, namespace_id: str) -> bool:
         """Whether the shard's own doings in the namespace are done here: timers, actions, tasks."""
-        return self.gates.admit(namespace_id, Call.TASK).verdict is Verdict.ALLOW
+        return self.gates.admit(namespace_id, _TASK).verdict is _ALLOW
 
     def begin(self, namespace_id: str) -> Transaction:
         """A transaction at the present time, on runs of that namespace. NotActive if its gate is not open."""
-        admission = self.gates.admit(namespace_id, Call.MUTATION)
-        if admission.verdict is not Verdict.ALLOW:
+        admission = self.gates.admit(namespace_id, _MUTATION)
+        if admission.verdict is not _ALLOW:
             raise NotActive(namespace_id, admission)
         version = admission.version or self.node.version_of(namespace_id)
         return self._begin(namespace_id, version)
@@ -423,6 +434,23 @@ class ShardHost:
         self.group.when_committed(waiter)
         self.group.when_committed(committed, patient=True)
 
+    def resume(self, changed: Mapping[str, tuple[str, str]]) -> None:
+        """Go on with runs that another region changed, and that are served here: workflow ids by run id."""
+        for run_id, (namespace_id, workflow_id) in changed.items():
+            run = self.find(namespace_id, workflow_id, run_id)  # a task that a worker there has fails first
+            if run is None:
+                continue
+            wake = run.state.wake
+            if wake and wake <= self.wakes.horizon:
+                run.noted = wake
+                self.wakes.note(wake, run.raw)
+            for spec in offers_of(self.rows, run):
+                self.node.offered(self, spec)
+        for key, value in list(self.rows.scan(keys.ACTION, keys.prefix_end(keys.ACTION))):
+            action = _action_row(value)
+            if action.run_id in changed:
+                self.node.acted(self, key, action)
+
     def _act(self, actions: Iterable[tuple[bytes, Action]]) -> None:
         for key, action in actions:
             self.node.acted(self, key, action)
@@ -445,6 +473,8 @@ class ShardHost:
         if not self.retired:
             self.recover(namespaces)
             self.node.activated(self, namespaces)
+            if self.streams is not None:
+                self.streams.conflicts.activated(namespaces)
 
     def deactivated(self, namespaces: Collection[str]) -> None:
         """Another region serves these namespaces, and that is committed, as is all that was done here before.
@@ -517,6 +547,21 @@ def tell(settled: Iterable[tuple[Run, list[tuple[Update, int]]]]) -> None:
                 watcher()
             except Exception:  # whatever is wrong with one, the others are to hear
                 log.exception("somebody who watched a run could not be told", run=run.state.run_id)
+
+
+def offers_of(rows: Rows, run: Run) -> Iterator[TaskSpec]:
+    """The waiting tasks of a run, for matching."""
+    waiting = [activity.task_key for activity in run.activities.values() if activity.task_key]
+    if run.state.task is not None and run.state.task.task_key:
+        waiting.append(run.state.task.task_key)
+    for key in waiting:
+        value = rows.get(key)
+        if value is not None:
+            row = _task_row(value)
+            # q namespace(16) kind(1) queue ff priority(1) sequence(8)
+            queue, priority, sequence = key[18:-10].decode(), key[-9], int.from_bytes(key[-8:], "big")
+            place = queue, priority, sequence, row.ref, row.stamp
+            yield TaskSpec(run, row.kind, *place, True, key, row.normal_queue, row.created)
 
 
 def trim(run: Run) -> None:

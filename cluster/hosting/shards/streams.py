@@ -4,7 +4,7 @@
     o f  first number         a frame of it that is kept
     o c  region  shard        a cursor: how far another region's stream is applied (replication/log/cursor.py)
     o n  region  shard        the newest fence in that stream, as long as it has not ended
-    o p  region  shard  seq   an entry that does not fit what is here; its workflow id waits
+    o p, b, g, i              where regions wrote to one workflow id at once (conflicts.py)
 
 Theory of operation. Whatever a transaction has to tell goes into its own Raft entry as rows, numbered by the
 leader from the tip. What another region tells is stored with the cursor behind it, again in one entry. So
@@ -19,26 +19,28 @@ Invariant: the tip and the cursors in memory are those of the rows, proposals in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
 
 from cluster.hosting.groups.group import nobody
+from cluster.hosting.shards.applying import packed, unpacked
+from cluster.hosting.shards.conflicts import ShardConflicts, tombs
 from cluster.hosting.shards.gates import Gates
 from history_store.engine import keys
 from history_store.engine.errors import ServiceError
-from history_store.engine.state import RunState
 from replication import outbox, shipment
 from replication.failover import commands
 from replication.failover.readiness import ShardLag
 from replication.failover.records import Point, Source
-from replication.frames import NUMBER_MAX, Entry, Frame, Kind, Stream, decode_entry, encode_entry
+from replication.frames import Entry, Frame, Kind, Stream
 from replication.log import cursor as cursors
 from replication.shipment import Change, Stamp
 
 if TYPE_CHECKING:
     from cluster.hosting.groups.group import RowList, Waiter
+    from cluster.hosting.shards.applying import Parked, Workflow
     from cluster.hosting.shards.host import ShardHost
     from history_store.engine.run import Run, Transaction
     from history_store.visibility.sql import Slots
@@ -48,15 +50,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("streams")
 
-_state = msgspec.msgpack.Decoder(RunState).decode
-
 TIP = keys.STREAM + b"t"
 FRAME = keys.STREAM + b"f"
 CURSOR = keys.STREAM + b"c"
 FENCED = keys.STREAM + b"n"
-PARKED = keys.STREAM + b"p"
-
-Workflow = tuple[str, str]  # namespace id, workflow id
 
 
 class Abroad(Protocol):
@@ -79,15 +76,6 @@ class Abroad(Protocol):
         """These frames are committed."""
 
 
-class Parked(NamedTuple):
-    """An entry that waits for rules to decide, or for somebody."""
-
-    key: bytes
-    source: Source
-    seq: int
-    entry: Entry
-
-
 class ShardStreams:
     """The outgoing stream of a shard that is led here, and its cursors in others'."""
 
@@ -99,7 +87,7 @@ class ShardStreams:
         self.applied: dict[Source, Cursor] = {}
         self._begun: dict[Source, Cursor] = {}  # where streams begin of which nothing is applied yet
         self._fences: dict[Source, Fence] = {}  # of each stream the newest one, until it ends
-        self.parked: dict[Workflow, int] = {}  # how many entries of each wait
+        self.conflicts = ShardConflicts(host)
         self.acks: outbox.Acks | None = None
         self._load()
 
@@ -111,19 +99,20 @@ class ShardStreams:
             assert self.tip is not None
             self.committed = self.tip.seq  # who leads has all that was committed, and nothing else
         for key, value in rows.scan(CURSOR, keys.prefix_end(CURSOR)):
-            self.applied[_source(key[len(CURSOR) :])] = cursors.decode_cursor(value)
+            self.applied[unpacked(key[len(CURSOR) :])] = cursors.decode_cursor(value)
         for key, value in rows.scan(FENCED, keys.prefix_end(FENCED)):
             fence = commands.decode_shard(value)
             assert isinstance(fence, commands.Fence), "nothing else is kept there"
-            self._fences[_source(key[len(FENCED) :])] = fence
-        given = self.host.group.given
-        for parked in self.parked_entries():
-            if given is None or _slot_of(parked.entry) not in given:
-                self._count(parked.entry, 1)
+            self._fences[unpacked(key[len(FENCED) :])] = fence
 
     def _began(self, tip: Tip) -> None:
         self.tip = tip
         self.acks = outbox.Acks(tip.stream)
+
+    @property
+    def parked(self) -> dict[Workflow, list[Parked]]:
+        """The entries that wait, of each workflow id."""
+        return self.conflicts.parked
 
     @property
     def shard(self) -> int:
@@ -151,7 +140,7 @@ class ShardStreams:
     def lag(self, source: Source) -> ShardLag:
         """What is not here yet of a stream."""
         behind = self.abroad.lag(self.shard, source)
-        parked = len(self.parked)
+        parked = len(self.conflicts.parked)
         if behind is None:
             return ShardLag(None, None, parked)
         entries, lag_ms = behind
@@ -174,6 +163,7 @@ class ShardStreams:
         """Seal a transaction, with what other regions are to hear of it. No tip: they are to hear nothing."""
         changes = self._stamp(tx)
         tx.seal()
+        tx.rows.extend(tombs(tx, changes))
         entries = [*self._entries(tx, changes), *told]
         return self._write(tx.rows, entries) if entries else ([], None)
 
@@ -188,6 +178,8 @@ class ShardStreams:
             before = shipment.stamp_of(state.told) if state.transitions else None
             after = Stamp(state.version, seq)
             state.told = shipment.followed(state.told, after)
+            if run.running or run.closed_now:
+                state.rank = after
             changes.append(Change(state.run_id, after, before))
         return changes
 
@@ -305,17 +297,29 @@ class ShardStreams:
 
     def heritage(self, child: int, slots: Slots) -> RowList:
         """What the other half of this shard begins with, where a split is proposed now."""
-        rows = [row for kind in (CURSOR, FENCED) for row in self.host.rows.scan(kind, keys.prefix_end(kind))]
-        rows += [
-            (parked.key, encode_entry(parked.entry))
-            for parked in self.parked_entries()
-            if _within(_slot_of(parked.entry), slots)
+        rows: RowList = [
+            row for kind in (CURSOR, FENCED) for row in self.host.rows.scan(kind, keys.prefix_end(kind))
         ]
+        rows += self.conflicts.heritage(slots)
         if self.tip is not None:
             _, name = self.abroad.region
             stream = Stream(name, child, self.abroad.new_incarnation())
             rows.append((TIP, outbox.encode_tip(outbox.part(self.tip, stream))))
         return [*rows]
+
+    # ---- copies, for who cannot read from the beginning
+
+    def end(self) -> Cursor:
+        """Where a reader stands that has all that was told so far, proposals included: asked for first."""
+        tip = self._tip()
+        return cursors.parted(tip.stream, tip.seq, tip.digest, tip.hlc)
+
+    def jump(self, source: Source, cursor: Cursor, waiter: Waiter) -> None:
+        """Go on from here with a stream: all that it told before has come as states. Raises as a proposal."""
+        tx = self.host.begin_beside()
+        tx.rows.append((cursor_key(source), cursors.encode_cursor(cursor)))
+        self.host.commit(tx, waiter)
+        self.applied[source] = cursor
 
     # ---- taking
 
@@ -339,147 +343,42 @@ class ShardStreams:
             waiter(None)
             return
         tx = self.host.begin_beside()
-        applying = _Applying(self, source, slots, tx)
+        applying = self.conflicts.begin(slots, tx)
         for opened in taken:
-            applying.take(opened)
+            applying.take(source, opened)
         tx.rows.append((cursor_key(source), cursors.encode_cursor(after)))
-        changed, parked = applying.changed, applying.parked
+        fenced = self._fencing(source, taken, tx)
         try:
-            self.host.commit_foreign(tx, changed, waiter)
+            self.conflicts.commit(applying, tx, waiter)
         except ServiceError:
             if isinstance(self.host.gates, Gates):
                 self.host.gates.load()
             raise
         self.applied[source] = after
-        if applying.fenced:
-            self._fenced(source, applying.fence)
-        for workflow in parked:
-            self.parked[workflow] = self.parked.get(workflow, 0) + 1
-
-    def _fenced(self, source: Source, fence: Fence | None) -> None:
-        if fence is None:
+        if fenced:
             self._fences.pop(source, None)
-        else:
-            self._fences[source] = fence
+            if fenced[-1] is not None:
+                self._fences[source] = fenced[-1]
 
-    # ---- what does not fit
-
-    def parked_entries(self) -> Iterator[Parked]:
-        """The entries that wait, in the order of their streams."""
-        for key, value in self.host.rows.scan(PARKED, keys.prefix_end(PARKED)):
-            body = key[len(PARKED) :]
-            yield Parked(key, _source(body[:5]), int.from_bytes(body[5:13], "big"), decode_entry(value))
-
-    def _count(self, entry: Entry, by: int) -> None:
-        workflow = entry.namespace_id, entry.workflow_id
-        self.parked[workflow] = self.parked.get(workflow, 0) + by
-
-
-class _Applying:
-    """One batch on its way into a transaction."""
-
-    def __init__(self, streams: ShardStreams, source: Source, slots: Slots, tx: Transaction) -> None:
-        self._streams = streams
-        self._host = streams.host
-        self._source = source
-        self._slots = slots
-        self._tx = tx
-        self._stamps: dict[tuple[Workflow, str], Stamp | None] = {}
-        self._pointers: dict[Workflow, str] = {}
-        self.changed: dict[str, Workflow] = {}  # run ids
-        self.parked: list[Workflow] = []
-        self.fenced = False  # or unfenced
-        self.fence: Fence | None = None
-
-    def take(self, opened: Opened) -> None:
-        """All entries of a frame."""
-        for ordinal, entry in enumerate(opened.entries):
-            shipped = entry.kind in (Kind.EVENTS, Kind.SIDE)
-            if shipped and _within(_slot_of(entry), self._slots):
-                self._shipment(entry, opened.frame.first_seq + ordinal)
-
-            elif entry.kind in (Kind.FENCE, Kind.UNFENCE):
-                self._gate(entry)
-
-    def _gate(self, entry: Entry) -> None:
-        """The source hands a namespace over, or it came to nothing."""
-        command = commands.decode_shard(entry.payload)
-        before = self.fence if self.fenced else self._streams.fences().get(self._source)
-        if isinstance(command, commands.Fence):
-            after: Fence | None = command
-        elif isinstance(command, commands.Unfence) and before is not None and before.number == command.number:
-            after = None
-        else:
-            return  # the end of an older one
-        self.fenced, self.fence = True, after
-        key = FENCED + _packed(self._source)
-        self._tx.rows.append((key, entry.payload if after is not None else None))
-
-    def _shipment(self, entry: Entry, seq: int) -> None:
-        workflow = entry.namespace_id, entry.workflow_id
-        waits = workflow in self._streams.parked or workflow in self.parked
-        sent = shipment.unpack(entry.payload)
-        fits = shipment.fit(
-            sent, lambda run_id: self._stamp(workflow, run_id), lambda: self._pointer(workflow)
-        )
-        gates = self._host.gates
-        if isinstance(gates, Gates):
-            self._tx.rows.extend(gates.raised(entry.namespace_id, entry.namespace_version))
-        if waits or not fits.fits:
-            log.warning("an entry does not fit what is here", workflow=entry.workflow_id, why=fits.why)
-            self._tx.rows.append((parked_key(self._source, seq), encode_entry(entry)))
-            self.parked.append(workflow)
-            return
-        self._tx.rows.extend(sent.rows)
-        self._tx.visibility.extend(sent.visibility)
-        gone = {op.run_id for op in sent.hidden}
-        for change in sent.changes:
-            self.changed[change.run_id] = workflow
-            self._stamps[workflow, change.run_id] = None if change.run_id in gone else change.after
-        if sent.moves_pointer:
-            self._pointers[workflow] = _pointer_after(sent, workflow)
-
-    def _stamp(self, workflow: Workflow, run_id: str) -> Stamp | None:
-        if (workflow, run_id) in self._stamps:
-            return self._stamps[workflow, run_id]
-        key = keys.run(keys.slot_bytes(keys.slot_of(*workflow)), keys.raw_id(run_id))
-        data = self._host.rows.get(key)
-        return shipment.stamp_of(_state(data).told) if data is not None else None
-
-    def _pointer(self, workflow: Workflow) -> str:
-        if workflow in self._pointers:
-            return self._pointers[workflow]
-        now = self._host.current(*workflow)
-        return now.run_id if now is not None else ""
-
-
-def _pointer_after(sent: shipment.Shipment, workflow: Workflow) -> str:
-    slot = keys.slot_bytes(keys.slot_of(*workflow))
-    return shipment.pointer_after(sent, keys.current(slot, keys.raw_id(workflow[0]), workflow[1]))
-
-
-def _slot_of(entry: Entry) -> int:
-    return keys.slot_of(entry.namespace_id, entry.workflow_id)
-
-
-def _within(slot: int, slots: Slots) -> bool:
-    return any(first <= slot <= last for first, last in slots)
+    def _fencing(self, source: Source, taken: Sequence[Opened], tx: Transaction) -> list[Fence | None]:
+        """What the source says of handovers: the newest fence from here on, None for none; empty: nothing."""
+        before = self._fences.get(source)
+        said: list[Fence | None] = []
+        for entry in (entry for opened in taken for entry in opened.entries):
+            if entry.kind not in (Kind.FENCE, Kind.UNFENCE):
+                continue
+            command = commands.decode_shard(entry.payload)
+            if isinstance(command, commands.Fence):
+                before = command
+            elif isinstance(command, commands.Unfence) and before and before.number == command.number:
+                before = None
+            else:
+                continue  # the end of an older one
+            said = [before]
+            tx.rows.append((FENCED + packed(source), entry.payload if before is not None else None))
+        return said
 
 
 def cursor_key(source: Source) -> bytes:
     """The row of a cursor."""
-    return CURSOR + _packed(source)
-
-
-def parked_key(source: Source, seq: int) -> bytes:
-    """The row of an entry that waits."""
-    assert 0 < seq <= NUMBER_MAX
-    return PARKED + _packed(source) + seq.to_bytes(8, "big")
-
-
-def _packed(source: Source) -> bytes:
-    return bytes((source.region,)) + source.shard.to_bytes(4, "big")
-
-
-def _source(data: bytes) -> Source:
-    return Source(data[0], int.from_bytes(data[1:5], "big"))
+    return CURSOR + packed(source)

@@ -8,6 +8,7 @@ closes takes its worker with it: what that worker held is handed to another with
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -93,7 +94,9 @@ class Poll:
     def name_start(self) -> str:
         """The request id of a start for this poll; among nodes it says which one has the poll."""
         node = self.node
-        return node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id)
+        return (
+            node.new_id() if node.takeovers is None else named_for(node.new_id(), node.node_id, node.region)
+        )
 
     def wait_on(self) -> None:
         """There was nothing for it after all."""
@@ -309,18 +312,18 @@ class Delivery:
             return
         if poll.open and self._handed_over():
             if isinstance(poll, Poll):
-                poll.unless_delivered(self._undo)
+                poll.unless_delivered(self._undoing())
             poll.answer(self.body)
             if self.kind == WORKFLOW:
                 poll.node.holders.hold(poll.connection, self.shard, self.run, self.stamp)
             return
-        self._undo()
+        self._undoing()()
 
-    def _undo(self) -> None:
+    def _undoing(self) -> Callable[[], None]:
+        """What gives the task back. It is kept for a while: names, and nothing that is large."""
         state = self.run.state
-        give_back(
-            self.shard, state.namespace_id, state.workflow_id, state.run_id, self.kind, self.stamp, self.ref
-        )
+        named = (state.namespace_id, state.workflow_id, state.run_id)
+        return partial(give_back, self.shard, *named, self.kind, self.stamp, self.ref)
 
     def _handed_over(self) -> bool:
         """Note that our client gets it. False: a later leader of the shard was told that it does not."""

@@ -51,7 +51,7 @@ class RemotePoll:
 
     def name_start(self) -> str:
         """The request id of a start for this poll: it says which node has it."""
-        return named_for(self.node.new_id(), self.node_id)
+        return named_for(self.node.new_id(), self.node_id, self.node.region)
 
     def answer(self, body: bytes) -> None:
         """Send the worker its task; with nothing it goes on waiting."""

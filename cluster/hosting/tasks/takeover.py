@@ -118,8 +118,9 @@ class Takeovers:
         doubts: dict[int, list[Doubt]] = {}
         runs = list(self._recent_runs(shard))
         self._node.loop.call_later(STRANDED_S, self._reroute_stranded, shard, runs)
+        since_ns = self._node.clock.now_ns() - RECENT_NS
         for run in runs:
-            for node_id, doubt in _started(run, self._node.clock.now_ns() - RECENT_NS):
+            for node_id, doubt in _started(run, since_ns, self._node.region):
                 doubts.setdefault(node_id, []).append(doubt)
         for node_id, asked in doubts.items():
             if node_id == self._node.node_id:
@@ -217,17 +218,17 @@ class Takeovers:
                 self._give_back(question.shard, [tuple(receipt) for receipt in named])
 
 
-def _started(run: Run, since_ns: int) -> Iterator[tuple[int, Doubt]]:
+def _started(run: Run, since_ns: int, region: int) -> Iterator[tuple[int, Doubt]]:
     """The run's tasks that were started lately for a poll whose node is known."""
     state = run.state
     task = state.task
     if task is not None and task.started_id and task.started_time >= since_ns:
-        node_id = node_of(task.request_id)
+        node_id = node_of(task.request_id, region)
         if node_id:
             yield node_id, (receipt_of(run, WORKFLOW, task.stamp, 0), task.started_time)
     for activity in run.activities.values():
         if activity.started_id and activity.started_time >= since_ns:
-            node_id = node_of(activity.request_id)
+            node_id = node_of(activity.request_id, region)
             if node_id:
                 receipt = receipt_of(run, ACTIVITY, activity.stamp, activity.scheduled_id)
                 yield node_id, (receipt, activity.started_time)

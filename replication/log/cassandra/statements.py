@@ -31,17 +31,26 @@ def schema(keyspace: str, replicas: Mapping[str, int]) -> list[str]:
 
     Raises ValueError for names that are none.
     """
-    for region in replicas:
-        if not _REGION.fullmatch(region):
-            raise ValueError(f"{region!r} is no name of a data centre")
-    classes = ["'class': 'NetworkTopologyStrategy'", *(f"'{dc}': {count}" for dc, count in replicas.items())]
     names = {
         "keyspace": _check_keyspace(keyspace),
-        "replication": "{" + ", ".join(classes) + "}",
+        "replication": _replication(replicas),
         "version": str(SCHEMA_VERSION),
     }
     text = Template(_COMMENT.sub("", _text("schema.cql"))).substitute(names)
     return [statement for piece in text.split(";") if (statement := piece.strip())]
+
+
+def altered(keyspace: str, replicas: Mapping[str, int]) -> str:
+    """The statement that gives a keyspace these copies. ValueError, as `schema`."""
+    return f"ALTER KEYSPACE {_check_keyspace(keyspace)} WITH replication = {_replication(replicas)}"
+
+
+def _replication(replicas: Mapping[str, int]) -> str:
+    for region in replicas:
+        if not _REGION.fullmatch(region):
+            raise ValueError(f"{region!r} is no name of a data centre")
+    classes = ["'class': 'NetworkTopologyStrategy'", *(f"'{dc}': {count}" for dc, count in replicas.items())]
+    return "{" + ", ".join(classes) + "}"
 
 
 def queries(keyspace: str) -> dict[str, str]:

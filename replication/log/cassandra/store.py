@@ -2,8 +2,10 @@
 
 Theory of operation. One session a process. Its profiles differ in where the coordinator is: `local` in the
 own data centre, `source:<region>` in another one, where a quorum of *that* centre answers; `ledger` is local
-with more patience. A data centre has the name of its region. A quorum that wrote and a quorum that reads in
-one centre have a node in common; between centres nothing is promised, and hints are not counted on.
+with more patience. A data centre has the name of its region. Regions come and go while the session lasts: the
+profile of another one is made when it is asked through for the first time. A quorum that wrote and a quorum
+that reads in one centre have a node in common; between centres nothing is promised, and hints are not counted
+on.
 
 The driver repeats nothing: what fails is LogUnavailable, an unknown outcome, and who asked decides. (Within a
 region it sends a request to a second node while the first is slow.) A password or a right that is missing is
@@ -23,11 +25,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-from cassandra import ConsistencyLevel, DriverException, InvalidRequest
+from cassandra import (
+    AuthenticationFailed,
+    ConsistencyLevel,
+    DriverException,
+    InvalidRequest,
+    OperationTimedOut,
+    Unauthorized,
+)
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.connection import ConnectionException
@@ -37,6 +48,7 @@ from cassandra.policies import (
     DCAwareRoundRobinPolicy,
     FallthroughRetryPolicy,
     NoSpeculativeExecutionPolicy,
+    RoundRobinPolicy,
     TokenAwarePolicy,
 )
 from cassandra.protocol import ErrorMessage
@@ -53,6 +65,7 @@ from replication.log.contract import (
     LedgerHint,
     LedgerRow,
     LogClosed,
+    LogDenied,
     LogRefused,
     LogUnavailable,
     Mode,
@@ -65,6 +78,9 @@ from replication.log.rows import Row, rows_of, slice_of
 LOCAL = "local"
 LEDGER = "ledger"
 SCHEMA = "schema"
+# Nothing is asked through it. It has the driver keep connections to all nodes of all regions: one that was of
+# no interest to any profile is not known to be up, and would be in no plan of a profile that comes later.
+EVERYWHERE = "everywhere"
 
 T = TypeVar("T")
 
@@ -75,7 +91,6 @@ class Options:
 
     region: str
     contact_points: Sequence[str]  # addresses of nodes in the own region, some of them
-    other_regions: Sequence[str] = ()
     keyspace: str = "holdfast"
     port: int = 9042
     tls: ssl.SSLContext | None = None
@@ -117,9 +132,8 @@ def _cluster(options: Options) -> Any:
         EXEC_PROFILE_DEFAULT: local,  # what prepares statements
         LEDGER: _profile(options, here, options.ledger_timeout_s, quorum),
         SCHEMA: _profile(options, here, options.schema_timeout_s, ConsistencyLevel.EACH_QUORUM),
+        EVERYWHERE: ExecutionProfile(RoundRobinPolicy()),
     }
-    for region in options.other_regions:
-        profiles[f"source:{region}"] = _profile(options, region, timeout_s, quorum)
     return Cluster(
         list(options.contact_points),
         port=options.port,
@@ -146,22 +160,61 @@ _UNKNOWN = (NoHostAvailable, DriverException, ConnectionException, ErrorMessage,
 
 
 def _unavailable(error: BaseException) -> LogUnavailable:
+    causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
+    for cause in causes:
+        if isinstance(cause, AuthenticationFailed | Unauthorized):
+            return LogDenied(f"{type(cause).__name__}: {cause}")
     return LogUnavailable(f"{type(error).__name__}: {error}")
 
 
-def _create_schema(options: Options, replicas: Mapping[str, int]) -> None:
+class Made(NamedTuple):
+    """What making the tables changed."""
+
+    made: bool  # False: they were there
+    added: tuple[str, ...]  # regions that a keyspace which was there has copies in from now on
+
+
+def _create_schema(options: Options, replicas: Mapping[str, int]) -> Made:
     cluster = _cluster(options)
     try:
         session = cluster.connect(wait_for_all_pools=True)
-        _check_version(_present_version(session, options.keyspace))
-        for statement in statements.schema(options.keyspace, replicas):
+        present = _present_version(session, options.keyspace)
+        _check_version(present)
+        _check_centres(cluster, replicas)
+        keyspace, *tables = statements.schema(options.keyspace, replicas)
+        _agree(session.execute(keyspace, execution_profile=SCHEMA))
+        added = _add_copies(session, options.keyspace, replicas)
+        for statement in tables:
             _agree(session.execute(statement, execution_profile=SCHEMA))
+        return Made(present is None, added)
     except InvalidRequest as error:
         raise LogRefused(str(error)) from error
     except _UNKNOWN as error:
         raise _unavailable(error) from error
     finally:
         cluster.shutdown()
+
+
+def _check_centres(cluster: Any, replicas: Mapping[str, int]) -> None:
+    """Copies need nodes to be on. LogRefused."""
+    nodes = Counter(host.datacenter for host in cluster.metadata.all_hosts())
+    for region, copies in replicas.items():
+        if not nodes[region]:
+            there = ", ".join(_centres(cluster))
+            raise LogRefused(f"there is no data centre {region}; there are {there}")
+        if nodes[region] < copies:
+            raise LogRefused(f"data centre {region} has fewer nodes ({nodes[region]}) than copies ({copies})")
+
+
+def _add_copies(session: Any, keyspace: str, replicas: Mapping[str, int]) -> tuple[str, ...]:
+    """Have a keyspace that was there cover all these regions. What copies it has are left as they are."""
+    (row,) = session.execute(statements.queries(keyspace)["copies"], execution_profile=LEDGER).all()
+    present = {name: int(count) for name, count in row[0].items() if name != "class"}
+    added = tuple(region for region in replicas if region not in present)
+    if added:
+        altered = statements.altered(keyspace, {**replicas, **present})
+        _agree(session.execute(altered, execution_profile=SCHEMA))
+    return added
 
 
 def _present_version(session: Any, keyspace: str) -> int | None:
@@ -184,13 +237,18 @@ def _agree(result: Any) -> None:
         raise LogUnavailable("the nodes do not agree on the tables yet; run this again")
 
 
-async def create_schema(options: Options, replicas: Mapping[str, int]) -> None:
+async def create_schema(options: Options, replicas: Mapping[str, int]) -> Made:
     """Make keyspace and tables where they are missing: an operator's step, never two at once.
 
     `replicas` are the copies in each region. Every region has to be reached. Raises LogUnavailable (run it
     again), LogRefused, and SchemaMismatch if there are tables of another release.
     """
-    await asyncio.to_thread(_create_schema, options, replicas)
+    return await asyncio.to_thread(_create_schema, options, replicas)
+
+
+def _centres(cluster: Any) -> list[str]:
+    """The data centres that there are, as far as is known."""
+    return sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
 
 
 def _connect(options: Options) -> tuple[Any, Any, dict[str, Any]]:
@@ -207,7 +265,7 @@ def _connect(options: Options) -> tuple[Any, Any, dict[str, Any]]:
         cluster.shutdown()
         raise SchemaMismatch(f"keyspace {options.keyspace}: {error}") from error
     except _UNKNOWN as error:
-        centres = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+        centres = _centres(cluster)
         cluster.shutdown()
         if centres and options.region not in centres:
             there = ", ".join(centres)
@@ -231,6 +289,7 @@ class CassandraLog:
         self._bridge = bridge
         self._prepared = prepared
         self._closed = False
+        self._sources: dict[str, asyncio.Future[None]] = {}  # by region: its profile is made
         self._rows_max: dict[str, int] = {}  # of one read, by profile, since one failed there
 
     @property
@@ -248,12 +307,23 @@ class CassandraLog:
         except _UNKNOWN as error:
             raise LogClosed("the log was closed") if self._closed else _unavailable(error) from error
 
-    def _profile_of(self, via: str | None, default: str = LOCAL) -> str:
+    async def _profile_of(self, via: str | None, default: str = LOCAL) -> str:
         if via is None or via == self.region:
             return default
-        if via not in self._options.other_regions:
-            raise LogRefused(f"{via} is no region that this log knows")
-        return f"source:{via}"
+        name = f"source:{via}"
+        if via not in self._sources:
+            if via not in _centres(self._cluster):
+                raise LogRefused(f"{via} is no region that this log knows")
+            self._sources[via] = asyncio.ensure_future(asyncio.to_thread(self._add_source, via, name))
+        await asyncio.shield(self._sources[via])
+        return name
+
+    def _add_source(self, region: str, name: str) -> None:
+        """Make the profile, and connections there. Without any now: they come when its nodes do."""
+        options = self._options
+        profile = _profile(options, region, options.request_timeout_s, ConsistencyLevel.LOCAL_QUORUM)
+        with suppress(OperationTimedOut):  # it is added before the wait
+            self._cluster.add_execution_profile(name, profile, pool_wait_timeout=options.request_timeout_s)
 
     async def check_schema(self) -> None:
         """Raises SchemaMismatch unless the tables are those of SCHEMA_VERSION, with copies in this region."""
@@ -275,7 +345,7 @@ class CassandraLog:
         self, stream: Stream, want: int, *, frames_max: int = READ_FRAMES_MAX, via: str | None = None
     ) -> Slice:
         """Frames from `want` on, of its partition."""
-        profile = self._profile_of(via)
+        profile = await self._profile_of(via)
         key = (*stream, bucket_of(want), want)
         limit = min(frames_max, self._rows_max.get(profile, frames_max))
         try:
@@ -297,7 +367,7 @@ class CassandraLog:
 
     async def head(self, region: str, shard: int, *, via: str | None = None) -> Head | None:
         """What the shard of a region said last."""
-        rows = await self._execute("head", region, shard, profile=self._profile_of(via))
+        rows = await self._execute("head", region, shard, profile=await self._profile_of(via))
         for incarnation, exported, oldest, hlc in cast("list[tuple[int, int, int, int]]", rows):
             return Head(Stream(region, shard, incarnation), exported, oldest, hlc)
         return None
@@ -322,7 +392,7 @@ class CassandraLog:
 
     async def read_ledger(self, namespace_id: str, *, via: str | None = None) -> list[LedgerRow]:
         """All rows of a namespace, the highest version first."""
-        profile = self._profile_of(via, LEDGER)
+        profile = await self._profile_of(via, LEDGER)
         rows = cast("list[Any]", await self._execute("read_ledger", namespace_id, profile=profile))
         return [LedgerRow(row[0], row[1], _mode(row[2]), *row[3:]) for row in rows]
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from cluster.local.plan import planned, ports_from
+from cluster.local.plan import LogPlan, planned, ports_from
 
 Run = Callable[..., Result]
 
@@ -29,8 +29,9 @@ def stopped(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--regions", "a,b"), "this release does not replicate between regions"),
-        (("--log", "cassandra"), "comes with replication, which this release does not have"),
+        (("--regions", "a,a"), "two regions are called a"),
+        (("--regions", "a,b", "--nodes", "17"), "a local cluster has at most 32 nodes"),
+        (("--regions", "cassandra", "--log", "cassandra"), "is in the way of the log's own directory"),
         (("--nodes", "0"), "a local region has from 1 to 32"),
         (("--port-base", "80"), "3 nodes need the ports 80 to 102"),
         (("--regions", "A"), "no name of a region"),
@@ -98,6 +99,30 @@ def test_the_status_of_one_that_is_down(holdfast: Run, stopped: Path) -> None:
     result = holdfast("local", "status", "--dir", str(stopped))
     assert "a/1: [error    ] three" in result.stdout
     assert "is down" in result.stderr
+
+
+def test_the_log_between_regions_is_shown_with_the_nodes(holdfast: Run, tmp_path: Path) -> None:
+    log = LogPlan("cassandra/a", "a", "127.9.9.1", 17000)
+    plan = planned(("a",), 1, ports_from(7300, 1), ("false",), {}, [log])
+    (tmp_path / "cluster.json").write_bytes(msgspec.json.encode(plan))
+    (tmp_path / "cassandra/a").mkdir(parents=True)
+    log.log(tmp_path).write_text("10:34:26.069 ERROR [main] X:1 it cannot be\n")
+    status: dict[str, Any] = json.loads(holdfast("local", "status", "--dir", str(tmp_path), "--json").stdout)
+    assert status["log"]["kind"] == "cassandra"
+    (row,) = status["log"]["nodes"]
+    assert (row["name"], row["state"], row["serving"]) == ("cassandra/a", "stopped", False)
+    assert row["errors"] == ["10:34:26.069 ERROR [main] X:1 it cannot be"]
+    shown = holdfast("local", "status", "--dir", str(tmp_path)).stdout
+    assert "cassandra/a" in shown
+    assert "it cannot be" in shown
+    assert "it cannot be" in holdfast("local", "logs", "cassandra/a", "--dir", str(tmp_path)).stdout
+    refused = holdfast("local", "kill", "cassandra/a", "--dir", str(tmp_path))
+    assert "is down" in refused.stderr
+    result = holdfast("local", "up", "--dir", str(tmp_path), "--log", "embedded")
+    assert result.exit_code == 2
+    assert "has --log cassandra, not embedded" in result.stderr
+    assert holdfast("local", "down", "--delete", "--dir", str(tmp_path)).exit_code == 0
+    assert not (tmp_path / "cassandra").exists()
 
 
 def test_the_end_of_a_log(holdfast: Run, stopped: Path) -> None:

@@ -10,6 +10,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as wire
 from cluster.hosting.shards.streams import ShardStreams
 from history_store.engine.errors import ServiceError
 from history_store.storage.memory import MemoryStorage
+from replication.failover.gates import Admission, Call, Verdict
 from replication.failover.records import Source
 from replication.frames import Frame, Stream, open_frame
 from replication.log import cursor as cursors
@@ -17,7 +18,21 @@ from replication.log.cursor import Batch, Opened
 
 if TYPE_CHECKING:
     from cluster.hosting.shards.host import ShardHost
+    from replication.shipment import Row
     from tests.cluster.hosting.play import Play
+
+
+class Passive:
+    """Gates of a region that does what it is asked to, and nothing with what others tell it."""
+
+    def admit(self, namespace_id: str, call: Call) -> Admission:
+        """What is asked of it."""
+        asked = call in (Call.MUTATION, Call.TASK, Call.POLL, Call.READ, Call.STRONG_READ)
+        return Admission(Verdict.ALLOW if asked else Verdict.HOLD, 0, 0)
+
+    def raised(self, namespace_id: str, version: int) -> Sequence[Row]:
+        """It has none."""
+        return ()
 
 
 class Region:
@@ -50,6 +65,7 @@ def listen(play: Play, region: Region) -> None:
     """Have every shard of a node tell."""
     for host in play.node.shards:
         host.streams = ShardStreams(host, region)
+        host.gates = Passive()
 
 
 def frames_of(host: ShardHost) -> list[Frame]:

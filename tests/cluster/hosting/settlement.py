@@ -214,7 +214,7 @@ class Settlement:
                     return
                 await asyncio.sleep(0.05)
 
-    async def told(self, at: str, do: str, /, **fields: Any) -> Told:
+    async def told(self, at: str, /, do: str, **fields: Any) -> Told:
         """What a node answers to an operator."""
         settler = self[at]
         request = msgspec.json.encode({"do": do, **fields})
@@ -229,7 +229,7 @@ class Settlement:
         settler.process.call(ask)
         return await future
 
-    async def do(self, at: str, do: str, /, **fields: Any) -> Any:
+    async def do(self, at: str, /, do: str, **fields: Any) -> Any:
         told = await self.told(at, do, **fields)
         assert told.code == Code.OK, told
         return msgspec.json.decode(told.body)

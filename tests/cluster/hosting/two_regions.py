@@ -1,150 +1,78 @@
-"""Two regions in virtual time, with a wire between them, and stand-ins for what tells one of the other.
+"""Two regions in virtual time, on one network, that were introduced to each other.
 
-Of each region the nodes are members without a front (settlement.py). The wire hands every message over after
-a moment, encoded and decoded, unless it is cut. `Outgoing` is a shard's stream to the other region: its tip
-and its cursors are rows of the shard, so that a new leader goes on from them; `Ferry` brings entries over.
+Of each region the nodes are members without a front (settlement.py). What they tell each other goes by their
+real links and streams. A test can have the links cut, nobody know how far behind anybody is, what is read not
+be applied, and a region be without runs that it should have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from cluster.hosting.region.failover_operations import Answer
 from cluster.hosting.region.joining import Told
-from cluster.hosting.region.member import Abroad
-from cluster.hosting.shards.gates import Gates
+from cluster.hosting.region.reader import Reader
+from cluster.hosting.region.streaming import Streaming
+from cluster.hosting.shards.gates import Gates, NotActive
 from cluster.hosting.shards.host import ShardHost
 from cluster.hosting.shards.meta import REGISTERED, Namespace
-from history_store.engine.errors import Code, ServiceError
-from history_store.shard import image
-from replication.failover import commands
-from replication.failover.commands import Fence
+from cluster.hosting.shards.streams import ShardStreams
+from cluster.membership import Table
+from history_store.engine import keys
+from history_store.engine.errors import Code
+from replication import shipment
 from replication.failover.gates import GateState
-from replication.failover.readiness import ShardLag
-from replication.failover.records import Handover, NamespaceRecord, Point, Row, Source
+from replication.failover.records import Handover, NamespaceRecord, Source
 from replication.frames import Entry, Kind
-from tests.cluster.hosting.settlement import Settlement, Settler
+from tests.cluster.hosting.settlement import PORT, Settlement, Settler
 
 MS = 1_000_000
 NAMES = {1: "a", 2: "b"}
-WIRE_S = 0.02
-FERRY_S = 0.01
-ENTRY, CURSOR, NEWEST = b"o", b"u", b"w"  # kinds of rows that nothing else has
 
-pack = msgspec.msgpack.encode
-unpack = msgspec.msgpack.decode
+
+def within(ranges: list[tuple[int, int]], slot: int) -> bool:
+    """Whether a slot is in one of these."""
+    return any(first <= slot <= last for first, last in ranges)
 
 
 class Outgoing:
-    """What a shard tells the other region, and has applied of it."""
+    """What a shard tells the other region."""
 
-    def __init__(self, world: World, region: int, shard: ShardHost) -> None:
+    def __init__(self, world: World, shard: ShardHost) -> None:
         self.world = world
-        self.region = region
         self.shard = shard
 
     @property
-    def incarnation(self) -> int:
-        return self.region * 1000 + self.shard.group.id
-
-    def entries(self) -> list[Entry]:
-        found = self.shard.rows.scan(ENTRY, b"p")
-        return [msgspec.msgpack.decode(value, type=Entry) for _, value in found]
-
-    def offered(self) -> Point:
-        return Point(self.incarnation, len(self.entries()) + 1)
-
-    def told(self, entries: Sequence[Entry]) -> list[Row]:
-        first = len(self.entries()) + 1
-        return [(ENTRY + n.to_bytes(8, "big"), pack(e)) for n, e in enumerate(entries, first)]
+    def told(self) -> int:
+        """How many entries there are so far."""
+        streams = self.shard.streams
+        assert streams is not None
+        return streams.tip.seq if streams.tip is not None else 0
 
     def write(self, namespace_id: str) -> bool:
-        """A mutation of the namespace, if it is served here."""
-        gates = self.shard.gates
-        assert gates is not None
-        if gates.state(namespace_id) is not GateState.OPEN or not self.shard.group.leading:
+        """Something of the namespace, if it is served here."""
+        try:
+            tx = self.shard.begin(namespace_id)
+        except NotActive:
             return False
-        tx = self.shard.begin()
-        entry = Entry(Kind.EVENTS, namespace_id, gates.version(namespace_id))
+        assert isinstance(self.shard.gates, Gates)
+        ranges = self.world.ranges(self.shard)
+        workflow_id = next(
+            name
+            for number in range(100_000)
+            if any(
+                first <= keys.slot_of(namespace_id, name := f"w{number}") <= last for first, last in ranges
+            )
+        )
+        version = self.shard.gates.version(namespace_id)
+        payload = shipment.pack([], [], [], None)
+        entry = Entry(Kind.EVENTS, namespace_id, version, workflow_id, "", shipment.CODEC, payload)
         self.shard.commit(tx, lambda error: None, told=[entry])
-        return True
-
-    def cursors(self) -> Mapping[Source, Point]:
-        found = self.shard.rows.scan(CURSOR, b"v")
-        return {Source(*unpack(key[1:])): Point(*unpack(value)) for key, value in found}
-
-    def lag(self, source: Source) -> ShardLag:
-        at = self.cursors().get(source)
-        host = self.world.led(source.region).get(source.shard)
-        if at is None or host is None or self.world.blind:
-            return ShardLag(None, None)
-        behind = len(self.world.outgoing(host).entries()) - at.seq
-        return ShardLag(behind * 50 * MS, behind)
-
-    def fences(self) -> Mapping[Source, Fence | None]:
-        found: dict[Source, Fence | None] = {}
-        for key, value in self.shard.rows.scan(NEWEST, b"x"):
-            command = commands.decode_shard(value)
-            found[Source(*unpack(key[1:]))] = command if isinstance(command, Fence) else None
-        return found
-
-    def has_all(self, namespace_id: str) -> bool:
-        return namespace_id not in self.world.bootstrapping
-
-    def apply(self, source: Source, entries: list[Entry], at: Point) -> None:
-        """Entries of the other region, with the cursor that counts them."""
-        gates = self.shard.gates
-        assert gates is not None
-        key = pack(list(source))
-        rows: list[Row] = [(CURSOR + key, pack((at.incarnation, at.seq)))]
-        for entry in entries:
-            if entry.kind in (Kind.FENCE, Kind.UNFENCE):
-                rows.append((NEWEST + key, entry.payload))
-            elif entry.namespace_version:
-                rows += gates.raised(entry.namespace_id, entry.namespace_version)
-        self.shard.group.propose(image.encode(rows, []), rows, [])
-
-
-class Wire:
-    """The other regions as one node sees them."""
-
-    def __init__(self, world: World, own: int, settler: Settler) -> None:
-        self.world = world
-        self.own = own
-        self.settler = settler
-
-    def others(self) -> list[int]:
-        return [index for index in NAMES if index != self.own]
-
-    def name_of(self, index: int) -> str:
-        return NAMES[index]
-
-    def index_of(self, name: str) -> int:
-        return next((index for index, known in NAMES.items() if known == name), 0)
-
-    def nodes_up(self, index: int) -> list[int]:
-        if self.world.cut:
-            return []
-        return [settler.node_id for settler in self.world.settlers(index)]
-
-    def send(self, index: int, node: int, message: list[Any], bulk: bool = False) -> bool:
-        world, body = self.world, pack(message)
-        if world.cut:
-            return False
-
-        def arrive() -> None:
-            for settler in world.settlers(index):
-                if settler.node_id == node and not world.cut:
-                    heard = settler.member.failover
-                    assert heard is not None
-                    settler.process.call(heard.asking.foreign, self.own, self.settler.node_id, unpack(body))
-
-        world.outside(WIRE_S, arrive)
         return True
 
 
@@ -153,39 +81,79 @@ class World:
 
     def __init__(self, rng: random.Random, machines: str = "xyz") -> None:
         self.rng = rng
-        self.cut = False
+        self._cut = False
+        self.near = False  # everybody seems to be close behind
         self.blind = False  # nobody knows how far behind anybody is
         self.bootstrapping: set[str] = set()  # namespaces
         self.ferrying = True
-        self.regions = {
-            index: Settlement(rng, machines, name, self._abroad(index)) for index, name in NAMES.items()
-        }
-        self.loop = self.regions[1].loop
-        self._outside = self.loop.process("outside")
-        self._task: asyncio.Task[None] | None = None
+        self.stalled: set[tuple[int, int]] = set()  # (region, shard) that reads nothing
+        a = Settlement(rng, machines, "a", 1)
+        self.regions = {1: a, 2: Settlement(rng, machines, "b", 2, a.network)}
+        self.loop = a.loop
+        self._restore = self._meddle()
 
-    def _abroad(self, index: int) -> Callable[[Settler], Abroad]:
-        def of(settler: Settler) -> Abroad:
-            return Abroad(Wire(self, index, settler), lambda shard: Outgoing(self, index, shard))
+    def _meddle(self) -> Callable[[], None]:
+        lag, has_all, store = Streaming.lag, ShardStreams.has_all, Reader._store
 
-        return of
+        def lags(streaming: Streaming, shard: int, source: Source) -> tuple[int, int] | None:
+            if self.blind:
+                return None
+            return (0, 0) if self.near else lag(streaming, shard, source)
 
-    def outside(self, delay_s: float, what: Callable[[], None]) -> None:
-        """Later, whoever dies meanwhile."""
-        self._outside.call(self.loop.call_later, delay_s, what)
+        def has(streams: ShardStreams, namespace_id: str) -> bool:
+            return namespace_id not in self.bootstrapping and has_all(streams, namespace_id)
+
+        def stores(reader: Reader) -> None:
+            if self.ferrying and (3 - reader.source.region, reader.shard) not in self.stalled:
+                store(reader)
+
+        Streaming.lag, ShardStreams.has_all, Reader._store = lags, has, stores  # type: ignore[method-assign]
+
+        def restore() -> None:
+            Streaming.lag, ShardStreams.has_all, Reader._store = lag, has_all, store  # type: ignore[method-assign]
+
+        return restore
+
+    @property
+    def cut(self) -> bool:
+        """Whether nothing passes between the regions."""
+        return self._cut
+
+    @cut.setter
+    def cut(self, cut: bool) -> None:
+        self._cut = cut
+        network = self.regions[1].network
+        for one in self.settlers(1):
+            for other in self.settlers(2):
+                for source, target in ((one.host, other.host), (other.host, one.host)):
+                    (network.cut if cut else network.heal)(source, target)
 
     async def found(self) -> None:
-        for region in self.regions.values():
-            await region.found()
-        self._task = self.loop.create_task(self._ferry())
+        a, b = self.regions.values()
+        await a.found()
+        await b.found()
+        await a.do("a/1", "introduce", at=[f"b-1:{PORT}"])
+        await self.until(self.whole)
+
+    def whole(self) -> bool:
+        """Whether all nodes reach all of the other region."""
+        return all(
+            len(settler.member.regions.nodes_up(3 - index)) == len(self.settlers(3 - index))
+            for index in NAMES
+            for settler in self.settlers(index)
+        )
 
     def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        self._restore()
         for region in self.regions.values():
             region.end()
 
     # ---- who is where
+
+    def table(self, index: int) -> Table:
+        """As the leader of the meta group has it; an empty one if nobody leads."""
+        leader = self.leader(index)
+        return leader.table if leader is not None else Table()
 
     def settlers(self, index: int) -> list[Settler]:
         return [settler for settler in self.regions[index].running() if hasattr(settler, "member")]
@@ -206,11 +174,11 @@ class World:
         return max(leading, key=lambda s: s.member.node.meta.group.raft.term, default=None)
 
     def outgoing(self, shard: ShardHost) -> Outgoing:
-        assert isinstance(shard.streams, Outgoing)
-        return shard.streams
+        return Outgoing(self, shard)
 
     def gates(self, index: int) -> dict[int, Gates]:
-        return {number: shard.gates for number, shard in self.led(index).items() if shard.gates is not None}
+        led = self.led(index).items()
+        return {number: shard.gates for number, shard in led if isinstance(shard.gates, Gates)}
 
     def states(self, index: int, namespace_id: str) -> set[GateState]:
         return {gates.state(namespace_id) for gates in self.gates(index).values()}
@@ -258,40 +226,6 @@ class World:
                 shown.append((settler.member.node.meta.group.applied, found))
         return max(shown, key=lambda pair: pair[0])[1] if shown else None
 
-    # ---- streams
-
-    async def _ferry(self) -> None:
-        while True:
-            await asyncio.sleep(FERRY_S)
-            if self.cut or not self.ferrying:
-                continue
-            for index in NAMES:
-                for shard in self.led(3 - index).values():
-                    self._bring(index, shard)
-
-    def _bring(self, index: int, shard: ShardHost) -> None:
-        """Everything that a shard reads of a region's shards."""
-        for number, theirs in self.led(index).items():
-            if not self._overlap(shard, theirs):
-                continue
-            origin, out = Source(index, number), self.outgoing(shard)
-            entries = self.outgoing(theirs).entries()
-            at = out.cursors().get(origin)
-            if theirs.group.proposed > theirs.group.committed:
-                continue  # what is not committed is not there
-            incarnation = self.outgoing(theirs).incarnation
-            if at is not None and at.seq >= len(entries):
-                continue
-            try:
-                new = entries[at.seq if at is not None else 0 :]
-                out.apply(origin, new, Point(incarnation, len(entries)))
-            except ServiceError:
-                continue
-
-    def _overlap(self, shard: ShardHost, theirs: ShardHost) -> bool:
-        ours, others = self.ranges(shard), self.ranges(theirs)
-        return any(a <= d and c <= b for a, b in ours for c, d in others)
-
     def ranges(self, shard: ShardHost) -> list[tuple[int, int]]:
         """Those slots that a shard has, as all tables and logs know."""
         for index in NAMES:
@@ -332,7 +266,7 @@ class World:
         )
         return namespace_id
 
-    async def register(self, index: int, name: str) -> str:
+    async def register(self, index: int, name: str, *, versioned: bool = True) -> str:
         await self.until(lambda: self.leader(index) is not None)
         settler = self.leader(index)
         assert settler is not None
@@ -341,11 +275,14 @@ class World:
 
         def create() -> None:
             assert node.failover is not None
+            if not versioned:
+                node.meta.create(made, lambda error: None)
+                return
             row = node.failover.creation(made.id, now_ns=made.created)
             node.failover.register(made, [index], row, lambda error: None)
 
         settler.process.call(create)
-        await self.until(lambda: self.record(index, made.id) is not None)
+        await self.until(lambda: bool(self.registered(index, made.id)))
         return made.id
 
     async def edit(self, index: int, namespace_id: str, **fields: Any) -> None:

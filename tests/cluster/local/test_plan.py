@@ -33,17 +33,15 @@ def plan_of(nodes: int) -> Plan:
 @pytest.mark.parametrize(
     ("regions", "nodes", "log", "words"),
     [
-        (["a", "b"], 3, "embedded", "this release does not replicate between regions"),
-        (["a"], 3, "cassandra", "comes with replication, which this release does not have"),
+        (["a", "b", "a"], 3, "embedded", "two regions are called a"),
+        (["a", "b", "c"], 11, "embedded", "3 regions of 11 nodes: a local cluster has at most 32"),
         (["a"], 0, "embedded", "from 1 to 32"),
         (["a"], 33, "embedded", "from 1 to 32"),
         (["A/b"], 3, "embedded", "no name of a region"),
-        ([], 3, "embedded", "0 regions"),
+        ([], 3, "embedded", "no regions"),
     ],
 )
-def test_what_this_release_does_not_have_is_refused_in_words(
-    regions: list[str], nodes: int, log: str, words: str
-) -> None:
+def test_what_cannot_be_is_refused_in_words(regions: list[str], nodes: int, log: str, words: str) -> None:
     with pytest.raises(LocalError, match=words) as refused:
         checked(regions, nodes, log)
     assert refused.value.usage
@@ -62,6 +60,26 @@ def test_the_files_are_configurations_that_agree(tmp_path: Path, nodes: int) -> 
     assert [config.raft.tick_ms for config in configs] == [20] * nodes
     assert {config.region.replicas for config in configs} == {replicas_of(nodes)}
     assert len({config.node.data_dir for config in configs}) == nodes
+
+
+def test_regions_have_nodes_ports_and_indices_of_their_own(tmp_path: Path) -> None:
+    checked(["a", "b"], 16, "embedded")
+    plan = planned(("a", "b"), 3, ports_from(7300, 6), ("program",), {})
+    assert [node.name for node in plan.nodes] == ["a/1", "a/2", "a/3", "b/1", "b/2", "b/3"]
+    assert [node.grpc for node in plan.nodes] == [7300, 7310, 7320, 7330, 7340, 7350]
+    assert [(region.name, region.index) for region in plan.regions] == [("a", 1), ("b", 2)]
+    for region in plan.regions:
+        configs = []
+        for node in region.nodes:
+            node.config(tmp_path).parent.mkdir(parents=True)
+            node.config(tmp_path).write_text(node_toml(region, node, {}))
+            configs.append(load(node.config(tmp_path)))
+        assert disagreements(configs) == []
+        assert {config.region.index for config in configs} == {region.index}
+    profiles = tomllib.loads(context_toml(plan))["profile"]
+    assert [profiles[name]["address"] for name in ("default", "a", "b")] == [
+        "127.0.0.1:7300", "127.0.0.1:7300", "127.0.0.1:7330",
+    ]  # fmt: skip
 
 
 def test_ports_from_a_base() -> None:
@@ -104,6 +122,7 @@ def test_a_plan_that_cannot_be_read(tmp_path: Path, content: bytes | None, words
 def test_what_up_prints_has_the_promised_form(tmp_path: Path) -> None:
     assert topology(tmp_path, plan_of(1), {"a/1": 5}) == {
         "dir": str(tmp_path),
+        "log": {"kind": "embedded", "nodes": []},
         "regions": [
             {
                 "name": "a",

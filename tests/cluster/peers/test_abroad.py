@@ -60,6 +60,7 @@ def test_an_own_node_of_the_same_id_is_another_peer(arena: Arena) -> None:
         tell(world, two, {BACK: world.address(1)}, None, {1: HERE})
         tell(world, three, {1: world.address(1)})
         await world.until(lambda: one.is_told_up(number) and one.is_told_up(3))
+        await world.until(lambda: two.is_told_up(BACK) and three.is_told_up(1))
         two.peers.send(BACK, [1, "foreign"])
         three.peers.send(1, [1, "own"])
         await world.until(lambda: bool(one.messages(number) and one.messages(3)))
@@ -123,9 +124,11 @@ def test_a_node_that_is_new_there_is_welcome_and_talks_once_its_address_is_known
         tell(world, one, {}, None, {2: THERE})
         assert len(one.peers.states()) == 1, "news of others are none of it"
         assert one.events == two.events == []
+        dialed = two.peers._sessions[BACK].dialed
         tell(world, one, {ABROAD: world.address(2)}, None, {2: THERE})
         await world.until(lambda: one.is_told_up(ABROAD) and two.is_told_up(BACK))
-        assert len(one.events) == len(two.events) == 1, "on the connection that it had dialed"
+        assert len(one.events) == len(two.events) == 1
+        assert two.peers._sessions[BACK].dialed is dialed, "on the connection that it had dialed"
 
     arena(scene)
 
@@ -165,5 +168,18 @@ def test_a_region_that_is_not_known_any_more_is_hung_up_on(arena: Arena) -> None
         assert not one.is_told_up(ABROAD)
         await world.until(lambda: not two.is_told_up(BACK))
         await world.until(lambda: "knows of no such region" in two.peers.states()[0].problem)
+
+    arena(scene)
+
+
+def test_a_new_node_of_a_region_that_is_not_known_any_more_is_hung_up_on(arena: Arena) -> None:
+    async def scene(world: World) -> None:
+        one, two = await two_regions(world)
+        tell(world, one, {}, None, {2: THERE})
+        tell(world, two, {BACK: world.address(1)}, None, {1: HERE})
+        await world.until(lambda: bool(one.peers.states()))
+        tell(world, one, {})
+        await world.until(lambda: "knows of no such region" in two.peers.states()[0].problem)
+        assert one.peers.states() == []
 
     arena(scene)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pytest_asyncio
@@ -89,6 +89,7 @@ class FakeCall:
         self.on_cancel: Callable[[], None] | None = None
         self.on_message: Callable[[bytes | None], None] | None = None
         self.metadata: Mapping[str, str | bytes] = {}
+        self.work: asyncio.Task[None] | None = None  # of a method that is a coroutine
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def finish(self, body: bytes) -> None:
@@ -172,17 +173,20 @@ class Harness:
         self.connection = FakeConnection()
 
     def begin(self, request: Message, *, deadline_s: float | None = 10.0,
-              connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
+              connection: FakeConnection | None = None, kind: type[FakeCall] = FakeCall,
+              metadata: Mapping[str, str | bytes] | None = None) -> FakeCall:  # fmt: skip
         """Make the call and leave it open."""
         name = RPCS[request.DESCRIPTOR.full_name].name
-        return self.send(name, request.SerializeToString(), deadline_s, connection)
+        return self.send(name, request.SerializeToString(), deadline_s, connection, kind, metadata)
 
     def send(self, name: str, data: bytes, deadline_s: float | None = 10.0,
-             connection: FakeConnection | None = None) -> FakeCall:  # fmt: skip
+             connection: FakeConnection | None = None, kind: type[FakeCall] = FakeCall,
+             metadata: Mapping[str, str | bytes] | None = None) -> FakeCall:  # fmt: skip
         """As a front would, whatever the bytes are."""
         loop = asyncio.get_running_loop()
         deadline = None if deadline_s is None else loop.time() + deadline_s
-        call = FakeCall(name, data, deadline, connection or self.connection)
+        call = kind(name, data, deadline, connection or self.connection)
+        call.metadata = metadata or {}
         try:
             result = self.handlers[name](call)
         except Exception as error:
@@ -190,9 +194,17 @@ class Harness:
             return call
         if isinstance(result, bytes):
             call.finish(result)
-        else:
-            assert result is None, f"{name} returned a coroutine; none of these services needs one"
+        elif result is not None:
+            call.work = loop.create_task(self._drive(call, result))
         return call
+
+    @staticmethod
+    async def _drive(call: FakeCall, work: Coroutine[Any, Any, bytes | None]) -> None:
+        try:
+            if (body := await work) is not None:
+                call.finish(body)
+        except Exception as error:
+            call.fail(*status_of(error, call.method, "test"))
 
     async def call(self, request: Message, **options: Any) -> Any:
         """One RPC: its response. Raises Refused."""

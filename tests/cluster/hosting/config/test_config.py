@@ -10,7 +10,14 @@ import pytest
 
 from cluster.hosting.config.addresses import join_address, split_address
 from cluster.hosting.config.agreement import disagreements
-from cluster.hosting.config.node_config import SECTIONS, ConfigError, NodeConfig, load, settings
+from cluster.hosting.config.node_config import (
+    OPTIONAL_SECTIONS,
+    SECTIONS,
+    ConfigError,
+    NodeConfig,
+    load,
+    settings,
+)
 
 NODES = ["a/1=127.0.0.1:7301", "a/2=127.0.0.1:7311", "a/3=127.0.0.1:7321"]
 
@@ -53,7 +60,7 @@ def test_the_least_of_a_file_has_all_defaults(tmp_path: Path) -> None:
     assert config.given == {"node.name", "node.data_dir", "region.name", "region.nodes"}
     assert config.node.machine == socket.gethostname()
     assert config.node.data_dir == str(tmp_path / "data")
-    assert (config.region.shards, config.region.replicas) == (8, 3)
+    assert (config.region.index, config.region.shards, config.region.replicas) == (1, 8, 3)
     assert config.advertise.grpc == "127.0.0.1:7233"
     assert config.advertise.peers == "127.0.0.1:7301"
     assert [(one.name, one.host, one.port) for one in config.members][2] == ("a/3", "127.0.0.1", 7321)
@@ -129,6 +136,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"region": {"nodes": None, "join": ["h:1"], "shards": 4}},
         "region.shards = 4: it belongs to the mak",
     ),
+    (
+        "joined index",
+        {"region": {"nodes": None, "join": ["h:1"], "index": 2}},
+        "region.index = 2: it belongs to the mak",
+    ),
+    ("no index", {"region": {"index": 0}}, "region.index = 0: it has to be"),
+    ("large index", {"region": {"index": 100}}, "region.index = 100: it has to be"),
     ("seed", {"region": {"nodes": None, "join": ["h:0"]}}, "with a port from 1 to 65535"),
     ("own name", {"node": {"name": "a/4"}}, "this node, a/4, is not in it. Add it"),
     ("twice", {"region": {"nodes": [*NODES, "a/1=h:1"]}}, "the name a/1 is there more than once"),
@@ -223,7 +237,7 @@ def test_defaults_are_within_their_own_bounds(tmp_path: Path) -> None:
     """What a reader copies from the page of defaults into the file is accepted."""
     changes: dict[str, dict[str, Any]] = {}
     for row in settings():
-        if row.default not in (None, "", []) and not row.required:
+        if row.default not in (None, "", []) and not row.required and row.section not in OPTIONAL_SECTIONS:
             changes.setdefault(row.section, {})[row.name] = row.default
     assert load(written(tmp_path, **changes)).raft == load(written(tmp_path)).raft
 
@@ -231,6 +245,85 @@ def test_defaults_are_within_their_own_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "[::1]:65535", "host.example:7301"])
 def test_an_address_comes_apart_and_together(address: str) -> None:
     assert join_address(*split_address(address)) == address
+
+
+POINT = {"contact_points": ["10.0.0.5"]}
+ON_CASSANDRA = {"log": "cassandra"}
+
+
+class TestCassandra:
+    """The log between regions, as a file describes it."""
+
+    def log_of(self, path: Path, **keys: Any) -> NodeConfig:
+        return load(written(path, replication=ON_CASSANDRA, cassandra=POINT | keys))
+
+    def test_nothing_is_said_and_there_is_nothing_to_run(self, tmp_path: Path) -> None:
+        config = load(written(tmp_path))
+        assert config.replication.log == "embedded"
+        assert config.cassandra is None
+
+    def test_the_least_of_it(self, tmp_path: Path) -> None:
+        found = self.log_of(tmp_path).cassandra
+        assert found is not None
+        assert (found.contact_points, found.port, found.keyspace) == (("10.0.0.5",), 9042, "holdfast")
+        assert found.password({}) == ""
+
+    def test_everything_can_be_said_and_paths_are_absolute(self, tmp_path: Path) -> None:
+        for name in ("ca.pem", "c.pem", "k.pem"):
+            (tmp_path / name).write_text("-")
+        (tmp_path / "word").write_text("a pass word \n")
+        tls = {"tls_ca": "ca.pem", "tls_cert": "c.pem", "tls_key": "k.pem"}
+        found = self.log_of(tmp_path, user="u", password_file="word", **tls).cassandra
+        assert found is not None
+        assert found.tls_ca == str(tmp_path / "ca.pem")
+        assert found.password({}) == "a pass word ", "but for the end of the line"
+        assert "pass word" not in repr(found)
+
+    def test_a_password_may_be_in_the_environment(self, tmp_path: Path) -> None:
+        found = self.log_of(tmp_path, user="u", password_env="WORD").cassandra
+        assert found is not None
+        assert found.password({"WORD": "w"}) == "w"
+        for environment in ({}, {"WORD": ""}):
+            with pytest.raises(ValueError, match="there is no such environment variable"):
+                found.password(environment)
+
+    def test_a_password_file_that_says_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "word").write_text("\n")
+        found = self.log_of(tmp_path, user="u", password_file="word").cassandra
+        assert found is not None
+        with pytest.raises(ValueError, match="is empty"):
+            found.password({})
+        (tmp_path / "word").unlink()
+        with pytest.raises(ValueError, match="cannot be read"):
+            found.password({})
+
+    WRONG: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"contact_points": []}, "cassandra.contact_points = []: it has to be a list of at most 32"),
+        ({"contact_points": None}, "cassandra.contact_points is missing"),
+        ({"contact_points": ["10.0.0.5:9042"]}, 'and "10.0.0.5:9042" is not of that form'),
+        ({"keyspace": "Up; DROP"}, "cassandra.keyspace"),
+        ({"port": 0}, "cassandra.port = 0: it has to be a whole number from 1 to 65535"),
+        ({"user": "u"}, "it needs a password, and there is none. Give password_file or password_env"),
+        ({"password_env": "A"}, "a password without cassandra.user is nobody's"),
+        ({"user": "u", "password_env": "A", "password_file": "x.pem"}, "and there are two"),
+        ({"user": "u", "password_file": "none"}, "there is no such file. Correct the path"),
+        ({"tls_cert": "x.pem", "tls_ca": "x.pem"}, "it belongs to cassandra.tls_key, which is not given"),
+        ({"tls_key": "x.pem"}, "it belongs to cassandra.tls_cert"),
+        ({"tls_cert": "x.pem", "tls_key": "x.pem"}, "without cassandra.tls_ca there is no TLS"),
+        ({"tls_ca": "none.pem"}, "cassandra.tls_ca"),
+    )
+
+    @pytest.mark.parametrize(("keys", "words"), WRONG)
+    def test_what_is_wrong(self, tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+        (tmp_path / "x.pem").write_text("-")
+        (found,) = problems(written(tmp_path, replication=ON_CASSANDRA, cassandra=POINT | keys))
+        assert words in found
+
+    def test_one_without_the_other(self, tmp_path: Path) -> None:
+        (found,) = problems(written(tmp_path, replication=ON_CASSANDRA))
+        assert "there is no [cassandra]. Write [cassandra] with contact_points" in found
+        (found,) = problems(written(tmp_path, cassandra=POINT))
+        assert '[cassandra] is not read unless replication.log is "cassandra"' in found
 
 
 class TestAgreement:
@@ -255,10 +348,12 @@ class TestAgreement:
         ({"region": {"cluster_name": "x"}}, 'region.cluster_name is "holdfast" in'),
         ({"region": {"nodes": NODES[::-1]}}, "region.nodes is"),
         ({"region": {"shards": 16}}, "region.shards is 8 in"),
+        ({"region": {"index": 2}}, "region.index is 1 in"),
         ({"raft": {"tick_ms": 60}}, "raft.tick_ms is 50 in"),
         ({"node": {"data_dir": "data1"}}, "a directory belongs to one node"),
         ({"listen": {"grpc": 7300}}, "listen.grpc of"),
         ({"listen": {"metrics": 7321}}, "are both port 7321 at 127.0.0.1:7321"),
+        ({"replication": ON_CASSANDRA, "cassandra": POINT}, 'replication.log is "embedded" in'),
         ({"node": {"machine": "m1"}}, "the first members have 2 different node.machine"),
     )
 
@@ -267,6 +362,23 @@ class TestAgreement:
         found = disagreements(self.three(tmp_path, **changes))
         assert any(words in problem for problem in found), found
         assert len(found) <= 2, found
+
+    def test_a_keyspace_is_of_all(self, tmp_path: Path) -> None:
+        one, two = [
+            load(
+                written(
+                    tmp_path,
+                    f"{keyspace}.toml",
+                    node={"name": f"a/{index}", "data_dir": keyspace, "machine": keyspace},
+                    listen={"grpc": 7290 + 10 * index, "peers": 7291 + 10 * index},
+                    replication=ON_CASSANDRA,
+                    cassandra=POINT | {"keyspace": keyspace},
+                )
+            )
+            for index, keyspace in ((1, "one"), (2, "two"))
+        ]
+        (found,) = disagreements([one, two])
+        assert 'cassandra.keyspace is "one" in' in found
 
     def test_one_node_twice(self, tmp_path: Path) -> None:
         found = disagreements([self.three(tmp_path)[0]] * 2)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from cluster.hosting.shards.gates import NotActive
+from cluster.hosting.shards.gates import Gates, NotActive
+from cluster.membership import ShardState
 from cluster.peers import virtual_time
-from history_store.engine.errors import Code
-from replication.failover.gates import GateState
+from history_store.engine.errors import Code, ServiceError
+from replication.failover.gates import Call, GateState, Verdict
 from replication.failover.records import UNDECIDED, Handover, Phase
 from tests.cluster.hosting.two_regions import World
 
@@ -60,7 +61,7 @@ async def decided(world: World, number: int = 1) -> Handover:
         found = world.handover(1, number)
         return found is not None and found.phase not in UNDECIDED
 
-    await world.until(is_decided)
+    await world.until(is_decided, 100.0)  # it may wait a minute for what is not known
     found = world.handover(1, number)
     assert found is not None
     return found
@@ -172,6 +173,7 @@ def test_a_target_that_is_cut_off_gets_nothing_and_the_source_serves_again(play:
         assert all(world.outgoing(shard).write(ns) for shard in world.led(1).values())
         assert world.states(2, ns) == {GateState.INACTIVE}
         world.cut, world.ferrying = False, True
+        await world.until(world.whole)
         await begin(world, "again")
         second = await decided(world, 2)
         assert second.committed == (ns,)
@@ -193,6 +195,21 @@ def test_before_anything_is_fenced_the_target_has_to_be_close_behind(play: Play)
         handover = await decided(world)
         assert handover.phase is Phase.ABORTED
         assert world.states(1, ns) == {GateState.OPEN}
+
+    play(scene)
+
+
+def test_a_target_that_goes_away_is_not_waited_for_in_silence(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await world.global_default()
+        world.blind = True
+        await begin(world)
+        await asyncio.sleep(1.0)
+        world.cut = True
+        await asyncio.sleep(4.0)
+        shown = await world.do(1, "failover_status", namespace="orders")
+        assert "cannot be reached" in shown["handover"]["waits"]
+        assert shown["unreachable"] == ["b"]
 
     play(scene)
 
@@ -380,8 +397,8 @@ def test_what_a_namespace_is_like_is_the_same_everywhere(play: Play) -> None:
     async def scene(world: World) -> None:
         ns = await world.global_default()
         await world.edit(1, ns, retention=7)
+        await world.until(lambda: world.registered(2, ns).get("retention") == 7)
         await world.until(lambda: world.registered(2, ns) == world.registered(1, ns))
-        assert world.registered(2, ns)["retention"] == 7
         with pytest.raises(NotActive, match="in region a"):
             await world.edit(2, ns, retention=8)
         await begin(world)
@@ -401,9 +418,10 @@ def test_a_region_holds_a_namespace_no_more(play: Play) -> None:
         gone = await world.do(2, "remove_region", namespace="orders", to="b")
         assert gone["changed"]
         assert gone["regions"] == ["a"]
-        await world.until(lambda: not world.registered(2, ns))
+        await world.until(lambda: not world.registered(2, ns), 5.0)
         assert world.states(1, ns) == {GateState.OPEN}
         assert not (await world.do(1, "remove_region", namespace="orders", to="b"))["changed"]
+        await world.until(lambda: world.leader_state(1) == world.leader_state(2))
         asked = {"namespace": "orders", "to": "b", "mode": "graceful", "request_id": "r"}
         assert "does not hold" in await refused(world, 1, "failover", **asked)
         await world.do(1, "add_region", namespace="orders", to="b")
@@ -424,5 +442,232 @@ def test_a_name_that_another_has_is_not_taken_from_it(play: Play) -> None:
         told = await world.told(1, "add_region", namespace="orders", to="b")
         assert told.code == Code.UNAVAILABLE
         assert world.registered(2, own)["name"] == "orders"
+
+    play(scene)
+
+
+def test_one_that_was_made_before_there_were_others_gets_a_version(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.register(1, "orders", versioned=False)
+        assert world.record(1, ns) is None
+        assert {gates.admit(ns, Call.MUTATION).verdict for gates in world.gates(1).values()} == {
+            Verdict.ALLOW
+        }
+        told = await world.do(1, "add_region", namespace="orders", to="b")
+        assert (told["version"], told["regions"]) == (1, ["a", "b"])
+        await world.until(lambda: all(world.records_agree(ns)))
+        await begin(world)
+        await followed(world, ns, await decided(world))
+
+    play(scene)
+
+
+def test_an_update_that_makes_another_region_active_waits_for_the_end(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        leader = world.leader(1)
+        assert leader is not None
+        operations = leader.member.administration.operations
+        assert operations is not None
+        await operations.make_active("orders", "b")
+        assert (await decided(world)).committed == (ns,)
+        with pytest.raises(NotActive, match="in region b"):
+            await operations.make_active("orders", "a")
+
+    play(scene)
+
+
+def test_an_update_says_why_another_region_is_not_active(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await world.global_default()
+        world.ferrying = False
+        leader = world.leader(1)
+        assert leader is not None
+        operations = leader.member.administration.operations
+        assert operations is not None
+        with pytest.raises(ServiceError, match="the time is up"):
+            await operations.make_active("orders", "b")
+        assert (await decided(world)).phase is Phase.ABORTED
+
+    play(scene)
+
+
+def test_shards_move_and_die_while_they_are_fenced(play: Play, rng: random.Random) -> None:
+    """Any node of either region, one after the other."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        await begin(world)
+        for _ in range(4):
+            index = rng.choice([1, 2])
+            settler = rng.choice(world.settlers(index))
+            settler.kill()
+            await asyncio.sleep(rng.choice([0.02, 0.2, 1.5]))
+            settler.boot()
+            await asyncio.sleep(rng.choice([0.02, 0.5]))
+        handover = await decided(world)
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_what_is_forced_above_a_handover_is_not_handed_over(play: Play) -> None:
+    """The target is cut off from a source that fences, takes the namespace, and both hear of each other."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        world.ferrying = False
+        await begin(world)
+        await world.until(lambda: world.states(1, ns) == {GateState.FENCED})
+        world.cut = True
+        await world.do(2, "failover", namespace="orders", to="b", mode="forced", request_id="f", yes=True)
+        await world.until(lambda: world.states(2, ns) == {GateState.OPEN})
+        world.cut, world.ferrying = False, True
+        handover = await decided(world)
+        assert not handover.committed
+        await world.until(lambda: world.states(1, ns) == {GateState.INACTIVE})
+        await world.until(lambda: all(world.records_agree(ns)))
+        assert world.states(2, ns) == {GateState.OPEN}
+
+    play(scene)
+
+
+def test_a_child_that_is_split_off_while_others_are_still_being_fenced(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent's marker stands for it."""
+    command = Gates.command
+
+    def all_but_one(gates: Gates, *told: Any) -> None:
+        if gates._shard.group.id != 4:
+            command(gates, *told)
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        monkeypatch.setattr(Gates, "command", all_but_one)
+        await begin(world)
+        await world.until(lambda: 1 in (gates := world.gates(1)) and gates[1].state(ns) is GateState.FENCED)
+        await world.do(1, "split", shard=1)
+        await world.until(lambda: 5 in world.gates(1), 9.0)
+        await world.until(lambda: world.table(1).shards[5].state is ShardState.SERVING, 5.0)
+        await asyncio.sleep(0.5)
+        handover = world.handover(1)
+        assert handover is not None
+        assert handover.phase is Phase.FENCING, "the split came too late"
+        assert world.gates(1)[5].state(ns) is GateState.FENCED
+        monkeypatch.undo()
+        handover = await decided(world)
+        assert handover.committed == (ns,)
+        assert 5 not in handover.shards
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_a_split_behind_the_fence_leaves_out_nobody_who_reads_the_old_shard(play: Play) -> None:
+    """Region b has two shards for what is one in region a; one of them is not there yet when a's is split."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        await world.do(2, "split", shard=1)
+        await world.until(lambda: 5 in world.gates(2))
+        await world.until(lambda: len({record.state for record in world.table(2).shards.values()}) == 1)
+        await asyncio.sleep(1.0)
+        world.stalled.add((2, 5))
+        for shard in world.led(1).values():
+            world.outgoing(shard).write(ns)
+        world.near = True
+        await begin(world)
+        await world.until(lambda: bool((found := world.handover(1)) and found.phase is Phase.DRAINING))
+        await world.do(1, "split", shard=1)
+        await world.until(lambda: len(world.table(1).shards) == 5)
+        await world.until(lambda: len({record.state for record in world.table(1).shards.values()}) == 1, 8.0)
+        handover = world.handover(1)
+        assert handover is not None
+        assert handover.phase is Phase.DRAINING, "the split came too late"
+        handover = await decided(world)
+        assert handover.phase is Phase.ABORTED
+        world.stalled.clear()
+        await followed(world, ns, handover)
+
+    play(scene)
+
+
+def test_every_node_knows_who_may_change_a_namespace(play: Play) -> None:
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        nodes = [settler.member.node.failover for settler in world.settlers(1)]
+        for failover in nodes:
+            assert failover is not None
+            failover.check_edit(ns)
+        await begin(world)
+        await followed(world, ns, await decided(world))
+        for failover in nodes:
+            assert failover is not None
+            with pytest.raises(NotActive):
+                failover.check_edit(ns)
+
+    play(scene)
+
+
+def test_nobody_is_told_what_a_leader_without_a_majority_thinks(play: Play) -> None:
+    """It proposes the decision, hears that the target has everything, and its own region does not answer."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        world.ferrying = False
+        await begin(world)
+        await world.until(lambda: bool((found := world.handover(1)) and found.phase is Phase.DRAINING))
+        leader = world.leader(1)
+        assert leader is not None
+        others = [settler for settler in world.settlers(1) if settler is not leader]
+        world.regions[1].network.partition([leader.host], [settler.host for settler in others])
+        world.ferrying = True
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            known = [settler.member.node.failover for settler in others]
+            decided_there = any(
+                one is not None and one.committed.handovers[1].phase in (Phase.COMMITTED, Phase.DONE)
+                for one in known
+            )
+            record = world.record(2, ns)
+            assert record is not None
+            assert decided_there or record.version == 1
+        world.regions[1].network.heal_all()
+        await followed(world, ns, await decided(world))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_region_that_comes_back_does_not_serve_what_was_taken_from_it(play: Play, whole: bool) -> None:
+    """Its gates stand open as they were. It hears from the others first, or waits for them in vain."""
+
+    async def scene(world: World) -> None:
+        ns = await world.global_default()
+        old = world.settlers(1)
+        for settler in old:
+            settler.kill()
+        if whole:
+            await world.do(2, "failover", namespace="orders", to="b", mode="forced", request_id="f", yes=True)
+            await world.until(lambda: world.states(2, ns) == {GateState.OPEN})
+        else:
+            for settler in world.settlers(2):
+                settler.kill()
+        for settler in old:
+            settler.boot()
+        wrote_s: float | None = None
+        began_s = world.loop.time()
+        while world.loop.time() < began_s + 12.0:
+            await asyncio.sleep(0.01)
+            if any(world.outgoing(shard).write(ns) for shard in world.led(1).values()):
+                wrote_s = world.loop.time() - began_s
+                break
+        if whole:
+            assert wrote_s is None, "another region serves it"
+            assert world.states(1, ns) == {GateState.INACTIVE}
+        else:
+            assert wrote_s is not None, "a dead region does not stop one that lives"
+            assert wrote_s > 4.5
 
     play(scene)

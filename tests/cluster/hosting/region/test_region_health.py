@@ -36,6 +36,7 @@ class Scene:
     waits: dict[int, str] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, dict[int, str]] = field(default_factory=dict)
+    log_failures: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         records = [
@@ -57,7 +58,7 @@ class Scene:
         found = find(
             Known(
                 self.table, self.health, self.reports, self.leaderless, self.waits, self.refusals, {},
-                self.damaged,
+                self.damaged, self.log_failures,
             )
         )  # fmt: skip
         assert all(problem.do and problem.where for problem in found)
@@ -99,10 +100,12 @@ def test_what_nodes_say_of_themselves() -> None:
     scene.health[2] = NodeHealth(load=0.97)
     scene.health[4] = NodeHealth(draining=True)
     scene.refusals = {3: "no space left on device"}
+    scene.log_failures = {2: "NoHostAvailable"}
     scene.health[3] = NodeHealth(draining=True)  # who cannot write leads nothing
     assert scene.find() == [
         "a/1 is slow: its disk answers late",
         "a/1 cannot talk to 1 of the nodes that others can talk to",
+        "a/2 cannot write to the log between regions: NoHostAvailable",
         "a/2 is overloaded: 97% of a core",
         "a/3 takes no writes: no space left on device",
         "a/4 is being stopped",

@@ -5,8 +5,10 @@ Two regions, or three, of members without a front, on one network in virtual tim
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ import pytest
 
 from cluster.hosting.region.introducing import read_card
 from cluster.hosting.region.joining import Told
+from cluster.hosting.region.regions import CARD
 from cluster.membership import FORMAT, RemoteNode, RemoteRecord, Table
 from cluster.peers import virtual_time
 from cluster.peers.abroad import abroad, home
@@ -137,6 +140,9 @@ def test_both_write_each_other_down_and_all_nodes_talk(play: Play) -> None:
                 assert regions.name_of(there.index) == there.region
                 assert regions.index_of(there.region) == there.index
                 assert (regions.name_of(here.index), regions.index_of("nobody")) == (here.region, 0)
+                await a.until(partial(stored, settler))
+                settler.process.call(settler.member.replicas.reload)
+                assert settler.table.others() == [remote], "as after an image"
 
     play(scene)
 
@@ -163,6 +169,12 @@ def test_messages_go_both_ways_in_order(play: Play) -> None:
                 assert [KIND, "bulk"] in heard
 
     play(scene)
+
+
+def stored(settler: Settler) -> bool:
+    """Whether what the node's table says is in the rows of its meta group, too."""
+    rows = settler.member.node.meta.group.rows
+    return bool(list(rows.scan(b"R", b"S"))) and bool(list(rows.scan(b"N", b"O")))
 
 
 def said(ear: Ear) -> list[tuple[Any, ...]]:
@@ -412,6 +424,35 @@ def test_an_introduction_that_was_left_half_done_is_completed(play: Play) -> Non
     play(scene)
 
 
+def test_only_the_answer_to_the_last_question_counts_and_only_of_who_was_asked(play: Play) -> None:
+    async def scene(world: Continents) -> None:
+        a, _ = world.a, await world.introduced()
+        leader = next(one for one in a.running() if one.member.node.meta.group.leading)
+        regions, known = leader.member.regions, leader.table.remotes[2]
+        fewer = msgspec.structs.replace(known, nodes=known.nodes[:1])
+
+        def tell(index: int, number: int, card: RemoteRecord) -> None:
+            regions.received(index, 1, [CARD, number, msgspec.to_builtins(card)])
+
+        def ask() -> int:
+            regions._ask(2, 1)
+            return regions._last[2]
+
+        before = leader.table.changes
+        number = leader.process.call(ask)
+        leader.process.call(tell, 2, number - 1, fewer)
+        leader.process.call(tell, 3, number, fewer)
+        regions._last[3] = number
+        leader.process.call(tell, 3, number, fewer)
+        await asyncio.sleep(0.5)
+        assert leader.table.changes == before
+        assert leader.table.remotes == {2: known}
+        leader.process.call(tell, 2, leader.process.call(ask), fewer)
+        await a.until(lambda: leader.table.changes == before + 2 and leader.table.remotes == {2: known})
+
+    play(scene)
+
+
 # -------------------------------------------------------------------------------------------- removing
 
 
@@ -486,6 +527,7 @@ def test_a_node_with_another_index_is_refused(play: Play) -> None:
         a.index = 7
         a["a/2"].boot()
         await a.until(lambda: bool(a["a/2"].refusal))
+        assert a["a/2"].broken, "before it talks to anybody"
         assert "region.index is 7 here, and region a was made with the index 1" in a["a/2"].refusal
 
     play(scene)

@@ -248,20 +248,6 @@ async def test_what_an_old_leader_told_nobody_its_successor_tells(pair: Pair) ->
     await pair.same()
 
 
-async def test_two_that_wrote_the_same_workflow_id_do_not_overwrite_each_other(pair: Pair) -> None:
-    await pair.a.first(activity(), workflow_id="w")
-    await pair.b.first(activity(), workflow_id="w")
-    before = pair.b.rows()
-    pair.start()
-    for _ in range(200):
-        await asyncio.sleep(0.002)
-        if any(host.streams is not None and host.streams.parked for host in pair.b.node.shards):
-            break
-    parked = [host.streams.parked for host in pair.b.node.shards if host.streams is not None]
-    assert any(parked), "they wait for a decision"
-    assert pair.b.rows() == before
-
-
 class Logged(Pair):
     """The two with a log between them."""
 

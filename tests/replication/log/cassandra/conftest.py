@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.compat.sdks.programs import MissingError
+from cluster.local.cassandra.jars import MissingError
 from tests.replication.log.cassandra.pair import CassandraLogs
 
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from cluster.local.cassandra.jars import MissingError
 from replication.frames import Frame, Stream
 from replication.log.cassandra import store
 from replication.log.contract import LogStore
-from tests.compat.sdks.programs import MissingError
 from tests.replication.log.cassandra.server import USER, Nodes
 from tests.replication.log.contract import large
 

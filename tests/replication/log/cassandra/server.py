@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import string
 import subprocess
 import sys
 import time
@@ -22,18 +21,28 @@ from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.policies import DCAwareRoundRobinPolicy
 
+from cluster.local.cassandra import jars
+from cluster.local.cassandra.jars import MissingError
+from cluster.local.cassandra.server import command, configure, token_of
 from replication.log.cassandra.store import Options
-from tests.compat.sdks.programs import MissingError
-from tests.replication.log.cassandra import jars
 from tests.replication.log.cassandra.certificates import Authority
 
-CONF = Path(__file__).parent / "conf"
 START_S_MAX = 180
-# Become the program that is named, without CAP_IPC_LOCK (14; 24 is PR_CAPBSET_DROP): as root Cassandra's
-# mlockall would succeed, and fault in the whole heap.
-BECOME = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 14, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+# Clients show a certificate and say a password. Between the nodes it is plain.
+CLIENTS = """
+authenticator: PasswordAuthenticator
+authorizer: CassandraAuthorizer
+role_manager: CassandraRoleManager
+client_encryption_options:
+  enabled: true
+  optional: false
+  require_client_auth: true
+  accepted_protocols: [TLSv1.3]
+  ssl_context_factory:
+    class_name: org.apache.cassandra.security.PEMBasedSslContextFactory
+  keystore: {certificate}
+  truststore: {authority}
+"""
 FIRST = ("cassandra", "cassandra")  # who is there when Cassandra is new; logs in at QUORUM of all regions
 OPERATOR = ("operator", "a word")  # as anybody else, at LOCAL_QUORUM
 USER = ("holdfast", "a pass word")  # what the log connects as
@@ -65,14 +74,13 @@ class Nodes:
 
     def options(self, region: str, **more: Any) -> Options:
         """How the log of a region connects: `USER` and a certificate, unless `more` says otherwise."""
-        others = [other for other in self.addresses if other != region]
         user, password = USER
         given: dict[str, Any] = {
             "tls": self.authority.client(self._client),
             "user": user,
             "password": password,
         }
-        return Options(region, [self.addresses[region]], others, **(given | more))
+        return Options(region, [self.addresses[region]], **(given | more))
 
     def operator(self, region: str, **more: Any) -> Options:
         """How an operator connects."""
@@ -81,7 +89,7 @@ class Nodes:
     def start(self) -> None:
         """Start all, and wait until each answers and knows the others."""
         for number, centre in enumerate(self.addresses, 1):
-            self._configure(centre, number * (1 << 63) // (len(self.addresses) + 1))
+            self._configure(centre, token_of(number, len(self.addresses)))
             self.launch(centre)
         self.wait_until_ready(*self.addresses)
         self._add_users()
@@ -123,43 +131,24 @@ class Nodes:
             cluster.shutdown()
 
     def _configure(self, centre: str, token: int) -> None:
-        directory = self._directory / centre
-        (directory / "tmp").mkdir(parents=True)
         certificate = self.authority.sign(f"node-{centre}", [self.addresses[centre]])
-        values = {
-            "token": token,
-            "address": self.addresses[centre],
-            "seeds": ",".join(f"{address}:7000" for address in self.addresses.values()),
-            "directory": directory,
-            "certificate": certificate,
-            "authority": self.authority.directory / "ca.pem",
-        }
-        text = string.Template((CONF / "cassandra.yaml.in").read_text()).substitute(values)
-        (directory / "cassandra.yaml").write_text(text)
-        (directory / "rackdc.properties").write_text(f"dc={centre}\nrack=r1\n")
+        configure(
+            self._directory / centre,
+            centre,
+            self.addresses[centre],
+            token,
+            list(self.addresses.values()),
+            cluster_name="holdfast-test",
+            hints=False,
+            clients=CLIENTS.format(certificate=certificate, authority=self.authority.directory / "ca.pem"),
+        )
 
     def launch(self, centre: str) -> None:
         """Start a node, for the first time or with what it has."""
         directory = self._directory / centre
-        command = [
-            *(sys.executable, "-I", "-S", "-c", BECOME),
-            self._java,
-            *(CONF / "jvm.options").read_text().split(),
-            "-Xmx192m",
-            f"-Dcassandra.config=file://{directory}/cassandra.yaml",
-            f"-Dcassandra-rackdc.properties=file://{directory}/rackdc.properties",
-            f"-Dlogback.configurationFile={CONF}/logback.xml",
-            f"-Dcassandra.storagedir={directory}",
-            f"-Dcassandra.logdir={directory}",
-            f"-Djava.io.tmpdir={directory}/tmp",
-            f"-Dcassandra.jmx.local.port={_free_port()}",
-            "-cp",
-            ":".join(sorted(str(jar) for jar in self._jars.glob("*.jar"))),
-            "org.apache.cassandra.service.CassandraDaemon",
-        ]
         with (directory / "cassandra.log").open("ab") as log:
             self._processes[centre] = subprocess.Popen(
-                command,
+                command(directory, self._java, self._jars, _free_port()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

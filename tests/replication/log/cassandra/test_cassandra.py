@@ -8,7 +8,7 @@ import time
 import pytest
 
 from replication.frames import Stream
-from replication.log.contract import LogClosed, LogRefused, LogUnavailable, SchemaMismatch
+from replication.log.contract import LogClosed, LogDenied, LogRefused, LogUnavailable, SchemaMismatch
 from tests.replication.log.contract import LogContract, arrives, beats, ledger_row
 
 pytest.importorskip("cassandra", reason="no cassandra-driver")
@@ -30,6 +30,23 @@ class TestContract(LogContract):
 async def test_making_the_tables_again_changes_nothing(nodes: Nodes, logs: CassandraLogs):
     await store.create_schema(nodes.operator("b"), {"a": 1, "b": 1})
     await logs.a.check_schema()
+
+
+async def test_a_region_that_is_new_gets_copies(nodes: Nodes):
+    made = await store.create_schema(nodes.operator("a", keyspace="grows"), {"a": 1})
+    assert made == (True, ())
+    made = await store.create_schema(nodes.operator("a", keyspace="grows"), {"a": 1, "b": 1})
+    assert made == (False, ("b",))
+    log = await store.connect(nodes.operator("b", keyspace="grows"))
+    await log.check_schema()
+    await log.close()
+
+
+async def test_copies_need_nodes_to_be_on(nodes: Nodes):
+    with pytest.raises(LogRefused, match="no data centre elsewhere; there are a, b"):
+        await store.create_schema(nodes.operator("a", keyspace="few"), {"a": 1, "elsewhere": 1})
+    with pytest.raises(LogRefused, match=r"data centre b has fewer nodes \(1\) than copies \(3\)"):
+        await store.create_schema(nodes.operator("a", keyspace="few"), {"a": 1, "b": 3})
 
 
 async def test_tables_are_made_everywhere_or_the_operator_hears_of_it(nodes: Nodes):
@@ -101,7 +118,7 @@ async def test_nobody_there(nodes: Nodes):
 async def test_who_has_no_certificate_or_password_is_not_let_in(nodes: Nodes):
     stranger = nodes.authority.client(None)
     for wrong in ({"tls": stranger}, {"tls": None}, {"password": "guess"}, {"user": ""}):
-        with pytest.raises(LogUnavailable):
+        with pytest.raises(LogDenied if "password" in wrong else LogUnavailable):
             await store.connect(nodes.options("a", **wrong))
 
 

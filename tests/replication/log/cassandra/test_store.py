@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 
 from replication.frames import Stream
-from replication.log.contract import LogRefused, LogUnavailable
+from replication.log.contract import LogDenied, LogRefused, LogUnavailable
 from replication.log.rows import rows_of
 from tests.replication.log.contract import beats, large
 
 pytest.importorskip("cassandra", reason="no cassandra-driver")
 
-from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, Unavailable
+from cassandra import AuthenticationFailed, InvalidRequest, OperationTimedOut, Unauthorized, Unavailable
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionShutdown
 from cassandra.protocol import OverloadedErrorMessage, ServerError
@@ -38,10 +41,31 @@ class ScriptedBridge:
         return answer[: parameters[-1]]
 
 
+class ScriptedCluster:
+    """Knows which data centres there are, and takes profiles, as slowly as the nodes connect."""
+
+    def __init__(self) -> None:
+        self.centres = ["a", "b"]
+        self.profiles: dict[str, object] = {}
+        self.late = False
+        self.metadata = self
+
+    def all_hosts(self) -> list[object]:
+        return [SimpleNamespace(datacenter=centre) for centre in self.centres]
+
+    def add_execution_profile(self, name: str, profile: object, pool_wait_timeout: float) -> None:
+        assert pool_wait_timeout <= 2
+        assert name not in self.profiles, "the driver refuses that"
+        self.profiles[name] = profile
+        if self.late:
+            raise OperationTimedOut("Failed to create all new connection pools")
+
+
 def log_of(*answers: object) -> tuple[store.CassandraLog, ScriptedBridge]:
     bridge = ScriptedBridge(*answers)
-    options = store.Options("b", ["127.0.0.1"], ["a"])
-    return store.CassandraLog(options, None, bridge, {"append": "append", "read": "read"}), bridge
+    options = store.Options("b", ["127.0.0.1"])
+    made = store.CassandraLog(options, ScriptedCluster(), bridge, {"append": "append", "read": "read"})
+    return made, bridge
 
 
 @pytest.mark.parametrize(
@@ -109,10 +133,40 @@ def test_a_password_is_not_shown():
     assert "secret" not in repr(store.Options("a", [], user="me", password="secret"))
 
 
-def test_only_the_own_region_is_asked_twice():
+async def test_the_way_to_another_region_is_made_once_when_it_is_asked_for():
+    log, bridge = log_of([], [], [], [])
+    cluster = log._cluster
+    assert cluster.profiles == {}
+    cluster.late = True
+    await asyncio.gather(log.read(STREAM, 1, via="a"), log.read(STREAM, 1, via="a"))
+    assert bridge.profiles == ["source:a", "source:a"]
+    with pytest.raises(LogRefused, match="c is no region"):
+        await log.read(STREAM, 1, via="c")
+    cluster.centres.append("c")  # regions are added while a node runs
+    await log.read(STREAM, 1, via="c")
+    assert list(cluster.profiles) == ["source:a", "source:c"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationFailed("bad credentials"),
+        Unauthorized("no MODIFY"),
+        NoHostAvailable("nobody", {"h": OSError("refused"), "i": AuthenticationFailed("bad credentials")}),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_who_may_not_is_told_so(error):
+    log, _ = log_of(error)
+    with pytest.raises(LogDenied, match=r"bad credentials|no MODIFY"):
+        await log.append(STREAM, beats(STREAM, 0, 1)[0])
+
+
+async def test_only_the_own_region_is_asked_twice():
     """Another region's answer takes longer than a second try waits, as a rule."""
-    options = store.Options("b", ["127.0.0.1"], ["a"])
-    profiles = store._cluster(options).profile_manager.profiles
+    log, _ = log_of([])
+    await log.read(STREAM, 1, via="a")
+    profiles = store._cluster(log._options).profile_manager.profiles | log._cluster.profiles
     again = {}
     for name in ("local", "source:a"):
         plan = profiles[name].speculative_execution_policy.new_plan("k", None)

@@ -1,4 +1,4 @@
-"""Where the tests get Cassandra from (jars.py), with a repository of two small files."""
+"""Where Cassandra comes from (jars.py), with a repository of two small files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.sdks.programs import MissingError
-from tests.replication.log.cassandra import jars
+from cluster.local.cassandra import jars
+from cluster.local.cassandra.jars import MissingError
 
 ONE, TWO = "org/one/1/one-1.jar", "org/two/2/two-2.jar"
 MIRROR = """<settings xmlns="http://maven.apache.org/SETTINGS/1.2.0"><mirrors>
@@ -43,7 +43,7 @@ def test_all_are_fetched_once(places: tuple[str, Path, Path], tmp_path: Path):
 
 def test_one_that_is_not_what_it_should_be_is_refused(places: tuple[str, Path, Path], tmp_path: Path):
     (tmp_path / "remote" / TWO).write_bytes(b"tow")
-    with pytest.raises(RuntimeError, match=r"two-2\.jar .* is not what it should be"):
+    with pytest.raises(MissingError, match=r"two-2\.jar .* is not what it should be"):
         jars.folder(*places)
 
 

