@@ -307,7 +307,7 @@ def travels_json(travels: Travels) -> dict[str, Any]:
     for each in travels.failovers:
         fields = asdict(replace(each, before=[]))
         del fields["before"]
-        felt = {"felt_s": each.felt_s, "longest_wait_s": longest_wait_s(travels.beats, each)}
+        felt = {"outage_s": each.outage_s, "longest_wait_s": longest_wait_s(travels.beats, each)}
         made.append({**fields, **felt, "events_before": len(each.before)})
     return {
         "regions": {name: index for index, name in travels.names.items()},

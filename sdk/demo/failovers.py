@@ -32,8 +32,10 @@ class Failover:
     first_ns: int  # when a client's next signal was acknowledged
 
     @property
-    def felt_s(self) -> float:
-        """How long clients could not write, at most."""
+    def outage_s(self) -> float:
+        """How long nothing could be written: as the server measured it, or since the source was dead."""
+        if self.paused_s is not None:
+            return self.paused_s
         return max(0, self.first_ns - self.began_ns) / 1e9
 
 

@@ -269,7 +269,7 @@ class TwoRegions(Region):
         else:
             self._say(
                 f"failover: {source} → {target}, forced; {target} writes with version {made.version}; "
-                f"a signal was acknowledged again {made.felt_s:.2f} s after the last node of {source} died"
+                f"a signal was acknowledged again {made.outage_s:.2f} s after the last node of {source} died"
             )
 
     async def _known(self, region: str) -> None:

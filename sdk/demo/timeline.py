@@ -54,10 +54,10 @@ def show_timeline(
             row(offset, "", found, "", took, crossed, where="", style="bold red")
             continue
         if isinstance(line, Failover):
-            crossed = bar(line.began_ns - zero, line.first_ns - zero, whole, "»")
+            crossed = bar(line.began_ns - zero, line.ended_ns - zero, whole, "»")
             way = f"{line.source}→{line.target}"
             found = f"{line.mode} failover to {line.target}, version {line.version}"
-            row(offset, "", found, "", f"{line.felt_s:.3f} s", crossed, where=way, style="bold yellow")
+            row(offset, "", found, "", f"{line.outage_s:.3f} s", crossed, where=way, style="bold yellow")
             continue
         style = STYLES[line.kind]
         shown = Text(f"{line.kind}: {line.name}" if line.kind in ("model call", "tool") else line.name, style)
@@ -139,7 +139,7 @@ def show_travels(console: Console, travels: Travels) -> None:
         lag = f", known to be behind by {each.behind} entries" if each.behind is not None else ""
         console.print(
             f"region {each.source} died as a whole{lag}; forced failover to {each.target}: "
-            f"{each.felt_s:.2f} s from its last node's death until a signal was acknowledged (RTO); "
+            f"{each.outage_s:.2f} s from its last node's death until a signal was acknowledged (RTO); "
             f"{travels.rpo_events} events and {travels.rpo_beats} acknowledged signals lost (RPO)"
         )
     console.print(f"{len(travels.beats)} signals on the way, one after the other")
