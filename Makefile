@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make help    this list"
 	@echo "make setup   create .venv with everything in it"
-	@echo "make demo    a research agent on three nodes that survives two kill -9, end to end"
+	@echo "make demo    a research agent that survives kill -9 of its worker, its leader and its region (LOG=cassandra)"
 	@echo "make test    every suite: the fast ones, then short forms of those with real processes"
 	@echo "make check   format, lint, import directions, types"
 	@echo "make sim     whole regions, and Raft and membership alone, over fresh seeds (SEEDS=200; 5000: the long form)"
@@ -23,7 +23,7 @@ help:
 setup: $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/holdfast demo
+	@$(BIN)/holdfast demo --log $(or $(LOG),embedded)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("holdfast needs Python 3.11 or newer; set PYTHON=... to one") if sys.version_info < (3, 11) else None'

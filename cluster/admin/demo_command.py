@@ -24,7 +24,19 @@ from cluster.admin.output import json_option
     type=click.Choice(["1", "3", "5"]),
     default="3",
     show_default=True,
-    help="Nodes of the local region that it runs on; 1: a single server.",
+    help="Nodes of a region; 1: a single server.",
+)
+@click.option(
+    "--regions",
+    type=click.Choice(["1", "2"]),
+    help="Regions that it runs on; with one, no region dies.  [default: 2; of a single server: 1]",
+)
+@click.option(
+    "--log",
+    type=click.Choice(["embedded", "cassandra"]),
+    default="embedded",
+    show_default=True,
+    help="The log between regions.",
 )
 @click.option("--approve", is_flag=True, help="Approve the agent's findings without asking.")
 @click.option("--offline", is_flag=True, help="Use the stand-in for a model, even if OPENAI_API_KEY is set.")
@@ -34,15 +46,18 @@ def demo(
     question: str | None,
     documents: str | None,
     nodes: str,
+    regions: str | None,
+    log: str,
     approve: bool,
     offline: bool,
     keep: str | None,
     as_json: bool,
 ) -> None:
-    """Show a research agent that survives the SIGKILL of its worker and of its shard's leader.
+    """Show a research agent that survives the SIGKILL of its worker, its shard's leader, and its region.
 
-    It answers a question from documents, on a local region of three nodes. At the end: its report,
-    the timeline of the run, and whether any model call was paid twice; exit 0 only if everything held.
+    It answers a question from documents, on two local regions of three nodes, and moves between them.
+    At the end: its report, the timeline of the run with the region that wrote each event, and whether
+    any model call was paid twice; exit 0 only if everything held.
 
     Without OPENAI_API_KEY the model is a stand-in that ranks the documents' own sentences, and
     nothing leaves this machine. With it, passages of the documents go to OPENAI_BASE_URL
@@ -53,9 +68,12 @@ def demo(
       holdfast demo
       holdfast demo --documents ~/notes --question "What did we decide about retries?"
       holdfast demo --approve --json > result.json
+      holdfast demo --log cassandra
+      holdfast demo --regions 1
       holdfast demo --nodes 1
     """
     valued = {"--question": question, "--documents": documents, "--nodes": nodes, "--keep": keep}
+    valued |= {"--regions": regions, "--log": log}
     flags = {"--approve": approve, "--offline": offline, "--json": as_json}
     arguments = [f"{name}={value}" for name, value in valued.items() if value is not None]
     arguments += [name for name, given in flags.items() if given]

@@ -9,26 +9,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
 from sdk.demo.director import DemoError, Director, Outcome, Settings
 from sdk.demo.documents import DocumentsError, Library, project
+from sdk.demo.failovers import Travels, longest_wait_s
 from sdk.demo.messages import Approval, Progress
 from sdk.demo.model import Model, StandIn, choose
 from sdk.demo.takeover import Takeover
-from sdk.demo.timeline import show_checks, show_takeover, show_timeline, show_totals
+from sdk.demo.timeline import show_checks, show_takeover, show_timeline, show_totals, show_travels
 from sdk.testing import DevServerError
 
 QUESTION_DEFAULT = "What is on disk before a request is acknowledged, and what survives a SIGKILL?"
@@ -36,12 +39,16 @@ QUESTION_CHARACTERS_MAX = 1000
 WIDTH_WITHOUT_TERMINAL = 130
 NODES = (1, 3, 5)  # two nodes survive nobody's death
 NODES_DEFAULT = 3
+REGIONS = (1, 2)
+LOGS = ("embedded", "cassandra")
 
 EPILOG = """\
 Examples:
   holdfast demo
   holdfast demo --documents ~/notes --question "What did we decide about retries?"
   holdfast demo --approve --json > result.json
+  holdfast demo --log cassandra
+  holdfast demo --regions 1
   holdfast demo --nodes 1
   OPENAI_API_KEY=… OPENAI_MODEL=gpt-4o-mini holdfast demo
 
@@ -55,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="holdfast demo",
         description="A research agent answers a question from documents. On the way its worker is killed "
-        "with SIGKILL, and then the node that leads the run's shard. At the end: the report, the run's "
-        "timeline from the event history, and whether any model call was paid twice.",
+        "with SIGKILL, then the node that leads the run's shard, and then the whole region that serves it; "
+        "in between, the run moves between regions. At the end: the report, the run's timeline from the "
+        "event history, and whether any model call was paid twice.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,7 +77,16 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         choices=NODES,
         default=NODES_DEFAULT,
-        help="nodes of the local region that it runs on; 1: a single server (default: %(default)s)",
+        help="nodes of a region; 1: a single server (default: %(default)s)",
+    )
+    made.add_argument(
+        "--regions",
+        type=int,
+        choices=REGIONS,
+        help="regions that it runs on; with one, no region dies (default: 2; of a single server: 1)",
+    )
+    made.add_argument(
+        "--log", choices=LOGS, default=LOGS[0], help="the log between regions (default: %(default)s)"
     )
     made.add_argument("--approve", action="store_true", help="approve the draft without asking")
     made.add_argument("--offline", action="store_true", help="use the stand-in even with OPENAI_API_KEY set")
@@ -86,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(f"--question has to have 1 to {QUESTION_CHARACTERS_MAX} characters")
     if given.keep and given.keep.exists() and (not given.keep.is_dir() or any(given.keep.iterdir())):
         made.error(f"--keep {given.keep} has to be new, or an empty folder")
+    regions = given.regions or (1 if given.nodes == 1 else 2)
+    if given.nodes == 1 and regions != 1:
+        made.error("--regions 2 and --nodes 1 do not go together: a region has 3 nodes or 5")
+    if given.log != LOGS[0] and regions == 1:
+        made.error(f"--log {given.log} is the log between regions, and there is one region")
+    given.regions = regions
     story = console(sys.stderr)
     try:
         model = choose(os.environ, offline=given.offline)
@@ -122,6 +145,8 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
         given.offline,
         not isinstance(model, StandIn),
         given.nodes,
+        given.regions,
+        given.log,
         given.keep is not None,
     )
     with ExitStack() as cleaning:
@@ -132,16 +157,41 @@ async def play(given: argparse.Namespace, story: Console, model: Model, library:
             directory = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
 
         def say(line: str) -> None:
-            story.print(line, markup=False, style="bold red" if line.startswith("kill") else None)
+            style = "bold red" if line.startswith("kill") else None
+            style = "bold yellow" if line.startswith("failover") else style
+            story.print(line, markup=False, style=style)
+
+        cleaning.enter_context(_telling(say))
 
         async def ask(progress: Progress) -> Approval:
             return await approval(story, progress, asking=not given.approve and sys.stdin.isatty())
 
         outcome = await Director(directory.resolve(), settings, say, ask).perform()
         if given.keep:
-            servers = "holdfast.db, server.log" if given.nodes == 1 else "region (data and logs)"
+            folder = "region" if given.regions == 1 else "regions"
+            servers = "holdfast.db, server.log" if given.nodes == 1 else f"{folder} (data and logs)"
             story.print(f"kept in {directory}: {servers}, history.json, ledger.jsonl, worker.log")
         return outcome
+
+
+@contextmanager
+def _telling(say: Callable[[str], None]) -> Iterator[None]:
+    """What clients notice of their endpoints is part of the story; what the SDK logs besides is not."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(f"a client notices: {record.getMessage()}")
+
+    quiet = TelemetryFilter(core_level="ERROR", other_level="ERROR")
+    with suppress(RuntimeError):  # this process has a runtime already
+        Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=quiet))))
+    relays, teller = logging.getLogger("sdk.relay"), Teller(logging.WARNING)
+    relays.addHandler(teller)
+    relays.propagate = False
+    try:
+        yield
+    finally:
+        relays.removeHandler(teller)
 
 
 async def approval(story: Console, progress: Progress, *, asking: bool) -> Approval:
@@ -187,13 +237,16 @@ def show(out: Console, outcome: Outcome) -> None:
     out.rule("report")
     out.print(Markdown(outcome.report.text))
     out.rule("timeline, from the event history")
-    show_timeline(out, outcome.steps, outcome.deaths)
+    travels = outcome.travels
+    show_timeline(out, outcome.steps, outcome.deaths, travels)
     out.rule("what was proved")
     show_checks(out, outcome.checks)
     out.print()
     show_totals(out, outcome.totals, outcome.deaths)
     if outcome.takeover is not None:
         show_takeover(out, outcome.takeover)
+    if travels is not None:
+        show_travels(out, travels)
     verdict = "everything held" if outcome.ok else "NOT everything held"
     out.print(Text(verdict, "bold green" if outcome.ok else "bold red"))
 
@@ -227,6 +280,7 @@ def as_json(outcome: Outcome, question: str, model: Model, library: Library) -> 
         ],
         "totals": {**totals, "lost_s": sum(lost)},
         "takeover": None if outcome.takeover is None else takeover_json(outcome.takeover),
+        "failovers": None if outcome.travels is None else travels_json(outcome.travels),
         "checks": [asdict(check) for check in outcome.checks],
         "timeline": [{**asdict(step), "seconds": step.seconds} for step in outcome.steps],
     }
@@ -244,6 +298,22 @@ def takeover_json(takeover: Takeover) -> dict[str, Any]:
         "calls_failed": len(takeover.errors),
         "longest_wait_s": takeover.longest_wait_s,
         "caught_up_s": takeover.caught_up_s,
+    }
+
+
+def travels_json(travels: Travels) -> dict[str, Any]:
+    """What was seen of failovers, without histories and single signals."""
+    made = []
+    for each in travels.failovers:
+        fields = asdict(replace(each, before=[]))
+        del fields["before"]
+        felt = {"outage_s": each.outage_s, "longest_wait_s": longest_wait_s(travels.beats, each)}
+        made.append({**fields, **felt, "events_before": len(each.before)})
+    return {
+        "regions": {name: index for index, name in travels.names.items()},
+        "made": made,
+        "signals": len(travels.beats),
+        "rpo": {"events": travels.rpo_events, "signals": travels.rpo_beats},
     }
 
 

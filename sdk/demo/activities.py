@@ -1,7 +1,7 @@
 """The agent's tools: what touches the world. Some cost money (`messages.MODEL_CALLS`), the others are free.
 
 Two things here serve the demo and no agent, and the demo says so: `check` fails at first for some
-quotations, and tools can be held by a file, so that a kill meets them in flight every time.
+quotations, and some tools can be held by a file, so that what happens meets them in flight every time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sdk.demo.ledger import Entry, Ledger, State
 from sdk.demo.messages import (
     Citation,
     Draft,
+    Finding,
     Note,
     Outline,
     Passage,
@@ -37,6 +38,8 @@ HEADINGS_MAX = 24  # that the model sees before it plans
 HELD_CHECK_S = 0.1
 HOLD_FOLLOW_UPS = "hold-follow-ups"
 HOLD_SOURCES = "hold-sources"
+HOLD_RECHECK = "hold-recheck"
+HOLD_DELIVER = "hold-deliver"
 
 # Attempts of `check` that the demo makes fail, by the number of the quotation.
 CHECKS_FAILING = {1: 2, 2: 1}
@@ -92,6 +95,20 @@ class Tools:
         await self._held_by(HOLD_SOURCES)
         known = set(self._library.documents)
         return [self._library.source(name) for name in names if name in known]
+
+    @activity.defn
+    async def recheck(self, findings: list[Finding]) -> int:
+        """See how many quotations still are as they were: documents may change while a human thinks."""
+        await self._held_by(HOLD_RECHECK)
+        return sum(self._library.quotes(finding.document, finding.text) for finding in findings)
+
+    @activity.defn
+    async def deliver(self, report: str) -> str:
+        """Put the report where its readers look. Again and again is as good as once."""
+        await self._held_by(HOLD_DELIVER)
+        path = self._directory / "report.md"
+        path.write_text(report)
+        return str(path)
 
     @activity.defn
     async def write(self, writing: Writing) -> str:

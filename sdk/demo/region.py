@@ -1,9 +1,9 @@
-"""A local region of node processes, by way of the program `holdfast local`, and what a node says of a shard.
+"""Local regions of node processes, by way of the program `holdfast`, and what a node says of a shard.
 
-Nothing here imports the server: the region is started, and its nodes are killed, as a user would do it at a
-terminal. Who leads a shard is no business of Temporal's API, so that one question goes to the server's
-administration service; it is asked with a few frames of HTTP/2 made by hand, because the SDK's client makes
-no calls but Temporal's, and a demo is no reason to depend on a second gRPC library.
+Nothing here imports the server: regions are started, nodes are killed, and namespaces fail over as a user
+would do it at a terminal. Who leads a shard is no business of Temporal's API, so that one question goes to
+the server's administration service; it is asked with a few frames of HTTP/2 made by hand, because the SDK's
+client makes no calls but Temporal's, and a demo is no reason to depend on a second gRPC library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class RegionError(Exception):
 
 @dataclass(frozen=True)
 class RegionNode:
-    """A node of the region."""
+    """A node of a region."""
 
     name: str  # like "a/1"
     address: str  # of its gRPC API, host:port
@@ -57,15 +57,42 @@ class Place:
 class LocalRegion:
     """`holdfast local up` in a directory of its own; ended by `stop`, and by nothing else."""
 
-    def __init__(self, directory: Path, nodes: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        nodes: int,
+        *,
+        regions: Sequence[str] = ("a",),
+        log: str = "embedded",
+        namespace: str = "default",
+    ) -> None:
         self._directory = directory
         self._count = nodes
+        self._log = log
         self._killing: asyncio.Task[str] | None = None
+        self.regions = tuple(regions)
+        self.namespace = namespace
         self.nodes: dict[str, RegionNode] = {}
 
     async def start(self) -> None:
         """Start it and wait until every node serves. RegionError."""
-        self._take(json.loads(await self._local("up", "--nodes", str(self._count), "--json")))
+        wanted = ["--nodes", str(self._count)]
+        if len(self.regions) > 1:
+            wanted += ["--regions", ",".join(self.regions), "--log", self._log]
+        topology = json.loads(await self._local("up", *wanted, "--json"))
+        self.nodes = {
+            node["name"]: RegionNode(node["name"], node["grpc"], node["pid"])
+            for region in topology["regions"]
+            for node in region["nodes"]
+        }
+
+    def of(self, region: str) -> list[str]:
+        """The names of a region's nodes."""
+        return [name for name in self.nodes if name.startswith(f"{region}/")]
+
+    def addresses(self, region: str) -> list[str]:
+        """Where a region's nodes serve."""
+        return [self.nodes[name].address for name in self.of(region)]
 
     async def stop(self, *, delete: bool) -> None:
         """End every node. `delete`: data and logs go, too."""
@@ -85,18 +112,38 @@ class LocalRegion:
                 await self._killed()
             return time.time_ns()
 
+    async def kill_all(self, region: str) -> int:
+        """SIGKILL every node of a region; when the last one is gone (ns since 1970). RegionError."""
+        await asyncio.gather(*(self._local("kill", name) for name in self.of(region)))
+        return time.time_ns()
+
     async def restart(self, name: str) -> None:
         """Start a killed node on its data and wait until it serves. RegionError."""
         await self._killed()
         told = json.loads(await self._local("restart", name, "--json"))
         self.nodes[name] = RegionNode(name, self.nodes[name].address, told["pid"])
 
+    async def restart_all(self, region: str) -> None:
+        """Start all nodes of a region at once: one alone is no majority, and serves nobody. RegionError."""
+        await asyncio.gather(*(self.restart(name) for name in self.of(region)))
+
+    async def indexes(self, region: str) -> dict[int, str]:
+        """The regions by the index that versions name them by, as this one says. RegionError."""
+        told = await self._holdfast("region", "list", "--json", *self._by(region))
+        return {each["index"]: each["name"] for each in json.loads(told)["regions"]}
+
+    async def failover(self, to: str, mode: str, by: str) -> dict[str, Any]:
+        """Have the namespace be active in another region; `by` is the region that is asked. RegionError."""
+        command = ["namespace", "failover", self.namespace, "--to", to, "--mode", mode, "--yes", "--json"]
+        told: dict[str, Any] = json.loads(await self._holdfast(*command, *self._by(by)))
+        return told
+
     async def locate(self, address: str, workflow_id: str, *, here: bool = False) -> Place:
         """Ask a node where a workflow is; the shard's leader answers, or with `here` the node itself.
 
         RegionError if nobody answers, or nobody leads the shard for `ASK_MAX_S`.
         """
-        question = {"do": "locate", "namespace": "default", "workflow": workflow_id, "here": here}
+        question = {"do": "locate", "namespace": self.namespace, "workflow": workflow_id, "here": here}
         return Place(**await self._ask(address, question, f"where {workflow_id} is"))
 
     async def transfer(self, address: str, shard: int, to: str) -> None:
@@ -126,11 +173,8 @@ class LocalRegion:
         told: dict[str, Any] = json.loads(answer)
         return told
 
-    def _take(self, topology: dict[str, Any]) -> None:
-        (region,) = topology["regions"]
-        self.nodes = {
-            node["name"]: RegionNode(node["name"], node["grpc"], node["pid"]) for node in region["nodes"]
-        }
+    def _by(self, region: str) -> list[str]:
+        return ["--address", ",".join(self.addresses(region))]
 
     async def _killed(self) -> None:
         """Wait until the order to kill has been carried out."""
@@ -140,12 +184,12 @@ class LocalRegion:
 
     async def _local(self, *arguments: str) -> str:
         """Run `holdfast local`; what it wrote to stdout. RegionError with what it said otherwise."""
+        return await self._holdfast("local", *arguments, "--dir", str(self._directory))
+
+    async def _holdfast(self, *arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
             *command_of_holdfast(),
-            "local",
             *arguments,
-            "--dir",
-            str(self._directory),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -158,7 +202,8 @@ class LocalRegion:
             await talk  # what has begun is finished, so that `down` finds it whole
             raise
         if process.returncode != 0:
-            raise RegionError(f"holdfast local {arguments[0]}: {said.decode(errors='replace').strip()}")
+            words = " ".join(arguments[:2])
+            raise RegionError(f"holdfast {words}: {said.decode(errors='replace').strip()}")
         return out.decode()
 
 

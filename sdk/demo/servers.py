@@ -29,10 +29,17 @@ Say = Callable[[str], None]
 class Servers(ABC):
     """Where the run is, from `start` to `stop`."""
 
+    namespace = "default"
+
     @property
     @abstractmethod
     def address(self) -> str:
-        """Where client and worker connect: it survives."""
+        """Where the run is looked at: a node that survives."""
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where client and worker connect, nearest first."""
+        return [self.address]
 
     @abstractmethod
     async def start(self, workflow_id: str) -> None:
@@ -47,8 +54,12 @@ class Servers(ABC):
         """SIGKILL what serves the run, and return when the run is served again."""
 
     @abstractmethod
-    async def recover(self) -> Takeover | None:
-        """After the run: bring back what is still dead, and tell what was seen, if that is to be told."""
+    async def recover(self) -> None:
+        """Bring back what was killed by `kill`, and is still dead."""
+
+    @abstractmethod
+    async def seen(self) -> Takeover | None:
+        """After the run: what was seen of the shard, if that is to be told."""
 
     @abstractmethod
     def log(self) -> str:
@@ -56,7 +67,7 @@ class Servers(ABC):
 
     async def connect(self) -> Client:
         """A client of the official SDK."""
-        return await Client.connect(self.address)
+        return await Client.connect(self.address, namespace=self.namespace)
 
 
 class SingleServer(Servers):
@@ -101,6 +112,9 @@ class SingleServer(Servers):
     async def recover(self) -> None:
         """It is back."""
 
+    async def seen(self) -> None:
+        """There is no shard to speak of."""
+
     def log(self) -> str:
         """Its log."""
         return self._server.log()
@@ -109,37 +123,54 @@ class SingleServer(Servers):
 class Region(Servers):
     """Nodes that keep each other's shards: the leader of the run's is killed, and another takes over."""
 
-    def __init__(self, directory: Path, nodes: int, say: Say, *, keep: bool) -> None:
-        self._region = LocalRegion(directory / "region", nodes)
+    def __init__(self, region: LocalRegion, say: Say, *, keep: bool) -> None:
+        self._region = region
         self._say = say
         self._keep = keep
         self._workflow_id = ""
-        self._home = ""  # the node that worker and client are connected to
+        self._where = region.regions[0]  # the region that serves the run
+        self._homes: dict[str, str] = {}  # by region, the node that worker and client are connected to
         self._waits: Waits | None = None
         self._before: Place | None = None
         self._after: Place | None = None
         self._death: Death | None = None
-        self._entries_at_death = 0
+        self._entries_at_death = self._entries_without_it = self._entries_caught_up = 0
+        self._caught_up_s = 0.0
+
+    @property
+    def _home(self) -> str:
+        return self._homes[self._where]
 
     @property
     def address(self) -> str:
         """Of a node that does not lead the run's shard."""
         return self._address(self._home)
 
+    @property
+    def endpoints(self) -> list[str]:
+        """That node, and the others."""
+        return list(dict.fromkeys([self.address, *self._region.addresses(self._where)]))
+
     def _address(self, node: str) -> str:
         return self._region.nodes[node].address
 
     async def start(self, workflow_id: str) -> None:
         """Start the nodes, and choose where to connect."""
+        await self._boot(workflow_id)
+        await self._settle(self._where)
+
+    async def _boot(self, workflow_id: str) -> None:
         self._workflow_id = workflow_id
         await self._region.start()
         for node in self._region.nodes.values():
             self._say(f"node {node.name}: process {node.pid} at {node.address}")
-        place = await self._region.locate(next(iter(self._region.nodes.values())).address, workflow_id)
-        self._home = next(name for name in self._region.nodes if name != place.leader)
+
+    async def _settle(self, region: str) -> None:
+        place = await self._region.locate(self._region.addresses(region)[0], self._workflow_id)
+        self._homes[region] = next(name for name in self._region.of(region) if name != place.leader)
         self._say(
-            f"the run will be in shard {place.shard}, which {place.leader} leads; "
-            f"client and worker connect to {self._home}"
+            f"in region {region} the run belongs to shard {place.shard}, which {place.leader} leads; "
+            f"clients connect to {self._homes[region]}"
         )
 
     async def stop(self) -> None:
@@ -152,8 +183,8 @@ class Region(Servers):
         """Kill the leader of the run's shard; return when another leads."""
         self._before = place = await self._led_elsewhere()
         victim = place.node
-        others = [name for name in self._region.nodes if name != victim]
-        clients = [await Client.connect(self._address(name)) for name in others]
+        others = [name for name in self._region.of(self._where) if name != victim]
+        clients = [await self._client(name) for name in others]
         self._waits = Waits(clients, self._workflow_id)
         await self._waits.start()
         here = await self._region.locate(self._address(victim), self._workflow_id, here=True)
@@ -174,41 +205,46 @@ class Region(Servers):
         )
         return death
 
-    async def recover(self) -> Takeover:
+    async def recover(self) -> None:
         """Start the killed node, and watch it catch up."""
-        assert self._before is not None
-        assert self._after is not None
         assert self._death is not None
         assert self._waits is not None
         victim = self._death.node
-        calls = await self._waits.stop()
+        await self._waits.stop()
         new = await self._region.locate(self.address, self._workflow_id)
-        wanted = new.committed or 0
-        self._say(f"the run has completed while {victim} is dead; {victim} is started again")
+        self._entries_without_it = wanted = new.committed or 0
+        self._say(f"the run went on while {victim} was dead; {victim} is started again")
         began = time.monotonic()
         await self._region.restart(victim)
-        reached = await self._reached(victim, wanted)
-        took = time.monotonic() - began
+        self._entries_caught_up = reached = await self._reached(victim, wanted)
+        self._caught_up_s = took = time.monotonic() - began
         self._say(
             f"node {victim}: process {self._region.nodes[victim].pid} has caught up, from entry "
             f"{self._entries_at_death} of the shard's log to {reached}, {took:.2f} s after the order to start"
         )
+
+    async def seen(self) -> Takeover:
+        """What was seen since the leader's death, and the history as every node tells it."""
+        assert self._before is not None
+        assert self._after is not None
+        assert self._death is not None
+        assert self._waits is not None
         histories = {}
         for name in self._region.nodes:
-            client = await Client.connect(self._address(name))
+            client = await self._client(name)
             history = await client.get_workflow_handle(self._workflow_id).fetch_history()
             histories[name] = list(history.events)
         return Takeover(
             shard=self._before.shard,
-            killed=victim,
+            killed=self._death.node,
             led_before=self._before.leader,
             led_after=self._after.leader,
             leaderless_s=(self._death.back_ns - self._death.killed_ns) / NANOSECONDS,
-            calls=calls,
+            calls=self._waits.calls,
             entries_at_death=self._entries_at_death,
-            entries_without_it=wanted,
-            entries_caught_up=reached,
-            caught_up_s=took,
+            entries_without_it=self._entries_without_it,
+            entries_caught_up=self._entries_caught_up,
+            caught_up_s=self._caught_up_s,
             histories=histories,
         )
 
@@ -218,13 +254,16 @@ class Region(Servers):
 
     # ------------------------------------------------------------------------------------------ inside
 
+    async def _client(self, node: str) -> Client:
+        return await Client.connect(self._address(node), namespace=self.namespace)
+
     async def _led_elsewhere(self) -> Place:
         """Where the run is, once its leader is not the node that worker and client are connected to.
 
         Leadership moves by itself when nodes are unevenly loaded. If it has come to that node, it is
         asked to move on; a request may be overtaken by another move, so it is repeated.
         """
-        others = itertools.cycle([name for name in self._region.nodes if name != self._home])
+        others = itertools.cycle([name for name in self._region.of(self._where) if name != self._home])
         until = time.monotonic() + LEADER_MAX_S
         ask_at = 0.0
         while True:

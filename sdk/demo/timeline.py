@@ -4,40 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sdk.demo.evidence import NANOSECONDS, Check, Death, Step, Totals
+from sdk.demo.failovers import REGIONS_MAX, Failover, Travels, longest_wait_s
 from sdk.demo.takeover import Takeover
 
 BAR_CELLS = 32
 STYLES = {"model call": "magenta", "tool": "cyan", "workflow task": "bright_black", "event": "white"}
 
 
-def show_timeline(console: Console, steps: Sequence[Step], deaths: Sequence[Death]) -> None:
+def show_timeline(
+    console: Console, steps: Sequence[Step], deaths: Sequence[Death], travels: Travels | None
+) -> None:
     """One line for what belongs together, in the order of time."""
+    names = travels.names if travels is not None else {}
+    failovers = travels.failovers if travels is not None else ()
     zero = min(step.begin_ns for step in steps)
     whole = max(1, max(step.end_ns for step in steps) - zero)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, right in (
         ("at", True),
         ("events", True),
+        *([("region", False)] if names else []),
         ("what", False),
         ("attempt", True),
         ("took", True),
     ):
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "what")
     table.add_column("when", no_wrap=True)
-    lines = [(step.begin_ns, step) for step in steps] + [(death.killed_ns, death) for death in deaths]
+    lines: list[tuple[int, Step | Death | Failover]] = [(step.begin_ns, step) for step in steps]
+    lines += [(death.killed_ns, death) for death in deaths]
+    lines += [(failover.began_ns, failover) for failover in failovers]
+
+    def row(*cells: RenderableType, where: str, style: str = "") -> None:
+        at, events, *rest = cells
+        table.add_row(at, events, *([where] if names else []), *rest, style=style)
+
     for at, line in sorted(lines, key=lambda each: each[0]):
         offset = f"{(at - zero) / NANOSECONDS:.3f} s"
         if isinstance(line, Death):
-            found = f"SIGKILL: {line.name} {line.pid} dies; {line.successor} takes over"
+            pids = ("", "") if line.who == "region" else (f" {line.pid}", f"; {line.successor} takes over")
+            found = f"SIGKILL: {line.name}{pids[0]} dies{pids[1]}"
             end = max(line.back_ns, line.killed_ns)
             took = f"{(end - line.killed_ns) / NANOSECONDS:.3f} s"
             crossed = bar(line.killed_ns - zero, end - zero, whole, "x")
-            table.add_row(offset, "", found, "", took, crossed, style="bold red")
+            row(offset, "", found, "", took, crossed, where="", style="bold red")
+            continue
+        if isinstance(line, Failover):
+            crossed = bar(line.began_ns - zero, line.ended_ns - zero, whole, "»")
+            way = f"{line.source}→{line.target}"
+            found = f"{line.mode} failover to {line.target}, version {line.version}"
+            row(offset, "", found, "", f"{line.outage_s:.3f} s", crossed, where=way, style="bold yellow")
             continue
         style = STYLES[line.kind]
         shown = Text(f"{line.kind}: {line.name}" if line.kind in ("model call", "tool") else line.name, style)
@@ -48,7 +68,8 @@ def show_timeline(console: Console, steps: Sequence[Step], deaths: Sequence[Deat
         took = f"{line.seconds:.3f} s" if len(line.events) > 1 else ""
         attempt = Text(str(line.attempt) if line.attempt else "", "yellow" if line.attempt > 1 else "")
         cells = Text(bar(line.begin_ns - zero, line.end_ns - zero, whole, "━"), style)
-        table.add_row(offset, ids(line.events), shown, attempt, took, cells)
+        where = "→".join(dict.fromkeys(names.get(each % REGIONS_MAX, "?") for each in line.versions))
+        row(offset, ids(line.events), shown, attempt, took, cells, where=where)
     console.print(table)
 
 
@@ -105,3 +126,20 @@ def show_takeover(console: Console, takeover: Takeover) -> None:
     console.print(
         f"{takeover.killed} was back and had caught up {takeover.caught_up_s:.2f} s after its start"
     )
+
+
+def show_travels(console: Console, travels: Travels) -> None:
+    """What clients noticed of failovers, and what one of them cost."""
+    for each in travels.failovers:
+        waited = f"the longest wait of a client's signal was {longest_wait_s(travels.beats, each):.2f} s"
+        if each.mode == "graceful":
+            held = f"writes were held for {each.paused_s:.3f} s, " if each.paused_s is not None else ""
+            console.print(f"graceful failover {each.source} → {each.target}: {held}{waited}")
+            continue
+        lag = f", known to be behind by {each.behind} entries" if each.behind is not None else ""
+        console.print(
+            f"region {each.source} died as a whole{lag}; forced failover to {each.target}: "
+            f"{each.outage_s:.2f} s from its last node's death until a signal was acknowledged (RTO); "
+            f"{travels.rpo_events} events and {travels.rpo_beats} acknowledged signals lost (RPO)"
+        )
+    console.print(f"{len(travels.beats)} signals on the way, one after the other")

@@ -39,7 +39,7 @@ MODEL_CALL_RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_
 # A search may take long, so it heartbeats: that tells a slow one from one whose worker died.
 SEARCH_MAX = timedelta(seconds=60)
 HEARTBEAT_MAX = timedelta(seconds=2)
-TOOL_MAX = timedelta(seconds=15)
+TOOL_MAX = timedelta(minutes=5)  # a document may be on a slow disk; and the demo holds some tools
 TOOL_RETRIES = RetryPolicy(initial_interval=timedelta(milliseconds=250), backoff_coefficient=2.0)
 
 Argument = TypeVar("Argument")
@@ -94,8 +94,10 @@ class Research:
             self._stage = "done"
             refused = f"Not approved by {self._approval.by}; no report."
             return Report(False, refused, self._outline.findings, sources)
+        await tool(Tools.recheck, self._outline.findings, "recheck")
         writing = Writing(question, self._outline, self._verdicts, sources)
         text = await model_call(Tools.write, writing, "write")
+        await tool(Tools.deliver, text, "deliver")
         self._stage = "done"
         return Report(True, text, self._outline.findings, sources)
 
@@ -134,7 +136,7 @@ async def retrieve(search: Search, name: str) -> list[Passage]:
 async def tool(
     method: Callable[[Tools, Argument], Awaitable[Result]], argument: Argument, name: str
 ) -> Result:
-    """Run a quick tool; free, and repeated until it succeeds."""
+    """Run another tool; free, and repeated until it succeeds."""
     return await workflow.execute_activity_method(
         method, argument, activity_id=name, start_to_close_timeout=TOOL_MAX, retry_policy=TOOL_RETRIES
     )

@@ -17,6 +17,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from sdk.demo.documents import DocumentsError, Library, passages_of, terms
 from sdk.demo.evidence import Death, checks_of, lost, steps_of, totals_of
+from sdk.demo.failovers import Beat, Failover, Travels, failover_checks, longest_wait_s
 from sdk.demo.ledger import Entry, Ledger, State, paid
 from sdk.demo.messages import Draft, Finding, Note, Outline, Passage, Reading, Source, Verdict, Writing
 from sdk.demo.model import Endpoint, Refused, StandIn, choose, nearest
@@ -332,6 +333,20 @@ def test_a_run_without_deaths_proves_nothing() -> None:
     assert len(broken(events, entries, [])) == 4
 
 
+def test_a_workflow_task_that_waited_for_its_time_out_is_told_and_no_fault() -> None:
+    events, entries, deaths = good_run()
+    scheduled = event(90, EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED)
+    scheduled.workflow_task_scheduled_event_attributes.attempt = 1
+    ended = event(91, EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT)
+    ended.workflow_task_timed_out_event_attributes.scheduled_event_id = 90
+    late = [*events[:-1], scheduled, ended, events[-1]]
+    assert broken(late, entries, deaths) == []
+    assert "1 workflow tasks waited" in checks_of("r", late, entries, deaths)[0].found
+    failed = event(91, EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+    failed.workflow_task_failed_event_attributes.scheduled_event_id = 90
+    assert broken([*events[:-1], scheduled, failed, events[-1]], entries, deaths) == ["the run completed"]
+
+
 def test_time_lost_is_until_the_run_goes_on() -> None:
     events, _, deaths = good_run()
     assert [lost(events, death) for death in deaths] == [0.5, 0.5]
@@ -421,6 +436,90 @@ def test_a_takeover_that_was_none_is_found(changed: dict[str, Any], what: str) -
     events, _, _ = good_run()
     checks = takeover_checks(good_takeover(**changed), events)
     assert [check.what for check in checks if not check.ok] == [what]
+
+
+# ------------------------------------------------------------------------------------------ two regions
+
+
+def good_travels(**changed: Any) -> tuple[Travels, list[HistoryEvent]]:
+    """Nine events in a, two in b, one in a again."""
+    events, _, _ = good_run()
+    for each in events:
+        each.version = 1 if each.event_id < 10 else 2 if each.event_id < 12 else 101
+    failovers = [
+        Failover("graceful", "a", "b", 2, 10, 20, 0.1, 0.0, 0, events[:9], 20),
+        Failover("forced", "b", "a", 101, 30, 40, None, 0.0, 0, events[:11], 45),
+    ]
+    beats = [Beat(0, Call(1, 2)), Beat(1, Call(12, 19)), Beat(2, Call(29, 35)), Beat(3, Call(50, 60))]
+    seen: dict[str, Any] = {
+        "failovers": failovers,
+        "names": {1: "a", 2: "b"},
+        "beats": beats,
+        "pulse": [signaled(number) for number in range(4)],
+        "rpo_events": 0,
+        "rpo_beats": 0,
+    }
+    return Travels(**{**seen, **changed}), events
+
+
+def signaled(number: int) -> HistoryEvent:
+    made = event(number + 1, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED)
+    made.workflow_execution_signaled_event_attributes.input.payloads.add(data=str(number).encode())
+    return made
+
+
+def test_good_travels_are_found_good() -> None:
+    travels, events = good_travels()
+    assert [check.what for check in failover_checks(travels, events) if not check.ok] == []
+    assert [longest_wait_s(travels.beats, each) for each in travels.failovers] == [7e-9, 6e-9]
+    assert [each.outage_s for each in travels.failovers] == [0.1, 15e-9]
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"rpo_events": 1}, "nothing acknowledged was lost with the region"),
+        ({"rpo_beats": 1}, "nothing acknowledged was lost with the region"),
+        ({"pulse": [signaled(0)]}, "every signal that was acknowledged on the way is there, once"),
+        (
+            {"pulse": [signaled(number) for number in (0, 1, 2, 3, 3)]},
+            "every signal that was acknowledged on the way is there, once",
+        ),
+        ({"beats": []}, "every signal that was acknowledged on the way is there, once"),
+        (
+            {"beats": [Beat(0, Call(12, 19, "UNAVAILABLE: no"))]},
+            "clients waited for failovers, and got no error",
+        ),
+        ({"names": {1: "b", 2: "a"}}, "each event was written by the region that served then"),
+        ({"failovers": []}, "each event was written by the region that served then"),
+    ],
+)
+def test_travels_that_were_none_are_found(changed: dict[str, Any], what: str) -> None:
+    travels, events = good_travels(**changed)
+    assert [check.what for check in failover_checks(travels, events) if not check.ok] == [what]
+
+
+def test_a_signal_that_gave_up_while_no_region_served_is_told_and_no_fault() -> None:
+    travels, events = good_travels(beats=[Beat(0, Call(1, 2)), Beat(9, Call(31, 39, "UNAVAILABLE: no"))])
+    checks = failover_checks(travels, events)
+    assert all(check.ok for check in checks)
+    assert "1 gave up" in checks[-1].found
+
+
+def test_an_event_of_the_wrong_region_and_a_changed_history_are_found() -> None:
+    travels, events = good_travels()
+    changed = [HistoryEvent.FromString(each.SerializeToString()) for each in events]
+    changed[9].version = 1
+    broken_ones = [check.what for check in failover_checks(travels, changed) if not check.ok]
+    assert broken_ones == ["each event was written by the region that served then"]
+    changed[3].event_time.seconds += 1
+    broken_ones = [check.what for check in failover_checks(travels, changed) if not check.ok]
+    assert "the failover a → b took nothing from the history" in broken_ones
+
+
+def test_a_step_knows_the_versions_of_its_events() -> None:
+    _, events = good_travels()
+    assert [step.versions for step in steps_of(events)] == [[1], [1], [1], [1], [1, 2], [101]]
 
 
 @pytest.mark.parametrize(
