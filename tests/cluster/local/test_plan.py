@@ -58,10 +58,10 @@ def test_replicas_are_an_odd_number_of_nodes(nodes: int, replicas: int) -> None:
 @pytest.mark.parametrize(("asked", "given"), [(0, 3), (1, 1), (3, 3), (5, 5)])
 def test_the_files_have_the_replicas_that_were_asked_for(tmp_path: Path, asked: int, given: int) -> None:
     checked(["a"], 5, "embedded", asked or None)
-    plan = planned("a", 5, ports_from(7300, 5), ("program",), {}, asked)
+    plan = planned(("a",), 5, ports_from(7300, 5), ("program",), {}, replicas=asked)
     assert plan.replicas == given
     file = tmp_path / "node.toml"
-    file.write_text(node_toml(plan.regions[0], plan.nodes[0], {}, plan.replicas))
+    file.write_text(node_toml(plan.regions[0], plan.nodes[0], {}, replicas=plan.replicas))
     assert load(file).region.replicas == given
 
 
