@@ -11,8 +11,6 @@ from tests.cluster.matching.region import LIMITED, MS, NORMAL, SECOND, Node, Reg
 
 # A task may be lent twice in vain: LOAN_S each time, and as long until it is looked at; and the sampling.
 STREAK_NS = 500 * MS
-    500 * MS
-)  # a task may be lent twice in vain: LOAN_S, and as long until it is looked at; and the sampling
 
 
 @pytest.fixture(autouse=True)
