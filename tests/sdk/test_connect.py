@@ -111,9 +111,9 @@ async def test_an_endpoint_dies_and_comes_back_and_nobody_sees_an_error() -> Non
 
 
 async def test_an_endpoint_that_falls_silent_is_left() -> None:
-    """It is stopped: its connections stay, and nothing comes."""
+    """It is stopped: its connections stay, and nothing comes. The SDK's own keep-alive is off."""
     async with DevServer() as near, DevServer() as far:
-        client = await connect([near.address, far.address])
+        client = await connect([near.address, far.address], keep_alive_config=None)
         async with working(client):
             await greeted(client, "at home")
             os.kill(near.pid, signal.SIGSTOP)
