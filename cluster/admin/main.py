@@ -24,7 +24,7 @@ COMMANDS = {
     "config": ("cluster.admin.config_commands:config", "Check and show the configuration of nodes."),
     "demo": (
         "cluster.admin.demo_command:demo",
-        "Show a research agent that survives the SIGKILL of its worker and of its shard's leader.",
+        "Show a research agent that survives the SIGKILL of its worker, its shard's leader, and its region.",
     ),
     "doctor": (
         "cluster.admin.doctor_command:doctor",

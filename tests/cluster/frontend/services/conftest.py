@@ -27,6 +27,7 @@ from cluster.frontend.services import everything
 from cluster.frontend.services.base import OPERATOR_SERVICE, WORKFLOW_SERVICE, Services
 from cluster.frontend.status import status_of
 from cluster.hosting.clock import Clock, Identifiers
+from cluster.hosting.groups.lanes import MakeLane
 from cluster.hosting.node import Node
 from cluster.hosting.shards.meta import REGISTERED, Namespace
 from history_store.engine.environment import EngineLimits
@@ -150,6 +151,7 @@ class Harness:
         limits: EngineLimits | None = None,
         seed: int = SEED,
         namespaces: Iterable[Namespace] = (),
+        make_lane: MakeLane | None = None,
     ) -> None:
         self.storage = storage
         self.clock = clock or MovableClock()
@@ -159,7 +161,7 @@ class Harness:
         self.node = Node(
             asyncio.get_running_loop(), storage, self.clock, ids, rng, limits or EngineLimits(),
             inline=inline, shards=shards, cluster_id="00000000-0000-7000-8000-00000000c105",
-            on_broken=self.broken.append,
+            on_broken=self.broken.append, make_lane=make_lane,
         )  # fmt: skip
         self.node.start()
         for namespace in namespaces:

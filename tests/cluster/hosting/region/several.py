@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.hosting.groups.lanes import InlineLane, Write
 from cluster.hosting.region.streaming import Streaming, meet
 from cluster.peers import virtual_time
 from history_store.engine import keys
@@ -124,10 +125,22 @@ class World:
 
     def __init__(self, seed: int, regions: int) -> None:
         self.seed = seed
-        first = Play(shards=SHARDS[0], seed=1)
+
+        # Virtual time waits for no thread.
+        def lane(name: str, write: Write, after: object) -> InlineLane:
+            return InlineLane(write)
+
+        first = Play(shards=SHARDS[0], seed=1, make_lane=lane)
         namespaces = list(first.node.meta.by_id.values())
         plays = [first] + [
-            Play(MemoryStorage(), shards=SHARDS[n], seed=n + 1, clock=first.clock, namespaces=namespaces)
+            Play(
+                MemoryStorage(),
+                shards=SHARDS[n],
+                seed=n + 1,
+                clock=first.clock,
+                namespaces=namespaces,
+                make_lane=lane,
+            )
             for n in range(1, regions)
         ]
         self.places: list[Place] = []

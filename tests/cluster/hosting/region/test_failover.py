@@ -406,7 +406,7 @@ def test_what_a_namespace_is_like_is_the_same_everywhere(play: Play) -> None:
         world.cut = True
         await world.edit(2, ns, retention=9)
         world.cut = False
-        await world.until(lambda: world.registered(1, ns)["retention"] == 9)
+        await world.until(lambda: world.registered(1, ns).get("retention") == 9)
         await world.until(lambda: all(world.records_agree(ns)))
 
     play(scene)
