@@ -347,9 +347,7 @@ def test_of_two_who_take_it_one_is_told_that_it_lost(play: Play) -> None:
             1, "failover", namespace="orders", to="a", mode="forced", request_id="x", dry_run=True
         )
         assert again.code == Code.OK
-        record = world.record(1, ns)
-        assert record is not None
-        assert record.version == 102
+        await world.until(lambda: (record := world.record(1, ns)) is not None and record.version == 102)
 
     play(scene)
 
