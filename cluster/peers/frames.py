@@ -35,6 +35,7 @@ PING: Final = -4  # [PING, bytes read from this connection so far]
 
 # Below, one copy is cheaper than a second buffer in the system call.
 _JOINED_BYTES_MAX: Final = 16 << 10
+_FIRST_BYTES: Final = 16 << 10  # a buffer is zeroed when it is made, and many connections carry one question
 _READ_BYTES: Final = 256 << 10
 # A buffer that grew for one large frame is given back.
 _KEPT_BYTES_MAX: Final = 1 << 20
@@ -97,7 +98,7 @@ class FrameReader(asyncio.BufferedProtocol):
 
     def __init__(self, frame_bytes_max: int) -> None:
         self._frame_bytes_max = frame_bytes_max
-        self._buffer = memoryview(bytearray(HEAD.size + frame_bytes_max))
+        self._buffer = memoryview(bytearray(HEAD.size + min(frame_bytes_max, _FIRST_BYTES)))
         self._filled = 0
         self.received = 0  # bytes, since the connection began
         self.over = False  # what still arrives is not for us

@@ -191,6 +191,8 @@ class Dialed(Link):
         """Their answer to hello, then pings."""
         kind = message[0]
         if kind == PING and self.identity is not None:
+            if len(message) != 2 or type(message[1]) is not int:
+                raise Fault(f"a ping that is {message!r:.100}")
             self._read = message[1]
             if self._bulk:
                 self._pump()

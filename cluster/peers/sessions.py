@@ -8,6 +8,10 @@ of either ends it, and then both are closed, so that
   direction is seen by the side that hears nothing, and told through the reset that it sends;
 * no message of one session arrives in the next.
 
+A peer that dials us is there, so it is dialed without waiting. Not so after connections that did not last:
+two that break each other's sessions (one's address still leads to an older process, say) would go round and
+round.
+
 The two sides do not open a session at the same moment. Who is first may send at once; the other holds what it
 reads until its own welcome is there. If that never comes, then the connection it dialed ends, and with it the
 session of the first.
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from cluster.peers.stream import StreamPeers
 
 _log: Final = structlog.get_logger("peers")
+
+IN_VAIN_MAX: Final = 2  # both sides may lose the first ones as they find each other
 
 
 class Session:
@@ -66,6 +72,7 @@ class Session:
         limits = self.peers.limits
         loop = asyncio.get_running_loop()
         wait_s = limits.backoff_min_s
+        in_vain = 0  # connections in a row that were welcomed and did not last
         while not self._over:
             self._wake.clear()
             link = Dialed(self.peers, self)
@@ -77,17 +84,23 @@ class Session:
                 await link.gone
                 if self._over:
                     return
+                in_vain += 1
                 if loop.time() - began > limits.backoff_max_s:
                     wait_s = limits.backoff_min_s
+                    in_vain = 0
             except TimeoutError:
                 self._dial_failed(f"no answer within {limits.handshake_s:g} s")
             except (OSError, PeerError) as error:
                 self._dial_failed(str(error))
             finally:
                 link.drop()
-            # A peer that dials us is there: no need to wait any longer.
+            pause_s = wait_s * self.peers.rng.uniform(0.5, 1.0)
+            if in_vain > IN_VAIN_MAX:
+                await asyncio.sleep(pause_s)
+                wait_s = min(wait_s * 2, limits.backoff_max_s)
+                continue
             try:
-                async with asyncio.timeout(wait_s * self.peers.rng.uniform(0.5, 1.0)):
+                async with asyncio.timeout(pause_s):
                     await self._wake.wait()
             except TimeoutError:
                 wait_s = min(wait_s * 2, limits.backoff_max_s)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
+import pytest
 
 from cluster.peers import handshake, virtual_time
 from cluster.peers.contract import Identity, Limits, Message
@@ -23,7 +24,7 @@ class ByHand(FrameReader):
     """One end of a connection; welcomes whoever says hello."""
 
     def __init__(self, incarnation: str) -> None:
-        super().__init__(1 << 26)
+        super().__init__(1 << 20)
         self.identity = Identity("c", "r", 2, "r/2", incarnation)
         self.transport: Any = None
         self.heard: list[Message] = []
@@ -138,6 +139,48 @@ def test_a_dialed_connection_to_a_process_that_is_no_more_opens_no_session(rng: 
         assert one.events == [("up", 2, "new")]
 
     play(scene, rng)
+
+
+@pytest.mark.parametrize("ping", [[PING], [PING, "much"], [PING, 1, 2]])
+def test_a_ping_that_makes_no_sense_ends_the_session(rng: random.Random, ping: Message) -> None:
+    async def scene(world: MemoryWorld, one: Node, two: Played) -> None:
+        await two.listen("first")
+        await two.dial("first")
+        await world.until(lambda: one.peers.is_up(2))
+        two.accepted[0].say(ping)
+        await world.until(lambda: not one.peers.is_up(2))
+        assert "a ping that is" in one.peers.states()[0].problem
+
+    play(scene, rng)
+
+
+def test_sessions_that_do_not_last_are_opened_ever_more_slowly(rng: random.Random) -> None:
+    """Whatever breaks them, and however eager the other side is. One that lasts is soon found again."""
+    limits = msgspec.structs.replace(REAL, backoff_min_s=0.05, backoff_max_s=1.0)
+
+    async def scene(world: MemoryWorld, one: Node, two: Played) -> None:
+        await two.listen("first")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 6.0
+        while loop.time() < end:
+            link = await two.dial("first")
+            await asyncio.sleep(0.02)
+            link.transport.abort()
+        assert 3 <= len(two.accepted) < 30, len(two.accepted)
+        lasting = await two.dial("first")
+        await world.until(lambda: one.peers.is_up(2))
+        for _ in range(12):
+            await asyncio.sleep(0.25)
+            two.accepted[-1].say([PING, 0])
+            lasting.say([PING, 0])
+        assert one.peers.is_up(2)
+        lasting.transport.abort()
+        await two.dial("first")
+        began = loop.time()
+        await world.until(lambda: one.peers.is_up(2))
+        assert loop.time() - began < limits.backoff_min_s
+
+    play(scene, rng, limits)
 
 
 def test_who_does_not_read_stops_our_writing_and_then_our_taking(rng: random.Random) -> None:
